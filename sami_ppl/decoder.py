@@ -1,0 +1,98 @@
+"""The score decoder: the distribution of an observation given its latent factors, as NumPyro sees it."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from numpyro.distributions import Distribution, constraints
+
+from sami_ppl.bound import DenoiserLoss, bound
+from sami_ppl.denoiser import AbstractDenoiser
+from sami_ppl.encoder import AbstractEncoder
+from sami_ppl.guidance import GuidedDenoiser
+from sami_ppl.sampler import AbstractSampler
+
+
+class ScoreDecoder(Distribution):
+    """p(x | z) by guided reverse diffusion.
+
+    `log_prob` is minus the diffusion bound in nats, one unbiased estimate per observation from `levels` noise levels,
+    stratified over the batch. It is a lower bound on log p(x | z), not its value. `sample` is reverse diffusion.
+
+    Noise comes from `key`. With `key=None`, as where NumPyro runs a model without a seed (`log_likelihood`), a fixed
+    noise set is used, the same one for all values of z: differences between draws of z are then free of it.
+
+    Without an encoder (`encoder=None, z=None`), the marginal p(x) of the denoiser, of shape `batch_shape`.
+    """
+
+    arg_constraints: dict = {}
+    pytree_data_fields = ("denoiser", "encoder", "z", "key")
+    pytree_aux_fields = ("sampler", "levels", "denoiser_loss")
+
+    def __init__(
+        self,
+        denoiser: AbstractDenoiser,
+        encoder: AbstractEncoder | None,
+        z: Array | None,
+        *,
+        sampler: AbstractSampler,
+        key: Array | None = None,
+        levels: int = 1,
+        denoiser_loss: DenoiserLoss = "guided",
+        batch_shape: tuple[int, ...] = (),
+    ):
+        self.denoiser, self.encoder, self.z, self.key = denoiser, encoder, z, key
+        self.sampler, self.levels, self.denoiser_loss = sampler, levels, denoiser_loss
+        super().__init__(
+            batch_shape=tuple(batch_shape) if z is None else z.shape[:-1],
+            event_shape=denoiser.event_shape,
+            validate_args=False,
+        )
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Real arrays of the event's shape."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def log_prob(self, value: Float[Array, "*batch_and_event"], intermediates: None = None) -> Float[Array, "*batch"]:
+        """Minus the diffusion bound, in nats: a stochastic lower bound on log p(x | z)."""
+        key = jax.random.key(0) if self.key is None else self.key
+        event = len(self.event_shape)
+        batch = jnp.broadcast_shapes(jnp.shape(value)[: jnp.ndim(value) - event], self.batch_shape)
+        x = jnp.broadcast_to(value, batch + self.event_shape).reshape((-1, *self.event_shape))
+        z = None if self.z is None else jnp.broadcast_to(self.z, batch + self.z.shape[-1:]).reshape((len(x), -1))
+
+        level_key, noise_key = jax.random.split(key)
+        log_snr, weight = self.denoiser.schedule.stratified(level_key, self.levels * len(x))
+
+        def one_pass(inputs: tuple) -> Array:
+            log_snr, weight, pass_key = inputs
+            eps = jax.random.normal(pass_key, x.shape, x.dtype)
+            parts = jax.vmap(
+                lambda x, z, log_snr, weight, eps: bound(
+                    self.denoiser, self.encoder, x, z, log_snr, weight, eps, denoiser_loss=self.denoiser_loss
+                ),
+                in_axes=(0, None if z is None else 0, 0, 0, 0),
+            )(x, z, log_snr, weight, eps)
+            return parts.total
+
+        # Each pass takes one noise level in every stratum of the batch; over the passes, an observation's levels are
+        # themselves spread evenly over the range.
+        passes = (log_snr.reshape(self.levels, -1), weight.reshape(self.levels, -1))
+        keys = jax.random.split(noise_key, self.levels)
+        return -jax.lax.map(one_pass, (*passes, keys)).mean(0).reshape(batch)
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*sample_and_batch_and_event"]:
+        """Draws by reverse diffusion, of shape sample_shape + batch_shape + event_shape."""
+        shape = tuple(sample_shape) + self.batch_shape
+        count = 1
+        for size in shape:
+            count *= size
+        keys = jax.random.split(key, count)
+        if self.z is None:
+            draws = jax.vmap(lambda key: self.sampler.sample(self.denoiser, key))(keys)
+        else:
+            z = jnp.broadcast_to(self.z, (*shape, self.z.shape[-1])).reshape(count, -1)
+            draws = jax.vmap(
+                lambda key, z: self.sampler.sample(GuidedDenoiser(self.denoiser, self.encoder, z), key)
+            )(keys, z)
+        return draws.reshape(shape + self.event_shape)

@@ -1,0 +1,6 @@
+"""Networks: functions of one noisy observation and its noise level."""
+
+from sami_ppl.nn.embed import NoiseEmbedding as NoiseEmbedding
+from sami_ppl.nn.mlp import ResidualMLP as ResidualMLP
+from sami_ppl.nn.unet import HalfUNet as HalfUNet
+from sami_ppl.nn.unet import UNet as UNet

@@ -1,0 +1,49 @@
+"""Noise embeddings and patches: what the networks share."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+
+class NoiseEmbedding(eqx.Module):
+    """Log signal-to-noise ratio → feature vector: fixed sines and cosines, then two dense layers.
+
+    The frequencies cover periods from 3 to 120 nats: the shortest resolves a change of a nat, the longest tells the
+    two ends of any usual range apart.
+    """
+
+    hidden: eqx.nn.Linear
+    out: eqx.nn.Linear
+    frequencies: tuple[float, ...] = eqx.field(static=True)
+
+    def __init__(self, size: int, *, features: int = 32, key: Key[Array, ""]):
+        hidden_key, out_key = jax.random.split(key)
+        self.frequencies = tuple((2 * np.pi / np.geomspace(120.0, 3.0, features // 2)).tolist())
+        self.hidden = eqx.nn.Linear(features, size, key=hidden_key)
+        self.out = eqx.nn.Linear(size, size, key=out_key)
+
+    def __call__(self, log_snr: Float[Array, ""]) -> Float[Array, " size"]:
+        phase = log_snr * jnp.asarray(self.frequencies, dtype=jnp.result_type(log_snr))
+        features = jnp.concatenate([jnp.sin(phase), jnp.cos(phase)])
+        return jax.nn.silu(self.out(jax.nn.silu(self.hidden(features))))
+
+
+def zero_init(layer: eqx.Module) -> eqx.Module:
+    """The same layer with every weight and bias at zero, so that a residual block starts as the identity."""
+    return jax.tree.map(lambda leaf: jnp.zeros_like(leaf) if eqx.is_inexact_array(leaf) else leaf, layer)
+
+
+def to_patches(image: Float[Array, "c h w"], patch: int) -> Float[Array, "hp wp ppc"]:
+    """Fold p×p neighbourhoods into channels, channels last: (c, h, w) → (h/p, w/p, p²c)."""
+    c, h, w = image.shape
+    folded = image.reshape(c, h // patch, patch, w // patch, patch)
+    return folded.transpose(1, 3, 2, 4, 0).reshape(h // patch, w // patch, patch * patch * c)
+
+
+def from_patches(patches: Float[Array, "hp wp ppc"], patch: int) -> Float[Array, "c h w"]:
+    """Inverse of `to_patches`."""
+    h, w, ppc = patches.shape
+    unfolded = patches.reshape(h, w, patch, patch, ppc // (patch * patch))
+    return unfolded.transpose(4, 0, 2, 1, 3).reshape(ppc // (patch * patch), h * patch, w * patch)

@@ -1,0 +1,202 @@
+"""Reads a prior: a NumPyro function over the latent factors of one observation.
+
+A prior is any function of no arguments that calls `numpyro.sample` at continuous sites. From one trace of it follow
+the sites, their supports and shapes, and from these the code z: all sites mapped to unconstrained space by
+`biject_to(support)`, centred and scaled by the prior's own location and spread, and concatenated.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+from numpyro import distributions as dist
+from numpyro import handlers
+from numpyro.distributions.transforms import IdentityTransform, Transform, biject_to
+
+Prior = Callable[[], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class LatentSite:
+    """One site of the prior and its place in the code z."""
+
+    name: str
+    event_shape: tuple[int, ...]
+    dims: tuple[str, ...]
+    transform: Transform
+    unconstrained_shape: tuple[int, ...]
+    start: int
+    shift: np.ndarray
+    scale: np.ndarray
+    standard: bool
+
+    @property
+    def size(self) -> int:
+        """Number of unconstrained coordinates."""
+        return math.prod(self.unconstrained_shape)
+
+    @property
+    def code(self) -> slice:
+        """The coordinates of the code z that belong to this site."""
+        return slice(self.start, self.start + self.size)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """One label per coordinate: the site's name, indexed where it has several."""
+        if self.unconstrained_shape == ():
+            return (self.name,)
+        return tuple(f"{self.name}[{','.join(map(str, i))}]" for i in np.ndindex(self.unconstrained_shape))
+
+    def to_code(self, value: Float[Array, "*batch_and_event"]) -> Float[Array, "*batch d"]:
+        """Site value → its coordinates of z."""
+        batch = value.shape[: value.ndim - len(self.event_shape)]
+        unconstrained = self.transform.inv(value).reshape((*batch, self.size))
+        return (unconstrained - jnp.asarray(self.shift, value.dtype)) / jnp.asarray(self.scale, value.dtype)
+
+    def from_code(self, z: Float[Array, "*batch d"]) -> Float[Array, "*batch_and_event"]:
+        """Coordinates of z → site value."""
+        unconstrained = jnp.asarray(self.shift, z.dtype) + jnp.asarray(self.scale, z.dtype) * z
+        return self.transform(unconstrained.reshape(z.shape[:-1] + self.unconstrained_shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """The sites of a prior, in the order of the program, and the code z that they make up."""
+
+    sites: tuple[LatentSite, ...]
+
+    @property
+    def size(self) -> int:
+        """D, the number of coordinates of z."""
+        return sum(site.size for site in self.sites)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """One label per coordinate of z."""
+        return tuple(label for site in self.sites for label in site.axes)
+
+    def to_code(self, values: Mapping[str, Array]) -> Float[Array, "*batch D"]:
+        """Site values → z."""
+        return jnp.concatenate([site.to_code(jnp.asarray(values[site.name])) for site in self.sites], axis=-1)
+
+    def from_code(self, z: Float[Array, "*batch D"]) -> dict[str, Array]:
+        """z → site values."""
+        return {site.name: site.from_code(z[..., site.code]) for site in self.sites}
+
+    def describe(self) -> str:
+        """A table of the factors: site, shape, support's transform, coordinates of z."""
+        rows = [("site", "shape", "dims", "from unconstrained space", "axes of z")]
+        for site in self.sites:
+            shape = "×".join(map(str, site.event_shape)) or "scalar"
+            span = f"{site.start}" if site.size == 1 else f"{site.start}–{site.start + site.size - 1}"
+            rows.append((site.name, shape, ", ".join(site.dims), type(site.transform).__name__, span))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def read_prior(prior: Prior) -> Latents:
+    """Read a prior from its trace.
+
+    Raises TypeError if it is no function, ValueError if it has no site, an observed or discrete one, or one whose
+    support has no bijection from unconstrained space. The message names the site.
+    """
+    if not callable(prior):
+        raise TypeError(
+            f"prior must be a function that calls numpyro.sample, got {type(prior).__name__}; write for instance\n"
+            '    def prior():\n        numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1))'
+        )
+    first, second = (_trace(prior, seed) for seed in (0, 1))
+    if not first:
+        raise ValueError(
+            "prior has no latent site: call numpyro.sample at least once in it, for instance\n"
+            '    numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1))'
+        )
+    sites, start = [], 0
+    for name, traced in first.items():
+        site = _read_site(name, traced, second[name]["fn"], start)
+        sites.append(site)
+        start += site.size
+    return Latents(tuple(sites))
+
+
+def _trace(prior: Prior, seed: int) -> dict[str, Any]:
+    trace = handlers.trace(handlers.seed(prior, jax.random.key(seed))).get_trace()
+    for name, site in trace.items():
+        if site["type"] == "sample" and site["is_observed"]:
+            raise ValueError(f"prior site {name!r} is observed: a prior has latent sites only; take its obs= away")
+        if name == "x" and site["type"] == "sample":
+            raise ValueError("prior site 'x' takes the name of the observation: give it another name")
+    return {name: site for name, site in trace.items() if site["type"] == "sample"}
+
+
+def _read_site(name: str, traced: dict[str, Any], other: dist.Distribution, start: int) -> LatentSite:
+    fn: dist.Distribution = traced["fn"]
+    if fn.support.is_discrete:
+        raise ValueError(
+            f"prior site {name!r} is discrete ({type(fn).__name__}): guidance differentiates log q in a continuous code. "
+            "Marginalise it, for instance by dist.MixtureSameFamily"
+        )
+    if fn.batch_shape:
+        raise ValueError(
+            f"prior site {name!r} has batch shape {fn.batch_shape}; a prior describes one observation, so every dim of a "
+            f"site is an event dim: write dist.{type(fn).__name__}(...).to_event({len(fn.batch_shape)})"
+        )
+    try:
+        transform = biject_to(fn.support)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"prior site {name!r} ({type(fn).__name__}) has support {fn.support}, which has no bijection from "
+            "unconstrained space (numpyro's biject_to): use a distribution on such a space"
+        ) from error
+    shape = tuple(transform.inverse_shape(fn.event_shape))
+    shift, scale, standard = _location_and_spread(fn, other, transform, math.prod(shape))
+    dims = traced["infer"].get("event_dims") or _default_dims(name, fn.event_shape)
+    if len(dims) != len(fn.event_shape):
+        raise ValueError(
+            f"prior site {name!r} has {len(fn.event_shape)} event dims but infer={{'event_dims': {list(dims)}}} names "
+            f"{len(dims)}: give one name per dim"
+        )
+    return LatentSite(name, tuple(fn.event_shape), tuple(dims), transform, shape, start, shift, scale, standard)
+
+
+def _default_dims(name: str, event_shape: tuple[int, ...]) -> tuple[str, ...]:
+    if len(event_shape) <= 1:
+        return tuple(f"{name}_axis" for _ in event_shape)
+    return tuple(f"{name}_axis{i}" for i in range(len(event_shape)))
+
+
+def _location_and_spread(
+    fn: dist.Distribution, other: dist.Distribution, transform: Transform, size: int
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Where a site's unconstrained coordinates lie; exact for Normal sites that depend on no other site.
+
+    Elsewhere median and interquartile range of draws: they exist for every prior, heavy tails included, and a centre
+    and scale of the code need not be exact.
+    """
+    normal, again = _normal_base(fn), _normal_base(other)
+    if normal is not None and again is not None:
+        loc, scale = (np.broadcast_to(np.asarray(p), fn.event_shape).reshape(-1) for p in (normal.loc, normal.scale))
+        same = np.array_equal(normal.loc, again.loc) and np.array_equal(normal.scale, again.scale)
+        if same:
+            return loc.copy(), scale.copy(), True
+    draws = np.asarray(transform.inv(fn.sample(jax.random.key(0), (4096,)))).reshape(4096, size)
+    low, median, high = np.quantile(draws, [0.25, 0.5, 0.75], axis=0)
+    return median, np.maximum((high - low) / 1.349, 1e-6), False
+
+
+def _normal_base(fn: dist.Distribution) -> dist.Normal | None:
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return fn if isinstance(fn, dist.Normal) else None
+
+
+def is_unbounded(transform: Transform) -> bool:
+    """Whether a site lives in unconstrained space already, so that closed forms for it may be used."""
+    return isinstance(transform, IdentityTransform) or (
+        hasattr(transform, "base_transform") and is_unbounded(transform.base_transform)
+    )

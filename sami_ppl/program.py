@@ -1,0 +1,198 @@
+"""A program: prior + denoiser + encoder. It is a NumPyro model and its guide."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpyro
+from numpyro import handlers
+from numpyro.contrib.module import eqx_module
+
+from sami_ppl.bound import DenoiserLoss
+from sami_ppl.decoder import ScoreDecoder
+from sami_ppl.denoiser import AbstractDenoiser
+from sami_ppl.encoder import AbstractEncoder
+from sami_ppl.guidance import check_pair
+from sami_ppl.guide import sample_latents
+from sami_ppl.prior import Latents, Prior, read_prior
+from sami_ppl.sampler import AbstractSampler, DPMSolver
+
+NETWORKS = ("denoiser", "encoder")
+
+
+class Program(eqx.Module):
+    """A SAMI program: a prior over latent factors, a denoiser, and an encoder that is guide and guidance at once.
+
+    Generative process, for each observation:
+
+        factors ~ prior();  z = code of the factors in unconstrained space
+        x ~ ScoreDecoder(z): reverse diffusion with the noise prediction ε_θ − σ ∇ log q(z | x_λ, λ)
+
+    Inference: q(factors | x) = the encoder at the clean end, pushed onto the prior's supports.
+
+    `model` and `guide` are ordinary NumPyro functions: give them to SVI, Predictive, handlers, render_model.
+    `event_dims` names the dims of one observation, ("channel", "y", "x") for images and ("feature",) for vectors
+    unless given. Attributes can be replaced by `program.replace(encoder=...)`.
+
+    Raises what `read_prior` raises, and ValueError where denoiser, encoder and prior do not fit each other.
+    """
+
+    denoiser: AbstractDenoiser
+    encoder: AbstractEncoder
+    sampler: AbstractSampler
+    prior: Prior = eqx.field(static=True)
+    latents: Latents = eqx.field(static=True)
+    event_dims: tuple[str, ...] = eqx.field(static=True)
+    denoiser_loss: DenoiserLoss = eqx.field(static=True)
+
+    def __init__(
+        self,
+        prior: Prior,
+        denoiser: AbstractDenoiser,
+        encoder: AbstractEncoder,
+        *,
+        sampler: AbstractSampler | None = None,
+        event_dims: tuple[str, ...] | None = None,
+        denoiser_loss: DenoiserLoss = "guided",
+    ):
+        self.prior, self.latents = prior, read_prior(prior)
+        self.denoiser, self.encoder = denoiser, encoder
+        self.sampler = DPMSolver() if sampler is None else sampler
+        self.event_dims = default_event_dims(denoiser.event_shape) if event_dims is None else tuple(event_dims)
+        self.denoiser_loss = denoiser_loss
+
+    def __check_init__(self) -> None:
+        check_pair(self.denoiser, self.encoder)
+        if self.encoder.latent_size != self.latents.size:
+            raise ValueError(
+                f"encoder.latent_size is {self.encoder.latent_size} but the prior has {self.latents.size} unconstrained "
+                f"coordinates ({', '.join(self.latents.axes)}): build the encoder with "
+                f"latent_size=read_prior(prior).size"
+            )
+        if len(self.event_dims) != len(self.denoiser.event_shape):
+            raise ValueError(
+                f"event_dims must name each of the {len(self.denoiser.event_shape)} dims of an observation of shape "
+                f"{self.denoiser.event_shape}, got {self.event_dims}"
+            )
+        taken = {"obs", "chain", "draw", *(dim for site in self.latents.sites for dim in site.dims)}
+        if clash := taken & set(self.event_dims):
+            raise ValueError(f"event_dims {sorted(clash)} are names of other dims: rename them")
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one observation."""
+        return self.denoiser.event_shape
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some of prior, denoiser, encoder, sampler, event_dims, denoiser_loss replaced."""
+        names = [f.name for f in dataclasses.fields(self) if f.name != "latents"]
+        if unknown := set(changes) - set(names):
+            raise TypeError(f"replace() takes {', '.join(names)}; got {', '.join(sorted(unknown))}")
+        return type(self)(**{name: changes.get(name, getattr(self, name)) for name in names})
+
+    def model(
+        self,
+        x: Float[Array, "obs *event"] | None = None,
+        *,
+        size: int | None = None,
+        total: int | None = None,
+        beta: Float[Array, ""] | float = 1.0,
+        levels: int = 1,
+    ) -> Float[Array, "obs *event"]:
+        """The generative program over a batch of observations, or over `size` unobserved ones.
+
+        `total`: number of observations that the batch stands for; terms are then scaled by total / batch.
+        `beta`: weight of the latent sites; give the guide the same. `levels`: noise levels per observation in the
+        bound. Raises ValueError for observations of another shape.
+        """
+        size = self._batch_size(x, size)
+        denoiser = eqx_module("denoiser", self.denoiser)
+        encoder = eqx_module("encoder", self.encoder)
+        key = numpyro.prng_key()
+        with numpyro.plate("obs", total or size, subsample_size=size):
+            with handlers.scale(scale=beta), handlers.trace() as trace:
+                self.prior()
+            z = self.latents.to_code({site.name: trace[site.name]["value"] for site in self.latents.sites})
+            return self._observe(ScoreDecoder(
+                denoiser, encoder, z,
+                sampler=self.sampler, key=key, levels=levels, denoiser_loss=self.denoiser_loss,
+            ), x)  # fmt: skip
+
+    def guide(
+        self,
+        x: Float[Array, "obs *event"] | None = None,
+        *,
+        size: int | None = None,
+        total: int | None = None,
+        beta: Float[Array, ""] | float = 1.0,
+        levels: int = 1,
+    ) -> dict[str, Array]:
+        """The amortised posterior of the factors given x; takes the arguments of `model`. Returns the sites' values."""
+        if x is None:
+            raise ValueError("the guide is amortised: it needs the observations, guide(x); for draws from the prior use model")
+        size = self._batch_size(x, size)
+        encoder = eqx_module("encoder", self.encoder)
+        with numpyro.plate("obs", total or size, subsample_size=size), handlers.scale(scale=beta):
+            return sample_latents(self.latents, *jax.vmap(encoder.posterior)(x))
+
+    def marginal_model(
+        self,
+        x: Float[Array, "obs *event"] | None = None,
+        *,
+        size: int | None = None,
+        total: int | None = None,
+        beta: Float[Array, ""] | float = 1.0,
+        levels: int = 1,
+    ) -> Float[Array, "obs *event"]:
+        """The denoiser alone, as a model of x without latents: what the first of two stages fits. Its guide is `no_guide`."""
+        size = self._batch_size(x, size)
+        denoiser = eqx_module("denoiser", self.denoiser)
+        key = numpyro.prng_key()
+        with numpyro.plate("obs", total or size, subsample_size=size):
+            return self._observe(ScoreDecoder(
+                denoiser, None, None, sampler=self.sampler, key=key, levels=levels, batch_shape=(size,)
+            ), x)  # fmt: skip
+
+    def no_guide(self, x: Array | None = None, **arguments: Any) -> None:
+        """The guide of `marginal_model`, which has no latent sites."""
+
+    def _observe(self, decoder: ScoreDecoder, x: Array | None) -> Array:
+        return numpyro.sample("x", decoder, obs=x, infer={"event_dims": list(self.event_dims)})
+
+    def _batch_size(self, x: Array | None, size: int | None) -> int:
+        if x is None:
+            return 1 if size is None else size
+        if jnp.ndim(x) != 1 + len(self.event_shape) or jnp.shape(x)[1:] != self.event_shape:
+            raise ValueError(
+                f"x must have shape (obs, {', '.join(map(str, self.event_shape))}), got {jnp.shape(x)}"
+                + ("; add the leading dim: x[None]" if jnp.shape(x) == self.event_shape else "")
+            )
+        if size is not None and size != len(x):
+            raise ValueError(f"size is {size} but x holds {len(x)} observations: leave size out where x is given")
+        return len(x)
+
+    def params(self) -> dict[str, Any]:
+        """The networks' parameters under the names that NumPyro gives them."""
+        return {f"{name}$params": eqx.partition(getattr(self, name), eqx.is_inexact_array)[0] for name in NETWORKS}
+
+    def with_params(self, params: Mapping[str, Any]) -> Self:
+        """The program with parameters as SVI returns them; networks not among them keep theirs."""
+        networks = {
+            name: eqx.combine(params[f"{name}$params"], getattr(self, name))
+            for name in NETWORKS
+            if f"{name}$params" in params
+        }
+        return self.replace(**networks)
+
+
+def default_event_dims(event_shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Names of the dims of one observation: ("feature",) for vectors, ("channel", "y", "x") for images."""
+    if len(event_shape) == 1:
+        return ("feature",)
+    if len(event_shape) == 3:
+        return ("channel", "y", "x")
+    return tuple(f"x_dim{i}" for i in range(len(event_shape)))
