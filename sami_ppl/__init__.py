@@ -1,0 +1,27 @@
+"""sami_ppl: score-based autoencoders as probabilistic programs."""
+
+from importlib.metadata import version as _version
+
+from sami_ppl.decoder import ScoreDecoder as ScoreDecoder
+from sami_ppl.denoiser import GaussianDenoiser as GaussianDenoiser
+from sami_ppl.denoiser import PreconditionedDenoiser as PreconditionedDenoiser
+from sami_ppl.encoder import DiagonalEncoder as DiagonalEncoder
+from sami_ppl.encoder import RotatedEncoder as RotatedEncoder
+from sami_ppl.fit import NonFiniteLoss as NonFiniteLoss
+from sami_ppl.fit import Stage as Stage
+from sami_ppl.fit import fit as fit
+from sami_ppl.gauge import align as align
+from sami_ppl.guidance import GuidedDenoiser as GuidedDenoiser
+from sami_ppl.io import load as load
+from sami_ppl.io import save as save
+from sami_ppl.objective import ScoreELBO as ScoreELBO
+from sami_ppl.posterior import posterior as posterior
+from sami_ppl.prior import read_prior as read_prior
+from sami_ppl.program import Program as Program
+from sami_ppl.sampler import DDIM as DDIM
+from sami_ppl.sampler import Ancestral as Ancestral
+from sami_ppl.sampler import DPMSolver as DPMSolver
+from sami_ppl.schedule import VarianceExploding as VarianceExploding
+from sami_ppl.schedule import VariancePreserving as VariancePreserving
+
+__version__ = _version("sami_ppl")

@@ -9,6 +9,7 @@ Denoisers are written for one observation; batches go through `jax.vmap`.
 
 import abc
 from collections.abc import Callable
+from typing import Literal
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -38,14 +39,17 @@ class AbstractDenoiser(eqx.Module):
 
 
 class PreconditionedDenoiser(AbstractDenoiser):
-    """A network F wrapped so that its input and its target have unit variance at every noise level.
+    """A network F whose input has unit variance at every noise level, and whose output is either of two targets.
 
-    With v = α²s² + σ², the variance of the noisy observation when observations have standard deviation s:
+    `mean` m and `std` s are those of the data, v = α²s² + σ² the variance of a noisy observation. With the input
+    u = (x_λ − α m)/√v:
 
-        ε̂ = (σ/v) (x_λ − α m) − (α s/√v) F((x_λ − α m)/√v, λ)
-
-    so the optimal linear denoiser of white data is F = 0 (Karras et al. 2022, *Elucidating the Design Space*, sec. 5,
-    carried over to any α and σ). `mean` m and `std` s are those of the data.
+    - `predict="data"` (default): x̂ = m + s F(u, λ). For data near a manifold of few dimensions, such as images drawn
+      from a few factors: the network puts out what lies on the manifold and none of the noise (Li & He 2025, *Back to
+      Basics: Let Denoising Generative Models Denoise*).
+    - `predict="noise"`: ε̂ = (σ/v)(x_λ − α m) − (α s/√v) F(u, λ), a target of unit variance at every noise level
+      (Karras et al. 2022, *Elucidating the Design Space*, sec. 5, for any α and σ). F = 0 is optimal for white data.
+      The better one at high signal-to-noise ratio, so for the bound, at a high `log_snr_max`.
     """
 
     network: Callable
@@ -53,16 +57,21 @@ class PreconditionedDenoiser(AbstractDenoiser):
     event_shape: tuple[int, ...] = eqx.field(static=True)
     mean: float = eqx.field(static=True, default=0.0)
     std: float = eqx.field(static=True, default=1.0)
+    predict: Literal["data", "noise"] = eqx.field(static=True, default="data")
 
     def __check_init__(self) -> None:
         if not self.std > 0:
             raise ValueError(f"std must be positive, got {self.std}: give the standard deviation of the data")
+        if self.predict not in ("data", "noise"):
+            raise ValueError(f"predict must be 'data' or 'noise', got {self.predict!r}")
 
     def __call__(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Float[Array, "*event"]:
         alpha, sigma = self.schedule.alpha(log_snr), self.schedule.sigma(log_snr)
         variance = (alpha * self.std) ** 2 + sigma**2
         centred = x_noisy - alpha * self.mean
         out = self.network(centred / jnp.sqrt(variance), log_snr)
+        if self.predict == "data":
+            return (centred - alpha * self.std * out) / sigma
         return sigma / variance * centred - alpha * self.std / jnp.sqrt(variance) * out
 
 

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 import numpyro
 from numpyro import distributions as dist
 
-from sami_ppl.prior import Latents, LatentSite, is_unbounded
+from sami_ppl.prior import Latents, LatentSite, elementwise_transform, is_unbounded
 
 
 def sample_latents(latents: Latents, loc: Float[Array, "*batch D"], scale: Array) -> dict[str, Array]:
@@ -44,21 +44,23 @@ def _diagonal(site: LatentSite, loc: Array, scale: Array) -> dist.Distribution:
     shape = loc.shape[:-1] + site.unconstrained_shape
     shift, spread = (jnp.asarray(p, loc.dtype) for p in (site.shift, site.scale))
     base = dist.Normal((shift + spread * loc).reshape(shape), (spread * scale).reshape(shape))
-    return _on_support(site, base.to_event(len(site.unconstrained_shape)))
+    dims = len(site.unconstrained_shape)
+    elementwise = elementwise_transform(site.transform)
+    if elementwise is None:
+        return dist.TransformedDistribution(base.to_event(dims), site.transform)
+    # Elements independent in unconstrained space stay so on the support: KL terms are then kept per axis, in closed
+    # form where the support is all of space.
+    on_support = base if is_unbounded(elementwise) else dist.TransformedDistribution(base, elementwise)
+    return on_support.to_event(dims)
 
 
 def _full(site: LatentSite, loc: Array, factor: Array) -> dist.Distribution:
     shift, spread = (jnp.asarray(p, loc.dtype) for p in (site.shift, site.scale))
     if site.unconstrained_shape == ():
         base = dist.Normal((shift + spread * loc)[..., 0], (spread * factor[..., 0])[..., 0])
-        return _on_support(site, base)
+        return base if is_unbounded(site.transform) else dist.TransformedDistribution(base, site.transform)
     base = dist.MultivariateNormal(shift + spread * loc, scale_tril=spread[:, None] * factor)
     if len(site.unconstrained_shape) > 1:
         reshape = dist.transforms.ReshapeTransform(site.unconstrained_shape, (site.size,))
         base = dist.TransformedDistribution(base, reshape)
-    return _on_support(site, base)
-
-
-def _on_support(site: LatentSite, base: dist.Distribution) -> dist.Distribution:
-    """Push the unconstrained Gaussian onto the site's support; where that is all of space, keep it, and closed forms."""
     return base if is_unbounded(site.transform) else dist.TransformedDistribution(base, site.transform)

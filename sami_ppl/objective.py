@@ -32,6 +32,13 @@ class ScoreELBO(ELBO):
         self, rng_key: Key[Array, ""], param_map: dict[str, Any], model: Any, guide: Any, *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         """The loss of one draw of the latents, in the form that NumPyro's SVI calls for."""
+        terms = self.terms(rng_key, param_map, model, guide, *args, **kwargs)
+        return {"loss": sum((jnp.sum(term) for term in terms.values()), start=jnp.zeros(())), "mutable_state": None}
+
+    def terms(
+        self, rng_key: Key[Array, ""], param_map: dict[str, Any], model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> dict[str, Array]:
+        """The loss by site, in nats per observation: KL per axis at latent sites, a scalar at observed ones."""
         model_key, guide_key = jax.random.split(rng_key)
         seeded_guide = handlers.substitute(handlers.seed(guide, guide_key), data=param_map)
         guide_trace = handlers.trace(seeded_guide).get_trace(*args, **kwargs)
@@ -39,18 +46,17 @@ class ScoreELBO(ELBO):
         model_trace = handlers.trace(handlers.substitute(replayed, data=param_map)).get_trace(*args, **kwargs)
         check_sites_match(model_trace, guide_trace)
 
-        loss = jnp.zeros(())
+        terms = {}
         for name, site in model_trace.items():
             if site["type"] != "sample":
                 continue
             weight, count = _weight_per_observation(site)
             if site["is_observed"]:
-                loss -= weight * jnp.sum(site["fn"].log_prob(site["value"]))
+                terms[name] = -weight * jnp.sum(site["fn"].log_prob(site["value"]))
                 continue
-            kl = site_kl(guide_trace[name]["fn"], site["fn"], site["value"])
-            per_axis = weight * kl.reshape(count, -1).sum(0)
-            loss += jnp.sum(jnp.maximum(per_axis, self.free_bits * weight * count) if self.free_bits else per_axis)
-        return {"loss": loss, "mutable_state": None}
+            kl = weight * site_kl(guide_trace[name]["fn"], site["fn"], site["value"]).sum(0)
+            terms[name] = jnp.maximum(kl, self.free_bits * weight * count) if self.free_bits else kl
+        return terms
 
 
 def _weight_per_observation(site: dict[str, Any]) -> tuple[Array | float, int]:
@@ -63,32 +69,37 @@ def _weight_per_observation(site: dict[str, Any]) -> tuple[Array | float, int]:
 def site_kl(
     q: dist.Distribution, p: dist.Distribution, value: Float[Array, "*batch_and_event"]
 ) -> Float[Array, "batch axes"]:
-    """KL(q ‖ p) per observation and axis in nats; estimated at one draw, as a single axis, without a closed form."""
-    base_q, base_p = _normal(q), _normal(p)
-    if base_q is not None and base_p is not None:
-        kl = dist.kl_divergence(base_q, base_p)
-        return kl.reshape(q.batch_shape[0], -1)
-    if isinstance(q, dist.MultivariateNormal) and base_p is not None:
-        return _full_normal_kl(q, base_p)[:, None]
+    """KL(q ‖ p) per observation and axis, in nats.
+
+    In closed form where there is one, else at the one draw `value`. Axes are kept apart where q and p are independent
+    over the elements of the event; a site of another kind has a single axis.
+    """
+    shape = value.shape
+    elements_q, elements_p = _elements(q, shape), _elements(p, shape)
+    if elements_q is not None and elements_p is not None:
+        return _kl(elements_q, elements_p, value).reshape(shape[0], -1)
+    if isinstance(q, dist.MultivariateNormal) and isinstance(elements_p, dist.Normal):
+        return _full_normal_kl(q, elements_p)[:, None]
+    return _kl(q, p, value)[:, None]
+
+
+def _kl(q: dist.Distribution, p: dist.Distribution, value: Array) -> Array:
     try:
-        return dist.kl_divergence(q, p)[:, None]
+        return dist.kl_divergence(q, p)
     except NotImplementedError:
-        return (q.log_prob(value) - p.log_prob(value))[:, None]
+        return q.log_prob(value) - p.log_prob(value)
 
 
-def _normal(fn: dist.Distribution) -> dist.Normal | None:
-    """The elementwise Normal under to_event and expand, at its full shape; None for other distributions."""
-    shape = fn.batch_shape + fn.event_shape
-    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
-        if isinstance(fn, dist.MaskedDistribution):
-            return None
+def _elements(fn: dist.Distribution, shape: tuple[int, ...]) -> dist.Distribution | None:
+    """The distribution of the single elements of a site, of batch shape `shape`; None if they depend on each other."""
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
         fn = fn.base_dist
-    if not isinstance(fn, dist.Normal):
-        return None
-    return dist.Normal(jnp.broadcast_to(fn.loc, shape), jnp.broadcast_to(fn.scale, shape))
+    if isinstance(fn, dist.Normal):
+        return dist.Normal(jnp.broadcast_to(fn.loc, shape), jnp.broadcast_to(fn.scale, shape))
+    return None if fn.event_shape or isinstance(fn, dist.MaskedDistribution) else fn.expand(shape)
 
 
-def _full_normal_kl(q: dist.MultivariateNormal, p: dist.Normal) -> Float[Array, " batch"]:
+def _full_normal_kl(q: dist.MultivariateNormal, p: dist.Distribution) -> Float[Array, " batch"]:
     """KL(N(m, LLᵀ) ‖ N(loc, diag(scale²))), closed form."""
     factor = q.scale_tril / p.scale[..., None]
     log_det = jnp.sum(jnp.log(jnp.abs(jnp.diagonal(factor, axis1=-2, axis2=-1))), -1)

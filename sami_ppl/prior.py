@@ -7,6 +7,7 @@ the sites, their supports and shapes, and from these the code z: all sites mappe
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+import functools
 import math
 from typing import Any
 
@@ -16,7 +17,7 @@ from jaxtyping import Array, Float
 import numpy as np
 from numpyro import distributions as dist
 from numpyro import handlers
-from numpyro.distributions.transforms import IdentityTransform, Transform, biject_to
+from numpyro.distributions.transforms import IdentityTransform, IndependentTransform, Transform, biject_to
 
 Prior = Callable[[], Any]
 
@@ -99,8 +100,9 @@ class Latents:
         return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
+@functools.lru_cache(maxsize=128)
 def read_prior(prior: Prior) -> Latents:
-    """Read a prior from its trace.
+    """Read a prior from its trace; reading the same function again gives the same object.
 
     Raises TypeError if it is no function, ValueError if it has no site, an observed or discrete one, or one whose
     support has no bijection from unconstrained space. The message names the site.
@@ -195,8 +197,13 @@ def _normal_base(fn: dist.Distribution) -> dist.Normal | None:
     return fn if isinstance(fn, dist.Normal) else None
 
 
+def elementwise_transform(transform: Transform) -> Transform | None:
+    """The transform of single elements, where a site's transform acts on each alone; None otherwise."""
+    while isinstance(transform, IndependentTransform):
+        transform = transform.base_transform
+    return transform if transform.domain.event_dim == 0 else None
+
+
 def is_unbounded(transform: Transform) -> bool:
     """Whether a site lives in unconstrained space already, so that closed forms for it may be used."""
-    return isinstance(transform, IdentityTransform) or (
-        hasattr(transform, "base_transform") and is_unbounded(transform.base_transform)
-    )
+    return isinstance(elementwise_transform(transform), IdentityTransform)

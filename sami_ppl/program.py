@@ -35,7 +35,7 @@ class Program(eqx.Module):
     Inference: q(factors | x) = the encoder at the clean end, pushed onto the prior's supports.
 
     `model` and `guide` are ordinary NumPyro functions: give them to SVI, Predictive, handlers, render_model.
-    `event_dims` names the dims of one observation, ("channel", "y", "x") for images and ("feature",) for vectors
+    `event_dims` names the dims of one observation, ("channel", "row", "column") for images and ("feature",) for vectors
     unless given. Attributes can be replaced by `program.replace(encoder=...)`.
 
     Raises what `read_prior` raises, and ValueError where denoiser, encoder and prior do not fit each other.
@@ -78,9 +78,9 @@ class Program(eqx.Module):
                 f"event_dims must name each of the {len(self.denoiser.event_shape)} dims of an observation of shape "
                 f"{self.denoiser.event_shape}, got {self.event_dims}"
             )
-        taken = {"obs", "chain", "draw", *(dim for site in self.latents.sites for dim in site.dims)}
+        taken = {"obs", "chain", "draw", "x", *(dim for site in self.latents.sites for dim in site.dims)}
         if clash := taken & set(self.event_dims):
-            raise ValueError(f"event_dims {sorted(clash)} are names of other dims: rename them")
+            raise ValueError(f"event_dims {sorted(clash)} are names of other dims or of the observation: rename them")
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -175,6 +175,12 @@ class Program(eqx.Module):
             raise ValueError(f"size is {size} but x holds {len(x)} observations: leave size out where x is given")
         return len(x)
 
+    def posterior(self, data: Any, **arguments: Any) -> Any:
+        """Posterior of observations as an ArviZ DataTree: `sami_ppl.posterior.posterior(self, data, ...)`."""
+        from sami_ppl.posterior import posterior  # a convenience: the module itself builds on programs
+
+        return posterior(self, data, **arguments)
+
     def params(self) -> dict[str, Any]:
         """The networks' parameters under the names that NumPyro gives them."""
         return {f"{name}$params": eqx.partition(getattr(self, name), eqx.is_inexact_array)[0] for name in NETWORKS}
@@ -190,9 +196,9 @@ class Program(eqx.Module):
 
 
 def default_event_dims(event_shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Names of the dims of one observation: ("feature",) for vectors, ("channel", "y", "x") for images."""
+    """Names of the dims of one observation: ("feature",) for vectors, ("channel", "row", "column") for images."""
     if len(event_shape) == 1:
         return ("feature",)
     if len(event_shape) == 3:
-        return ("channel", "y", "x")
+        return ("channel", "row", "column")
     return tuple(f"x_dim{i}" for i in range(len(event_shape)))

@@ -1,0 +1,75 @@
+"""Checkpoints of a run: the latest state and the best one, by orbax."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, damaged, or belongs to another run."""
+
+
+class Checkpoints:
+    """The checkpoints of one stage in a folder: the latest and the best by validation loss are kept.
+
+    `signature` says what run they belong to (configuration, seed, versions); a checkpoint of another signature is
+    refused with the difference.
+    """
+
+    def __init__(self, folder: Path, signature: dict[str, Any]):
+        self.folder, self.signature = Path(folder).absolute(), json.loads(json.dumps(signature, default=str))
+        loss = dict(get_metric_fn=lambda metrics: -metrics["loss"], n=1)
+        # NumPy's best-only policies would delete the latest state, and a resumed run would go back in time.
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(1), policy.BestN(**loss)]),
+            best_fn=lambda metrics: -metrics["loss"],
+            enable_async_checkpointing=False,
+        )
+        self.manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def save(self, step: int, state: Any, loss: float) -> None:
+        """Write the state after `step` steps."""
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), signature=ocp.args.JsonSave({"signature": self.signature})
+        )
+        self.manager.save(step, args=arguments, metrics={"loss": loss}, force=True)
+
+    def restore(self, like: Any) -> Any | None:
+        """The latest state, or None where there is none yet. Raises CheckpointError if it cannot be used."""
+        step = self.manager.latest_step()
+        if step is None:
+            return None
+        try:
+            meta = self.manager.restore(step, args=ocp.args.Composite(signature=ocp.args.JsonRestore()))
+            found = meta["signature"]["signature"]
+        except Exception as error:
+            raise CheckpointError(_damaged(self.folder, step, error)) from error
+        if found != self.signature:
+            different = sorted(k for k in {*found, *self.signature} if found.get(k) != self.signature.get(k))
+            lines = [f"  {k}: {found.get(k)!r} there, {self.signature.get(k)!r} here" for k in different]
+            raise CheckpointError(
+                f"the checkpoint in {self.folder} belongs to another run:\n" + "\n".join(lines)
+                + "\nrepeat the call with the settings of that run, or choose another --out"
+            )  # fmt: skip
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            restored = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
+        except Exception as error:
+            raise CheckpointError(_damaged(self.folder, step, error)) from error
+        return restored["state"]
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self.manager.close()
+
+
+def _damaged(folder: Path, step: int, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return (
+        f"the checkpoint of step {step} in {folder} cannot be read ({type(error).__name__}: {reason}). It is truncated or "
+        "damaged: remove that folder to start this stage again, or choose another --out"
+    )

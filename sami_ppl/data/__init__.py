@@ -1,0 +1,10 @@
+"""Data sets: procedural ones, small real ones, a user's own files; and the checks every data set passes."""
+
+from sami_ppl.data.checks import check_data as check_data
+from sami_ppl.data.checks import split as split
+from sami_ppl.data.checks import train_test as train_test
+from sami_ppl.data.digits import digits as digits
+from sami_ppl.data.disks import disks as disks
+from sami_ppl.data.disks import fit_disks as fit_disks
+from sami_ppl.data.disks import render as render
+from sami_ppl.data.local import load_data as load_data

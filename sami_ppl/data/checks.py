@@ -1,0 +1,134 @@
+"""What every data set must fulfil, checked once before anything is compiled, and its split in train and test.
+
+A data set is an xarray Dataset with a variable `x` whose first dim is `obs` and whose other dims are those of one
+observation (channels first for images), known factors as further variables on `obs`, and, once split, a coordinate
+`split` on `obs` with the values "train" and "test".
+"""
+
+import jax
+from jaxtyping import Array, Key
+import numpy as np
+import xarray as xr
+
+LARGEST = 20.0  # noise levels are set for observations of about unit scale
+
+
+def check_data(data: xr.Dataset, *, event_shape: tuple[int, ...] | None = None, batch: int | None = None) -> xr.Dataset:
+    """Check a data set; returns it with x in float32.
+
+    `event_shape`: shape of one observation that a program expects. `batch`: observations per step of a fit.
+    Raises TypeError for another type than a Dataset and for an x that is not real floating point; ValueError for all
+    else: no x, dims, empty, other shape than `event_shape`, channels last, fewer observations than a batch, pixels
+    that are not finite or out of range, observations all equal, variables not on `obs`.
+    """
+    if not isinstance(data, xr.Dataset):
+        raise TypeError(
+            f"data must be an xarray.Dataset with a variable x, got {type(data).__name__}: write "
+            'xr.Dataset({"x": (("obs", "channel", "row", "column"), array)})'
+        )
+    if "x" not in data.data_vars:
+        raise ValueError(
+            f"data has no variable 'x', the observations; its variables are {_names(data)}: "
+            'write data.rename({"<name>": "x"})'
+        )
+    _check_shape(data, event_shape, batch)
+    if not np.issubdtype(data.x.dtype, np.floating):
+        raise TypeError(
+            f"x must be floating point of about unit scale, got {data.x.dtype}: for 8-bit images write "
+            'data.assign(x=data.x.astype("float32") / 127.5 - 1)'
+        )
+    data = data.assign(x=data.x.astype(np.float32))
+    _check_values(data.x.values)
+    return data
+
+
+def _names(data: xr.Dataset) -> str:
+    return ", ".join(map(repr, data.data_vars)) or "none"
+
+
+def _check_shape(data: xr.Dataset, event_shape: tuple[int, ...] | None, batch: int | None) -> None:
+    dims, shape = data.x.dims, data.x.shape
+    if not dims or dims[0] != "obs":
+        write = 'transpose("obs", ...)' if "obs" in dims else f'rename({{"{dims[0] if dims else "?"}": "obs"}})'
+        raise ValueError(f"the first dim of x must be 'obs', got dims {dims}: write data.{write}")
+    if len(dims) == 1:
+        raise ValueError(
+            "x has the dim 'obs' only, an observation needs at least one: "
+            'write data.assign(x=data.x.expand_dims("feature", 1))'
+        )
+    if 0 in shape:
+        raise ValueError(f"x is empty: its shape is {dict(zip(dims, shape, strict=True))}")
+    if event_shape is not None and shape[1:] != tuple(event_shape):
+        raise ValueError(
+            f"one observation of x has shape {shape[1:]}, expected event_shape {tuple(event_shape)}: "
+            f"build the program for {shape[1:]}, or resize the data"
+        )
+    if event_shape is None and len(shape) == 4 and shape[3] in (1, 3, 4) and shape[1] > shape[3]:
+        raise ValueError(
+            f"x looks channels-last (n, h, w, c), got shape {shape}: "
+            "write array.transpose(0, 3, 1, 2) where the array is made, "
+            f'or data.transpose("obs", "{dims[3]}", "{dims[1]}", "{dims[2]}")'
+        )
+    if batch is not None and shape[0] < batch:
+        raise ValueError(f"x has {shape[0]} observations, fewer than a batch of {batch}: lower batch")
+    for name, variable in data.data_vars.items():
+        if variable.dims[:1] != ("obs",):
+            raise ValueError(
+                f"variable {name!r} must have 'obs' as its first dim, as every factor has, got dims {variable.dims}: "
+                f'write data.drop_vars("{name}"), or keep it in data.attrs'
+            )
+
+
+def _check_values(x: np.ndarray) -> None:
+    if not (finite := np.isfinite(x)).all():
+        first = tuple(map(int, np.argwhere(~finite)[0]))
+        raise ValueError(
+            f"x has {int((~finite).sum())} values that are NaN or infinite, the first at index {first}: "
+            "drop these observations, data.isel(obs=keep), or fill them"
+        )
+    low, high = float(x.min()), float(x.max())
+    if max(-low, high) > LARGEST:
+        raise ValueError(
+            f"x has values from {low:g} to {high:g}, expected about unit scale, [-1, 1] for images "
+            f"(at most {LARGEST:g}): write data.assign(x=(data.x - data.x.mean()) / data.x.std())"
+        )
+    if low == high or (len(x) > 1 and (x == x[:1]).all()):
+        raise ValueError(f"x has no spread: all observations are equal (values from {low:g} to {high:g})")
+
+
+def split(data: xr.Dataset, *, test: float = 0.2, key: Key[Array, ""]) -> xr.Dataset:
+    """The data with a coordinate `split` on obs: "train" or "test". A split that the data already have is kept.
+
+    `test` is the share of observations drawn at random for testing, at least one. Raises ValueError where one of the
+    two parts would be empty or a given split has other values.
+    """
+    if "split" in data.variables:
+        data = data.set_coords("split")
+        _check_split(data)
+        return data
+    n = data.sizes["obs"]
+    n_test = max(1, round(test * n))
+    if not 0 < test < 1 or n_test >= n:
+        raise ValueError(f"test must be a share in (0, 1) that fills both parts of {n} observations, got {test}")
+    labels = np.full(n, "train")
+    labels[np.asarray(jax.random.permutation(key, n))[:n_test]] = "test"
+    return data.assign_coords(split=("obs", labels))
+
+
+def train_test(data: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
+    """The two parts of split data. Raises ValueError where they are not split."""
+    if "split" not in data.coords:
+        raise ValueError("data have no coordinate 'split': write data = split(data, key=jax.random.key(0))")
+    labels = _check_split(data)
+    return data.isel(obs=labels == "train"), data.isel(obs=labels == "test")
+
+
+def _check_split(data: xr.Dataset) -> np.ndarray:
+    variable = data["split"]
+    labels = variable.values.astype(str)
+    if variable.dims != ("obs",) or set(labels.tolist()) != {"train", "test"}:
+        raise ValueError(
+            'split must label each obs "train" or "test", both of them present, got dims '
+            f"{variable.dims} and values {sorted(set(labels.reshape(-1).tolist()))[:5]}"
+        )
+    return labels

@@ -1,0 +1,157 @@
+"""A user's own data: a `.npz`, `.nc` or `.zarr` file, or a folder of images, as a data set.
+
+Files are read as they are, with one exception: 8-bit images, stored as uint8 or as image files, are scaled from
+[0, 255] to [−1, 1]. uint8 arrays with no value but 0 and 1 are masks and are scaled from [0, 1].
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+import warnings
+import zipfile
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+import xarray as xr
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+GRAY_MODES = ("1", "L", "LA")
+COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+
+
+def load_data(path: str | Path) -> xr.Dataset:
+    """Read a data set.
+
+    - `.npz`: the array x, with observations on its first axis; further arrays of the same length become factors.
+    - `.nc`, `.zarr`: a dataset with the variable x.
+    - a folder of images of one square size, in order of file name: x (obs, channel, row, column) with one channel
+      if all are grayscale, else three (transparency is dropped), and the names in the variable `file`.
+
+    Raises FileNotFoundError where nothing is at `path`, ValueError for what cannot be read as described.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no data at {path}: expected a .npz, .nc or .zarr file, or a folder of images")
+    if path.suffix in READERS:
+        data = READERS[path.suffix](path)
+    elif path.is_dir():
+        data = _read_images(path)
+    else:
+        raise ValueError(
+            f"{path.name} has the suffix {path.suffix!r}, expected {', '.join(READERS)} or a folder of images: "
+            'write for instance np.savez("data.npz", x=array)'
+        )
+    return data.assign(x=(data.x.dims, _scale_bytes(data.x.values))) if data.x.dtype == np.uint8 else data
+
+
+def _scale_bytes(x: np.ndarray) -> np.ndarray:
+    top = 1 if x.size and x.max() <= 1 else 255
+    return x.astype(np.float32) * np.float32(2 / top) - np.float32(1)
+
+
+def _read_npz(path: Path) -> xr.Dataset:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path.name} cannot be read as a .npz file of plain arrays ({error}): "
+            "write it by np.savez(path, x=array), with no object arrays in it"
+        ) from error
+    if "x" not in arrays:
+        raise ValueError(f"{path.name} has no array 'x', it has {sorted(arrays)}: write np.savez(path, x=array)")
+    x = arrays.pop("x")
+    if x.ndim < 2:
+        raise ValueError(
+            f"array 'x' in {path.name} has shape {x.shape}, expected observations on the first axis and at least one "
+            "axis more: write np.savez(path, x=array[:, None])"
+        )
+    factors = {name: a for name, a in arrays.items() if a.ndim and len(a) == len(x)}
+    if others := sorted(set(arrays) - set(factors)):
+        warnings.warn(
+            f"{path.name}: {others} left out, a factor has one entry for each of the {len(x)} observations of x",
+            stacklevel=4,
+        )
+    return xr.Dataset(
+        {
+            "x": (("obs", *_event_dims(x.ndim - 1)), x),
+            **{name: (("obs", *(f"{name}_axis{i}" for i in range(a.ndim - 1))), a) for name, a in factors.items()},
+        }
+    )
+
+
+def _event_dims(rank: int) -> tuple[str, ...]:
+    # A dim must not be called x: that is the name of the variable.
+    if rank == 1:
+        return ("feature",)
+    if rank == 3:
+        return ("channel", "row", "column")
+    return tuple(f"x_axis{i}" for i in range(rank))
+
+
+def _read_xarray(path: Path) -> xr.Dataset:
+    # Without consolidated=False, a zarr store that has no consolidated metadata is read with a warning.
+    options = {"engine": "zarr", "consolidated": False} if path.suffix == ".zarr" else {}
+    try:
+        data = xr.load_dataset(path, **options)
+    except (ValueError, OSError, KeyError) as error:
+        raise ValueError(
+            f"{path.name} cannot be read as a dataset ({error}): write it by xarray, "
+            f"dataset.to_{'zarr' if options else 'netcdf'}(path), with no dim called 'x' beside the variable x"
+        ) from error
+    if "x" not in data.data_vars:
+        raise ValueError(
+            f"{path.name} has no variable 'x', it has {sorted(map(str, data.data_vars))}: "
+            'write dataset.rename({"<name>": "x"}) before saving'
+        )
+    return data
+
+
+READERS: dict[str, Callable[[Path], xr.Dataset]] = {".npz": _read_npz, ".nc": _read_xarray, ".zarr": _read_xarray}
+
+
+def _read_images(folder: Path) -> xr.Dataset:
+    entries = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    files = sorted(p for p in entries if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        inside = ", ".join(sorted(p.name + "/" * p.is_dir() for p in entries)[:5]) or "nothing"
+        raise ValueError(
+            f"folder {folder} has no image files ({', '.join(IMAGE_SUFFIXES)}), it has {inside}: "
+            "put the images directly into one folder (sub-folders are not searched)"
+        )
+    images = [_open_image(file) for file in files]
+    _check_sizes([file.name for file in files], [image.size for image in images])
+    mode = "L" if all(image.mode == "L" for image in images) else "RGB"
+    x = np.stack([np.asarray(image.convert(mode)) for image in images])
+    x = x[:, None] if mode == "L" else x.transpose(0, 3, 1, 2)
+    return xr.Dataset(
+        {"x": (("obs", "channel", "row", "column"), x), "file": ("obs", np.array([file.name for file in files]))}
+    )
+
+
+def _open_image(file: Path) -> Image.Image:
+    """One image in mode L or RGB, upright."""
+    try:
+        with Image.open(file) as image:
+            if image.mode not in GRAY_MODES + COLOUR_MODES:
+                raise ValueError(
+                    f"{file.name} has pixels of mode {image.mode!r}, expected 8-bit grayscale or colour: "
+                    'convert it, or scale the images yourself and write np.savez("data.npz", x=array)'
+                )
+            return ImageOps.exif_transpose(image).convert("L" if image.mode in GRAY_MODES else "RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{file.name} cannot be read as an image ({error}): repair it or take it away") from error
+
+
+def _check_sizes(names: list[str], sizes: list[tuple[int, int]]) -> None:
+    counts = Counter(sizes)
+    expected = next((size for size, _ in counts.most_common() if size[0] == size[1]), None)
+    odd = next((i for i, size in enumerate(sizes) if size != expected), None)
+    if odd is None:
+        return
+    seen = ", ".join(f"{w}×{h} ({count} file{'s' * (count > 1)})" for (w, h), count in counts.most_common(5))
+    more = f" and {len(counts) - 5} sizes more" if len(counts) > 5 else ""
+    raise ValueError(
+        f"all images must have one square size, got {seen}{more}; the first odd one is {names[odd]} "
+        f"({sizes[odd][0]}×{sizes[odd][1]}): crop or resize them, for instance by PIL.ImageOps.fit(image, (64, 64))"
+    )

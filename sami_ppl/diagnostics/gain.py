@@ -1,0 +1,73 @@
+"""What the latents tell the decoder: denoising errors without guidance, with an observation's own z, with another's.
+
+A KL above zero does not show that samples depend on z. Only the comparison of an observation's own z with the z of
+another observation does, noise level by noise level.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from sami_ppl.guidance import guidance
+from sami_ppl.program import Program
+
+BANDS = 6
+
+
+class NoiseErrors(NamedTuple):
+    """½ ∫ E‖ε − ε̂‖² dλ over each of `BANDS` equal bands of the noise range, in nats; sum over bands for the whole.
+
+    `log_snr`: the centres of the bands. `own` and `shuffled` are None without guidance.
+    """
+
+    log_snr: Array
+    unguided: Array
+    own: Array | None
+    shuffled: Array | None
+
+    @property
+    def gain(self) -> Array:
+        """Shuffled minus own error per band, in nats: what knowing the right z is worth."""
+        return self.shuffled - self.own
+
+
+def draw_code(program: Program, x: Float[Array, "obs *event"], key: Key[Array, ""]) -> Float[Array, "obs D"]:
+    """One draw of the code z from each observation's posterior."""
+    loc, scale = jax.vmap(program.encoder.posterior)(x)
+    noise = jax.random.normal(key, loc.shape, loc.dtype)
+    return loc + (scale * noise if scale.ndim == 2 else (scale @ noise[..., None])[..., 0])
+
+
+def noise_errors(
+    program: Program, x: Float[Array, "obs *event"], key: Key[Array, ""], *, guided: bool = True
+) -> NoiseErrors:
+    """Denoising errors per band of noise levels, on the same noise for all three; the shuffled z is the neighbour's."""
+    schedule = program.denoiser.schedule
+    z_key, level_key, noise_key = jax.random.split(key, 3)
+    edges = jnp.linspace(schedule.log_snr_min, schedule.log_snr_max, BANDS + 1)
+    width = schedule.span / BANDS
+    z = draw_code(program, x, z_key) if guided else jnp.zeros((len(x), 0))
+
+    def errors(x: Array, own: Array, other: Array, log_snr: Array, eps: Array) -> Array:
+        x_noisy = schedule.add_noise(x, log_snr, eps)
+        residual = eps - program.denoiser(x_noisy, log_snr)
+        if not guided:
+            return jnp.sum(residual**2)[None]
+        sigma = schedule.sigma(log_snr)
+        steered = [residual + sigma * guidance(program.encoder, z, x_noisy, log_snr) for z in (own, other)]
+        return jnp.stack([jnp.sum(r**2) for r in (residual, *steered)])
+
+    def band(inputs: tuple) -> Array:
+        low, level_key, noise_key = inputs
+        share = (jax.random.uniform(level_key) + jnp.arange(len(x)) / len(x)) % 1.0
+        eps = jax.random.normal(noise_key, x.shape, x.dtype)
+        return jax.vmap(errors)(x, z, jnp.roll(z, 1, axis=0), low + width * share, eps).mean(0)
+
+    keys = (jax.random.split(level_key, BANDS), jax.random.split(noise_key, BANDS))
+    nats = 0.5 * width * jax.lax.map(band, (edges[:-1], *keys))
+    centres = (edges[:-1] + edges[1:]) / 2
+    if not guided:
+        return NoiseErrors(centres, nats[:, 0], None, None)
+    return NoiseErrors(centres, nats[:, 0], nats[:, 1], nats[:, 2])

@@ -1,0 +1,288 @@
+"""Fits a program by stochastic variational inference: the loop around NumPyro's `SVI`.
+
+`Fit` is one stage: which of the program's NumPyro models is fitted, which networks are trained, with which optimiser.
+`fit` runs it: mini-batches, validation, progress, checkpoints, early stopping. Every step is a function of the state
+and of the step's number alone, so that an interrupted run continues bit for bit.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+import math
+from pathlib import Path
+import time
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+import numpy as np
+from numpyro.infer import SVI
+import optax
+
+from sami_ppl.checkpoint import Checkpoints
+from sami_ppl.diagnostics.gain import NoiseErrors, noise_errors
+from sami_ppl.history import History, progress_bar, summary_line
+from sami_ppl.objective import ScoreELBO
+from sami_ppl.program import NETWORKS, Program
+
+Target = Literal["marginal", "joint"]
+BLOCK = 50
+"""Steps between two looks at the losses: the device runs a block without waiting for the host."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one stage of a fit runs. Units: steps, observations, nats.
+
+    `epochs`, where given, sets the number of steps by the size of the data. The learning rate warms up linearly over
+    `warmup` steps and falls to zero as a cosine. β goes linearly from `beta_start` to `beta` over the first
+    `beta_steps` steps. `patience`: validations without a better loss after which the stage ends; None, never.
+    """
+
+    steps: int = 2000
+    epochs: int | None = None
+    batch: int = 128
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    clip: float = 100.0
+    ema: float = 0.999
+    beta: float = 0.1
+    beta_start: float | None = None
+    beta_steps: int = 0
+    free_bits: float = 0.0
+    validate_every: int = 200
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "validate_every", "learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1), got {self.ema}: 0 keeps no average")
+
+    def beta_at(self, step: Array | int) -> Array:
+        """β at a step: a runtime value, so that a schedule compiles once."""
+        start = self.beta if self.beta_start is None else self.beta_start
+        share = jnp.clip((jnp.asarray(step, jnp.float32) + 1) / max(self.beta_steps, 1), 0, 1)
+        return start + (self.beta - start) * share
+
+    def count(self, observations: int) -> int:
+        """Number of steps on a data set of this size."""
+        return self.steps if self.epochs is None else max(1, math.ceil(self.epochs * observations / self.batch))
+
+
+class State(NamedTuple):
+    """Everything that a run continues from; arrays only. `average` and `best` are parameters as SVI gives them."""
+
+    svi: Any
+    average: dict[str, Any]
+    best: dict[str, Any]
+    best_loss: Array
+    waited: Array
+    step: Array
+
+
+class NonFiniteLoss(FloatingPointError):
+    """The loss became NaN or infinite. `program` holds the best state before it."""
+
+    def __init__(self, message: str, program: Program):
+        super().__init__(message)
+        self.program = program
+
+
+class Fit:
+    """One stage: a program, its NumPyro model and guide, the networks trained, SVI and its compiled steps.
+
+    `target="joint"` fits the program itself, `target="marginal"` its denoiser alone as a model of x.
+    """
+
+    def __init__(self, program: Program, stage: Stage, *, target: Target, train: tuple[str, ...], steps: int):
+        if not train or set(train) - set(NETWORKS):
+            raise ValueError(f"train must name one or more of the networks {NETWORKS}, got {tuple(train)}")
+        if target == "joint" and "denoiser" not in train:
+            program = program.replace(denoiser_loss="none")
+        self.program, self.stage, self.target, self.steps = program, stage, target, steps
+        self.model = program.marginal_model if target == "marginal" else program.model
+        self.guide = program.no_guide if target == "marginal" else program.guide
+        self.objective = ScoreELBO(stage.free_bits)
+        self.svi = SVI(self.model, self.guide, self._optimiser(train), self.objective)
+
+    def _optimiser(self, train: tuple[str, ...]) -> optax.GradientTransformation:
+        stage = self.stage
+        warmup = max(1, min(stage.warmup, self.steps // 2))
+        rate = optax.warmup_cosine_decay_schedule(0.0, stage.learning_rate, warmup, max(self.steps, warmup + 1))
+        adam = optax.chain(optax.clip_by_global_norm(stage.clip), optax.adam(rate))
+        return optax.multi_transform(
+            {"train": adam, "freeze": optax.set_to_zero()},
+            lambda params: {n: "train" if n.removesuffix("$params") in train else "freeze" for n in params},
+        )
+
+    def init(self, key: Key[Array, ""], x: Float[Array, "obs *event"]) -> State:
+        """The state before the first step."""
+        svi = self.svi.init(key, x[:1], beta=jnp.asarray(self.stage.beta))
+        params = self.svi.get_params(svi)
+        return State(svi, params, params, jnp.asarray(jnp.inf), jnp.asarray(0), jnp.asarray(0))
+
+    def update(self, state: State, batch: Float[Array, "batch *event"]) -> tuple[State, Array]:
+        """One step of SVI and of the running average of the weights."""
+        svi, loss = self.svi.update(state.svi, batch, beta=self.stage.beta_at(state.step))
+        # The average forgets its start faster than later weights, so that short runs are not held back by it.
+        decay = jnp.minimum(self.stage.ema, (1.0 + state.step) / (10.0 + state.step))
+        average = jax.tree.map(
+            lambda old, new: old + (1 - decay) * (new - old), state.average, self.svi.get_params(svi)
+        )
+        return state._replace(svi=svi, average=average, step=state.step + 1), loss
+
+    @partial(jax.jit, static_argnums=0)
+    def run_block(self, state: State, x: Array, rows: Array, count: Array) -> tuple[State, Array]:
+        """`count` steps on the batches x[rows[i]], compiled once whatever the count. Returns the losses too."""
+
+        def body(i: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
+            state, losses = carry
+            state, loss = self.update(state, x[rows[i]])
+            return state, losses.at[i].set(loss)
+
+        return jax.lax.fori_loop(0, count, body, (state, jnp.zeros(len(rows))))
+
+    @partial(jax.jit, static_argnums=0)
+    def validate(self, params: dict, x: Array, key: Key[Array, ""]) -> tuple[dict[str, Array], NoiseErrors]:
+        """Terms of the bound at β = 1 and denoising errors, on held-out data with fixed noise."""
+        term_key, error_key = jax.random.split(key)
+        terms = self.objective.terms(term_key, params, partial(self.model, levels=4), self.guide, x)
+        program = self.program.with_params(params)
+        return terms, noise_errors(program, x, error_key, guided=self.target == "joint")
+
+    def record(self, params: dict, x: Array, key: Key[Array, ""]) -> dict[str, Any]:
+        """What a validation finds, in nats per observation: `bound` is at β = 1, `loss` at the stage's final β."""
+        terms, errors = jax.device_get(self.validate(params, x, key))
+        kl = {name: term for name, term in terms.items() if name != "x"}
+        total_kl = sum(float(np.sum(term)) for term in kl.values())
+        return {"bound": float(terms["x"]) + total_kl, "loss": float(terms["x"]) + self.stage.beta * total_kl,
+                "kl": kl, **errors._asdict()}  # fmt: skip
+
+    def sites_not_finite(self, state: State, batch: Array) -> str:
+        """The sites whose terms are not finite in the step after `state`."""
+        _, step_key = jax.random.split(state.svi.rng_key)
+        beta = self.stage.beta_at(state.step)
+        params = self.svi.get_params(state.svi)
+        terms = self.objective.terms(step_key, params, self.model, self.guide, batch, beta=beta)
+        bad = [repr(name) for name, term in terms.items() if not np.all(np.isfinite(term))]
+        return ", ".join(bad) or "none (the terms are finite, their gradient was not)"
+
+
+def batches(seed: int, observations: int, batch: int, first: int, count: int) -> np.ndarray:
+    """Rows of the observations of steps first … first + count − 1, shape (count, batch): a new shuffle every epoch.
+
+    A function of the step's number alone. Epochs follow each other without a gap, so every observation comes up once
+    an epoch and no batch is short.
+    """
+    stream = np.arange(first * batch, (first + count) * batch)
+    epochs = stream // observations
+    rows = np.empty_like(stream)
+    for epoch in np.unique(epochs):
+        order = np.random.default_rng((seed, int(epoch))).permutation(observations)
+        rows[epochs == epoch] = order[stream[epochs == epoch] % observations]
+    return rows.reshape(count, batch).astype(np.int32)
+
+
+def fit(
+    program: Program,
+    x: Float[Array, "obs *event"],
+    stage: Stage,
+    *,
+    key: Key[Array, ""],
+    held_out: Float[Array, "obs *event"] | None = None,
+    target: Target = "joint",
+    train: tuple[str, ...] = NETWORKS,
+    name: str = "fit",
+    out: Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+) -> tuple[Program, History]:
+    """Fit a program to observations and return it with its averaged weights, and the log.
+
+    `held_out`: observations for validation (default: the last tenth of `x`, which is then not trained on). With
+    `out`, checkpoints go to `out/checkpoints/name` and the log to `out/log.jsonl`; with `resume`, the run continues
+    from the latest checkpoint. `callback` receives every record of the log.
+
+    Raises ValueError for fewer observations than a batch, CheckpointError for a checkpoint of another run, and
+    NonFiniteLoss, which names the site and carries the best program so far.
+    """
+    if held_out is None:
+        cut = max(1, len(x) // 10)
+        x, held_out = x[:-cut], x[-cut:]
+    if len(x) < stage.batch:
+        raise ValueError(
+            f"a batch of {stage.batch} needs at least as many observations, got {len(x)}: give more data or set batch={len(x)}"
+        )
+    x, held_out = jnp.asarray(x), jnp.asarray(held_out[:512])
+    steps = stage.count(len(x))
+    run = Fit(program, stage, target=target, train=train, steps=steps)
+    init_key, data_key, validation_key = jax.random.split(key, 3)
+    seed = int(jax.random.randint(data_key, (), 0, 2**31 - 1))
+    state = run.init(init_key, x)
+
+    checkpoints = None
+    if out is not None:
+        signature = {"stage": asdict(stage), "name": name, "target": target, "train": list(train), "steps": steps,
+                     "observations": len(x), "seed": seed}  # fmt: skip
+        checkpoints = Checkpoints(Path(out) / "checkpoints" / name, signature)
+        state = (checkpoints.restore(state) if resume else None) or state
+    history = History(None if out is None else Path(out) / "log.jsonl", keep=int(state.step), stage=name)
+
+    began, losses = time.perf_counter(), []
+    with progress_bar(steps, int(state.step), name, show=progress) as bar:
+        while (step := int(state.step)) < steps and (stage.patience is None or int(state.waited) < stage.patience):
+            count = min(BLOCK, steps - step, stage.validate_every - step % stage.validate_every)
+            rows = batches(seed, len(x), stage.batch, step, count)
+            padded = np.concatenate([rows, np.zeros((BLOCK - count, stage.batch), np.int32)])
+            before = state
+            state, block = run.run_block(before, x, padded, count)
+            block = np.asarray(block[:count])
+            losses.append(float(block.mean()))
+            bar.update(count)
+            if not np.all(np.isfinite(block)):
+                raise _non_finite(run, before, x, rows, step)
+            if int(state.step) % stage.validate_every == 0 or int(state.step) == steps:
+                record = run.record(state.average, held_out, validation_key)
+                state = _remember_best(state, record["loss"])
+                record = {"step": int(state.step), "train_loss": float(np.mean(losses)),
+                          "beta": float(stage.beta_at(state.step)),
+                          "seconds": time.perf_counter() - began, **record}  # fmt: skip
+                losses = []
+                history.add(record)
+                bar.set_postfix_str(summary_line(record))
+                if callback is not None:
+                    callback(history.records[-1])
+                if checkpoints is not None:
+                    checkpoints.save(int(state.step), state, record["loss"])
+    if checkpoints is not None:
+        checkpoints.close()
+    # With early stopping the best state is the result; else the last, whose learning rate has come down to zero.
+    return program.with_params(state.average if stage.patience is None else state.best), history
+
+
+def _remember_best(state: State, loss: float) -> State:
+    better = loss < float(state.best_loss)
+    return state._replace(
+        best=state.average if better else state.best,
+        best_loss=jnp.asarray(loss if better else state.best_loss, jnp.float32),
+        waited=jnp.asarray(0) if better else state.waited + 1,
+    )
+
+
+def _non_finite(run: Fit, state: State, x: Array, rows: np.ndarray, first: int) -> NonFiniteLoss:
+    """Replay the block to the step that failed, one step at a time, to name the site."""
+    for i, row in enumerate(rows):
+        after, loss = run.run_block(state, x, np.repeat(row[None], BLOCK, 0), 1)
+        if not np.isfinite(float(loss[0])):
+            where = run.sites_not_finite(state, x[row])
+            break
+        state = after
+    message = (
+        f"the loss is not finite at step {first + i + 1}; sites not finite: {where}. The best state before it is kept. "
+        "Lower learning_rate or clip, or look for extreme values in the data"
+    )
+    return NonFiniteLoss(message, run.program.with_params(state.best))

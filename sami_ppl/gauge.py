@@ -1,0 +1,79 @@
+"""Gauge fixing: choosing among equivalent programs the one whose axes are most non-Gaussian.
+
+A prior N(0, I) is invariant under rotations of the axes that share it, so a fit picks one of many equivalent
+programs. Rotating z' = R z leaves the prior, the samples and the bound as they are, and turns the diagonal posterior
+diag(s²) into R diag(s²) Rᵀ. Among all R the one is taken that makes the posterior means as non-Gaussian as possible
+(orthogonal independent component analysis, FastICA); no labels are used.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from sklearn.decomposition import FastICA
+
+from sami_ppl.encoder import RotatedEncoder
+from sami_ppl.program import Program
+
+
+class Alignment(NamedTuple):
+    """The equivalent program, the rotation R (D, D) of z' = R z, and what independence of the new axes would cost.
+
+    `diagonal_cost`: KL of the rotated posterior from the product of its marginals, averaged over observations, in
+    nats. The bound of the program itself does not change: its guide keeps the correlations.
+    """
+
+    program: Program
+    rotation: np.ndarray
+    diagonal_cost: float
+
+
+def align(
+    program: Program, x: Float[Array, "obs *event"], *, seed: int = 0, active_variance: float = 0.05
+) -> Alignment:
+    """Rotate the active axes of a program with a standard normal prior by orthogonal ICA on the posterior means.
+
+    Axes whose posterior means vary less than `active_variance` (prior variance 1) carry nothing and stay as they are.
+    Raises ValueError if fewer than two axes have a fixed normal prior: other priors have no rotation symmetry.
+    """
+    symmetric = np.concatenate([np.full(site.size, site.standard) for site in program.latents.sites])
+    if symmetric.sum() < 2:
+        kinds = ", ".join(site.name for site in program.latents.sites if not site.standard)
+        raise ValueError(
+            "align needs at least two latent axes with independent normal priors: rotations of other priors give "
+            f"another program (sites without that symmetry: {kinds or 'none'}, "
+            f"{int(symmetric.sum())} normal axis in all). Leave alignment out for this prior"
+        )
+    loc, scale = jax.vmap(program.encoder.posterior)(x)
+    means = np.asarray(loc, dtype=float)
+    axes = np.flatnonzero(symmetric & (means.var(0) > active_variance))
+    size = program.latents.size
+    rotation = np.eye(size)
+    if len(axes) > 1:
+        rotation[np.ix_(axes, axes)] = _orthogonal_ica(means[:, axes], seed)
+    factor = jnp.asarray(rotation, loc.dtype) @ (jax.vmap(jnp.diag)(scale) if scale.ndim == 2 else scale)
+    covariance = factor @ jnp.swapaxes(factor, -1, -2)
+    marginal = jnp.log(jnp.diagonal(covariance, axis1=-2, axis2=-1)).sum(-1)
+    cost = 0.5 * jnp.mean(marginal - jnp.linalg.slogdet(covariance)[1])
+    base, before = (
+        (program.encoder.base, np.asarray(program.encoder.rotation))
+        if isinstance(program.encoder, RotatedEncoder)
+        else (program.encoder, np.eye(size))
+    )
+    encoder = RotatedEncoder(base, jnp.asarray(rotation @ before, loc.dtype))
+    return Alignment(program.replace(encoder=encoder), rotation, float(cost))
+
+
+def _orthogonal_ica(means: np.ndarray, seed: int) -> np.ndarray:
+    """The orthogonal matrix of FastICA without whitening, signed and ordered to be as near the identity as can be."""
+    centred = means - means.mean(0)
+    scaled = centred / np.sqrt((centred**2).mean())
+    ica = FastICA(whiten=False, fun="cube", max_iter=2000, tol=1e-6, random_state=seed).fit(scaled)
+    rotation = ica.components_
+    order = linear_sum_assignment(-np.abs(rotation))[1]
+    inverse = np.argsort(order)
+    ordered = rotation[inverse]
+    return ordered * np.sign(np.diag(ordered))[:, None]

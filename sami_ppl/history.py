@@ -1,0 +1,74 @@
+"""The log of a fit: one record per validation, the progress bar, and the optional TensorBoard writer."""
+
+from collections.abc import Iterator
+import contextlib
+import json
+from pathlib import Path
+import sys
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+
+class History:
+    """Records of a fit, one dict per validation, kept in memory and, given a file, as JSON lines in it."""
+
+    def __init__(self, file: Path | None = None, *, keep: int = 0, stage: str = "fit"):
+        """`keep`: step from which the run goes on; records of this stage after it are dropped."""
+        self.file, self.stage, self.records = file, stage, []
+        if file is not None and file.exists():
+            records = read_history(file)
+            self.records = [r for r in records if r["stage"] != stage or r["step"] <= keep]
+            file.write_text("".join(json.dumps(r) + "\n" for r in self.records))
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Append a record, with arrays as lists."""
+        plain = {"stage": self.stage, **{k: _plain(v) for k, v in record.items()}}
+        self.records.append(plain)
+        if self.file is not None:
+            with self.file.open("a") as out:
+                out.write(json.dumps(plain) + "\n")
+
+    def stage_records(self) -> list[dict[str, Any]]:
+        """The records of this stage."""
+        return [r for r in self.records if r["stage"] == self.stage]
+
+
+def read_history(file: Path) -> list[dict[str, Any]]:
+    """Records from a file of JSON lines; a last line cut short by an interruption is left out."""
+    records = []
+    for line in file.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return np.asarray(value, dtype=float).tolist()
+
+
+@contextlib.contextmanager
+def progress_bar(total: int, start: int, label: str, *, show: bool) -> Iterator[tqdm]:
+    """A bar over steps; silent where the output is no terminal, unless `show` asks for it line by line."""
+    bar = tqdm(total=total, initial=start, desc=label, disable=not show, file=sys.stderr, dynamic_ncols=True,
+               mininterval=1.0 if sys.stderr.isatty() else 20.0)  # fmt: skip
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+def summary_line(record: dict[str, Any]) -> str:
+    """One line for the bar: loss, KL per axis, and the errors without guidance, with own z, with shuffled z."""
+    parts = [f"loss {record['loss']:.1f}", f"bound {record['bound']:.1f}"]
+    if record.get("kl"):
+        parts.append("kl " + " ".join(f"{v:.2f}" for kl in record["kl"].values() for v in np.atleast_1d(kl)))
+    parts.append(f"err {sum(record['unguided']):.1f}")
+    if record.get("own") is not None:
+        parts.append(f"own {sum(record['own']):.1f} shuffled {sum(record['shuffled']):.1f}")
+    return " · ".join(parts)

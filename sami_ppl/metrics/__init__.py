@@ -1,0 +1,12 @@
+"""Scores of codes against known factors."""
+
+from sami_ppl.metrics.disentanglement import DCI as DCI
+from sami_ppl.metrics.disentanglement import axis_factor_correlation as axis_factor_correlation
+from sami_ppl.metrics.disentanglement import dci as dci
+from sami_ppl.metrics.disentanglement import dci_from_importances as dci_from_importances
+from sami_ppl.metrics.disentanglement import disentanglement_report as disentanglement_report
+from sami_ppl.metrics.disentanglement import forest_r2 as forest_r2
+from sami_ppl.metrics.disentanglement import linear_r2 as linear_r2
+from sami_ppl.metrics.disentanglement import mig as mig
+from sami_ppl.metrics.disentanglement import normalised_information as normalised_information
+from sami_ppl.metrics.disentanglement import random_rotation as random_rotation

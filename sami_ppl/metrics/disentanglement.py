@@ -1,0 +1,210 @@
+"""Disentanglement: does each axis of the code follow one known factor?
+
+Codes are (n, D), factors (n, F) arrays of numbers. Two kinds of score must not be mixed up. *Information* scores
+(`linear_r2`, `forest_r2`, the third of `dci`) ask whether the factors can be read off the whole code; they do not
+change when the code is rotated (the linear one exactly, forests nearly). *Axis* scores (`mig`, the first two of `dci`,
+`axis_factor_correlation`) ask whether they lie along its axes; a rotation destroys them. A score is evidence of
+aligned axes only where it is well above that of the same code after `random_rotation`.
+
+Predictors are fitted on training codes and scored on test codes. Factors are regressed as numbers, so they need an
+order: leave labels without one out.
+
+- MIG (Chen et al. 2018): mean over factors of (m₁ − m₂)/H(y), with m₁ and m₂ the largest and second largest mutual
+  information of a code with factor y. Plug-in entropies in nats on histograms: codes in equal-width bins, as in
+  disentanglement_lib; factors with more than `bins` different values that are not all integers in quantile bins. The
+  information of an independent code is not 0 but about (B − 1)(K − 1)/2n nats, with B and K bins.
+- DCI (Eastwood & Williams 2018): with R_ij the importance of code i for predicting factor j,
+  D = Σ_i ρ_i (1 − H_F(R_i· / Σ_j R_ij)) and C = Σ_j ρ_j (1 − H_D(R_·j / Σ_i R_ij)), where H_k is the entropy with
+  logarithms to base k and ρ the share of a row or column in the sum of R. Values depend on the regressor: compare
+  none with another.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jaxtyping import Float, Int
+import numpy as np
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import mutual_info_score, r2_score
+
+Codes = Float[np.ndarray, "n D"]
+Factors = Float[np.ndarray, "n F"] | Int[np.ndarray, "n F"]
+
+DCI_REGRESSOR = "RandomForestRegressor(n_estimators=50)"
+
+
+class DCI(NamedTuple):
+    """Disentanglement and completeness in [0, 1]; informativeness = mean R² over factors; and what predicted them."""
+
+    disentanglement: float
+    completeness: float
+    informativeness: float
+    regressor: str
+
+
+def linear_r2(
+    train_codes: Codes, train_factors: Factors, test_codes: Codes, test_factors: Factors
+) -> Float[np.ndarray, " F"]:
+    """R² on test points of ordinary least squares from the whole code to each factor.
+
+    Raises ValueError for arrays of the wrong shape, values that are not finite, and factors that do not vary.
+    """
+    _check(train_codes, train_factors)
+    _check(test_codes, test_factors)
+    predicted = LinearRegression().fit(train_codes, train_factors).predict(test_codes)
+    return r2_score(test_factors, predicted, multioutput="raw_values")
+
+
+def forest_r2(
+    train_codes: Codes, train_factors: Factors, test_codes: Codes, test_factors: Factors, *, seed: int
+) -> Float[np.ndarray, " F"]:
+    """R² on test points of a random forest of 100 trees from the whole code to each factor. Raises as `linear_r2`."""
+    _check(train_codes, train_factors)
+    _check(test_codes, test_factors)
+    forests = _forests(train_codes, train_factors, trees=100, seed=seed)
+    return np.array(
+        [r2_score(y, forest.predict(test_codes)) for forest, y in zip(forests, test_factors.T, strict=True)]
+    )
+
+
+def normalised_information(codes: Codes, factors: Factors, *, bins: int = 20) -> Float[np.ndarray, "D F"]:
+    """Plug-in mutual information of each code and each factor, over the entropy of the factor. Raises as `linear_r2`."""
+    _check(codes, factors)
+    cells = [_equal_width(code, bins) for code in codes.T]
+    labels = [_labels(factor, bins) for factor in factors.T]
+    entropy = np.array([mutual_info_score(y, y) for y in labels])
+    return np.array([[mutual_info_score(cell, y) for y in labels] for cell in cells]) / entropy
+
+
+def mig(codes: Codes, factors: Factors, *, bins: int = 20) -> float:
+    """Mutual information gap, in [0, 1]. With a single code, its information. Raises as `linear_r2`."""
+    information = np.sort(normalised_information(codes, factors, bins=bins), axis=0)
+    second = information[-2] if len(information) > 1 else 0.0
+    return float(np.mean(information[-1] - second))
+
+
+def dci(train_codes: Codes, train_factors: Factors, test_codes: Codes, test_factors: Factors, *, seed: int) -> DCI:
+    """DCI with random forests of 50 trees and their impurity importances; informativeness = mean R² on test points.
+
+    Raises as `linear_r2`.
+    """
+    _check(train_codes, train_factors)
+    _check(test_codes, test_factors)
+    forests = _forests(train_codes, train_factors, trees=50, seed=seed)
+    importances = np.stack([forest.feature_importances_ for forest in forests], axis=1)
+    r2 = [r2_score(y, forest.predict(test_codes)) for forest, y in zip(forests, test_factors.T, strict=True)]
+    return DCI(*dci_from_importances(importances), float(np.mean(r2)), DCI_REGRESSOR)
+
+
+def dci_from_importances(importances: Float[np.ndarray, "D F"]) -> tuple[float, float]:
+    """Disentanglement and completeness of a table of importances. Each is 1 where there is nothing to share."""
+    if importances.ndim != 2 or (importances < 0).any() or not importances.sum() > 0:
+        raise ValueError(
+            f"importances must be a (codes, factors) table of non-negative numbers, not all 0, got {importances.tolist()}"
+        )
+    return _concentration(importances), _concentration(importances.T)
+
+
+def axis_factor_correlation(codes: Codes, factors: Factors) -> Float[np.ndarray, "D F"]:
+    """Pearson correlation of each code and each factor; 0 for a code that is constant. Raises as `linear_r2`."""
+    _check(codes, factors)
+    standard = []
+    for values in (codes, factors):
+        centred = values - values.mean(0)
+        spread = centred.std(0)
+        standard.append(centred / np.where(spread > 0, spread, 1.0))
+    return standard[0].T @ standard[1] / len(codes)
+
+
+def random_rotation(codes: Codes, seed: int) -> Codes:
+    """The codes times a random orthogonal matrix (uniform, by QR), the same for the same seed and D.
+
+    The code is rotated as it is, not standardised before: a rotation keeps all distances, and the standard normal
+    prior of a code, so that a model has no reason to prefer one over the other. A single axis can only change sign.
+    """
+    q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((codes.shape[1], codes.shape[1])))
+    return codes @ (q * np.sign(np.diag(r))).astype(codes.dtype)
+
+
+def disentanglement_report(
+    train_codes: Codes,
+    train_factors: Factors,
+    test_codes: Codes,
+    test_factors: Factors,
+    names: Sequence[str],
+    seed: int,
+) -> dict[str, Any]:
+    """All scores, with controls, sample sizes and settings, as numbers and strings that JSON takes.
+
+    `names`: one per factor. MIG and correlations, which fit nothing, are of the test points. Controls: the axis scores
+    of the code rotated at random, and the MIG of codes shuffled over the test points, its value by chance.
+    Raises as `linear_r2`, and ValueError for another number of names.
+    """
+    _check(train_codes, train_factors)
+    if len(names) != train_factors.shape[1]:
+        raise ValueError(f"names must give one name per factor, expected {train_factors.shape[1]}, got {list(names)}")
+    turned = [random_rotation(codes, seed) for codes in (train_codes, test_codes)]
+    shuffled = np.random.default_rng(seed).permutation(test_codes)
+    scores = dci(train_codes, train_factors, test_codes, test_factors, seed=seed)
+    rotated = dci(turned[0], train_factors, turned[1], test_factors, seed=seed)
+
+    def by_name(values: np.ndarray) -> dict[str, Any]:
+        return dict(zip(names, np.asarray(values, float).tolist(), strict=True))
+
+    return {
+        "linear_r2": by_name(linear_r2(train_codes, train_factors, test_codes, test_factors)),
+        "forest_r2": by_name(forest_r2(train_codes, train_factors, test_codes, test_factors, seed=seed)),
+        "mig": mig(test_codes, test_factors),
+        "dci": scores._asdict(),
+        "correlation": by_name(axis_factor_correlation(test_codes, test_factors).T),
+        "rotated": {"mig": mig(turned[1], test_factors), "dci": rotated._asdict()},
+        "shuffled": {"mig": mig(shuffled, test_factors)},
+        "settings": {
+            "train": len(train_codes),
+            "test": len(test_codes),
+            "axes": test_codes.shape[1],
+            "seed": seed,
+            "forest_r2": "RandomForestRegressor(n_estimators=100)",
+            "mig": "20 equal-width bins per code; 20 quantile bins per continuous factor",
+        },
+    }
+
+
+def _check(codes: np.ndarray, factors: np.ndarray) -> None:
+    if codes.ndim != 2 or factors.ndim != 2 or len(codes) != len(factors) or len(codes) < 2:
+        raise ValueError(
+            "codes must have shape (n, D) and factors (n, F), with the same n of at least 2, "
+            f"got {codes.shape} and {factors.shape}"
+        )
+    for name, values in (("codes", codes), ("factors", factors)):
+        if bad := np.argwhere(~np.isfinite(values)).tolist():
+            raise ValueError(f"{name} must be finite, got {len(bad)} values that are not, the first at {tuple(bad[0])}")
+    if constant := np.flatnonzero((factors == factors[:1]).all(0)).tolist():
+        raise ValueError(f"factors in columns {constant} do not vary, so that nothing follows them: leave them out")
+
+
+def _forests(codes: np.ndarray, factors: np.ndarray, *, trees: int, seed: int) -> list[RandomForestRegressor]:
+    return [RandomForestRegressor(trees, random_state=seed).fit(codes, factor) for factor in factors.T]
+
+
+def _equal_width(code: Float[np.ndarray, " n"], bins: int) -> Int[np.ndarray, " n"]:
+    return np.digitize(code, np.histogram(code, bins)[1][:-1])
+
+
+def _labels(factor: np.ndarray, bins: int) -> Int[np.ndarray, " n"]:
+    values, labels = np.unique(factor, return_inverse=True)
+    if len(values) <= bins or (values == np.round(values)).all():
+        return labels
+    return np.searchsorted(np.quantile(factor, np.arange(1, bins) / bins), factor, side="right")
+
+
+def _concentration(importances: np.ndarray) -> float:
+    """Mean over rows, weighted by their share in the sum, of 1 − entropy of the row to the base of its length."""
+    if importances.shape[1] == 1:
+        return 1.0
+    total = importances.sum(1)
+    share = importances / np.where(total > 0, total, 1.0)[:, None]
+    logs = np.log(share, out=np.zeros_like(share), where=share > 0)
+    entropy = -(share * logs).sum(1) / np.log(importances.shape[1])
+    return float((total / total.sum()) @ (1 - entropy))

@@ -1,0 +1,133 @@
+"""Program and observations → an ArviZ DataTree.
+
+Every group is computed in chunks of observations and moved to the host chunk by chunk, so that memory does not grow
+with the number of observations times draws.
+"""
+
+from collections.abc import Callable
+import json
+from typing import Any
+
+import arviz as az
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+import numpy as np
+from numpyro import handlers
+from numpyro.infer import Predictive, log_likelihood
+import xarray as xr
+
+from sami_ppl.program import Program
+from sami_ppl.versions import versions
+
+
+def posterior(
+    program: Program,
+    data: xr.Dataset | Array | np.ndarray,
+    *,
+    key: Key[Array, ""],
+    draws: int = 100,
+    predictive: int = 4,
+    levels: int = 8,
+    chunk: int = 64,
+    attrs: dict[str, Any] | None = None,
+) -> xr.DataTree:
+    """The posterior of each observation, as a DataTree.
+
+    Groups: `posterior` (chain = 1, draw, obs, factor dims); `prior`, draws of the same shape; `posterior_predictive`,
+    `predictive` images per observation by guided reverse diffusion; `log_likelihood`, a **lower bound** on
+    log p(x | z) in nats from `levels` noise levels, with the same noise for every draw; `observed_data`;
+    `constant_data`, the other variables of `data` on `obs`, such as true factors.
+
+    `data`: a Dataset with variable x, or an array (obs, *event). `predictive=0` or `levels=0` leave their group out.
+    Draws are independent, so effective sample sizes only say how many there are. Raises ValueError for observations of
+    another shape and for counts below 1.
+    """
+    if draws < 1 or chunk < 1 or predictive < 0 or levels < 0:
+        raise ValueError(
+            f"draws and chunk must be at least 1, predictive and levels at least 0; got draws={draws}, chunk={chunk}, "
+            f"predictive={predictive}, levels={levels}"
+        )
+    if not isinstance(data, xr.Dataset):
+        data = xr.Dataset({"x": (("obs", *program.event_dims), np.asarray(data))})
+    x = np.asarray(data["x"].values, dtype=np.float32)
+    if x.ndim == 0 or len(x) == 0:
+        raise ValueError("data holds no observations: give an array of shape (obs, *event)")
+    draw_key, prior_key, image_key = jax.random.split(key, 3)
+    params = program.params()
+
+    def posterior_draws(key: Array, x: Array) -> dict[str, Array]:
+        return Predictive(program.guide, params=params, num_samples=draws)(key, x)
+
+    def prior_draws(key: Array, x: Array) -> dict[str, Array]:
+        latent = handlers.block(program.model, hide=["x"])
+        return Predictive(latent, params=params, num_samples=draws)(key, size=len(x))
+
+    def images(key: Array, x: Array, values: dict[str, Array]) -> dict[str, Array]:
+        first = {name: value[:predictive] for name, value in values.items()}
+        return Predictive(program.model, first, params=params, return_sites=["x"])(key, size=len(x))
+
+    def likelihood(key: Array, x: Array, values: dict[str, Array]) -> dict[str, Array]:
+        return log_likelihood(handlers.substitute(program.model, data=params), values, x, levels=levels)
+
+    groups: dict[str, dict[str, np.ndarray]] = {"posterior": _chunked(posterior_draws, draw_key, chunk, x)}
+    drawn = groups["posterior"]
+    groups["prior"] = _chunked(prior_draws, prior_key, chunk, x)
+    if predictive:
+        groups["posterior_predictive"] = _chunked(images, image_key, chunk, x, drawn)
+    if levels:
+        groups["log_likelihood"] = _chunked(likelihood, image_key, chunk, x, drawn)
+    groups = {name: {k: v[None] for k, v in group.items()} for name, group in groups.items()}
+    groups["observed_data"] = {"x": x}
+    constants = {name: v.values for name, v in data.data_vars.items() if name != "x" and v.dims == ("obs",)}
+    if constants:
+        groups["constant_data"] = constants
+
+    dims = {site.name: ["obs", *site.dims] for site in program.latents.sites}
+    dims |= {"x": ["obs", *program.event_dims]} | {name: ["obs"] for name in constants}
+    coords = {"obs": data.coords["obs"].values if "obs" in data.coords else np.arange(len(x))}
+    return _tree(program, groups, dims, coords, attrs or {}, levels)
+
+
+def _tree(
+    program: Program, groups: dict, dims: dict, coords: dict, attrs: dict[str, Any], levels: int
+) -> xr.DataTree:
+    likelihood = groups.pop("log_likelihood", None)
+    # Bool, None and nested attributes do not survive netCDF: everything structured goes in as JSON text.
+    common = {"inference_library": "sami_ppl", "versions": json.dumps(versions()), "config": json.dumps(attrs, default=str)}
+    tree = az.from_dict(groups, dims=dims, coords=coords, attrs={"/": common})
+    if likelihood is not None:
+        dims = {**dims, "x": ["obs"]}
+        part = az.from_dict({"log_likelihood": likelihood}, dims=dims, coords=coords)
+        tree["log_likelihood"] = part["log_likelihood"]
+        tree["log_likelihood"]["x"].attrs |= {
+            "long_name": "lower bound on log p(x | z)", "units": "nats", "noise_levels": levels,
+            "note": "an evidence bound of the diffusion decoder, not a likelihood",
+        }  # fmt: skip
+    for site in program.latents.sites:
+        tree["posterior"][site.name].attrs["long_name"] = f"q({site.name} | x), amortised"
+    return tree
+
+
+def _chunked(function: Callable[..., dict[str, Array]], key: Array, chunk: int, x: np.ndarray, values: Any = None) -> dict:
+    """Apply to chunks of observations, compiled once (the last chunk is padded), and gather on the host.
+
+    Results have dims (draw, obs, ...); `values` likewise.
+    """
+    jitted, parts, count = jax.jit(function), [], len(x)
+    for i, start in enumerate(range(0, count, chunk)):
+        rows = np.minimum(np.arange(start, start + min(chunk, count)), count - 1)
+        arguments = () if values is None else ({name: v[:, rows] for name, v in values.items()},)
+        out = jitted(jax.random.fold_in(key, i), jnp.asarray(x[rows]), *arguments)
+        parts.append({name: np.asarray(v)[:, : min(chunk, count - start)] for name, v in out.items()})
+    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+
+
+def save_tree(tree: xr.DataTree, file: str) -> None:
+    """Write a DataTree as `.nc` (netCDF) or `.zarr`. Raises ValueError for another suffix."""
+    if str(file).endswith(".nc"):
+        tree.to_netcdf(file, engine="h5netcdf")
+    elif str(file).endswith(".zarr"):
+        tree.to_zarr(file, mode="w", consolidated=False)
+    else:
+        raise ValueError(f"give a file ending in .nc or .zarr, got {file!r}")

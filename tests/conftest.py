@@ -1,0 +1,190 @@
+"""Fixtures shared by all tests: strict JAX modes, float64, a tiny program, the linear-Gaussian oracle."""
+
+from collections.abc import Callable
+import contextlib
+from dataclasses import dataclass
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from numpyro import distributions as dist
+import pytest
+
+from sami_ppl.denoiser import GaussianDenoiser, PreconditionedDenoiser
+from sami_ppl.encoder import AbstractEncoder, DiagonalEncoder, diagonal_log_prob
+from sami_ppl.nn import ResidualMLP
+from sami_ppl.prior import read_prior
+from sami_ppl.program import Program
+from sami_ppl.sampler import DDIM
+from sami_ppl.schedule import AbstractSchedule, VariancePreserving
+
+
+@pytest.fixture
+def strict():
+    """No implicit rank or dtype promotion. NumPyro itself relies on both, so this is for our own pure functions."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.numpy_rank_promotion("raise"))
+        stack.enter_context(jax.numpy_dtype_promotion("strict"))
+        yield
+
+
+@pytest.fixture
+def x64():
+    """Double precision. Build arrays inside the test: those made before stay in single precision."""
+    with jax.enable_x64(True):
+        yield
+
+
+@dataclass
+class Counter:
+    """A function that counts its calls; under `jax.jit`, its traces."""
+
+    function: Callable
+    calls: int = 0
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        return self.function(*args, **kwargs)
+
+
+@pytest.fixture
+def counted():
+    """`counted(f)` is f with `.calls`, the number of times it was called: traced, where it is jitted."""
+    return Counter
+
+
+class ExactEncoder(AbstractEncoder):
+    """q(z | x_λ) = p(z | x_λ) of z ~ N(0, I), x = Wz + N(0, s₀² I) with WᵀW diagonal.
+
+    x_λ = αWz + N(0, vI) with v = α²s₀² + σ², so that posterior precision is I + α²WᵀW/v, its mean α Wᵀx_λ/v over it.
+    """
+
+    weights: jax.Array
+    noise_variance: float
+    schedule: AbstractSchedule
+
+    @property
+    def event_shape(self):
+        return self.weights.shape[:1]
+
+    @property
+    def latent_size(self):
+        return self.weights.shape[1]
+
+    def __call__(self, x_noisy, log_snr):
+        alpha, sigma = self.schedule.alpha(log_snr), self.schedule.sigma(log_snr)
+        variance = alpha**2 * self.noise_variance + sigma**2
+        precision = 1 + alpha**2 * jnp.sum(self.weights**2, 0) / variance
+        return alpha * (self.weights.T @ x_noisy) / variance / precision, precision**-0.5
+
+    def log_prob(self, z, x_noisy, log_snr):
+        return diagonal_log_prob(z, *self(x_noisy, log_snr))
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """z ~ N(0, I₂), x = Wz + N(0, s₀² I₆): score, posterior, evidence and information are all known."""
+
+    schedule: AbstractSchedule
+    noise_variance: float = 0.3
+
+    @functools.cached_property
+    def weights(self) -> np.ndarray:
+        orthonormal = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 2)))[0]
+        return orthonormal * np.array([1.5, 0.8])
+
+    @property
+    def cov(self) -> np.ndarray:
+        """Covariance of x."""
+        return self.weights @ self.weights.T + self.noise_variance * np.eye(6)
+
+    @property
+    def denoiser(self) -> GaussianDenoiser:
+        return GaussianDenoiser(jnp.zeros(6), jnp.asarray(self.cov, jnp.result_type(float)), self.schedule)
+
+    @property
+    def encoder(self) -> ExactEncoder:
+        return ExactEncoder(jnp.asarray(self.weights, jnp.result_type(float)), self.noise_variance, self.schedule)
+
+
+@pytest.fixture
+def oracle():
+    """`oracle(schedule)`: the linear-Gaussian oracle, in the precision of the test."""
+    return Oracle
+
+
+@pytest.fixture
+def exact_encoder():
+    """The class of the oracle's encoder, for tests that break it on purpose."""
+    return ExactEncoder
+
+
+def normal_prior():
+    numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+
+
+@pytest.fixture
+def tiny_program():
+    """`tiny_program(prior)`: MLP denoiser and diagonal encoder for vectors of 4, small enough to compile in a second.
+
+    The MLPs' zero-initialised exits are filled in, so that nothing vanishes by accident.
+    """
+
+    def build(prior=normal_prior, *, noise="full", key=None, **changes) -> Program:
+        keys = jax.random.split(jax.random.key(7) if key is None else key, 4)
+        shape, schedule = (4,), VariancePreserving(-4.0, 4.0)
+        denoiser = PreconditionedDenoiser(
+            fill(ResidualMLP(shape, shape, width=8, depth=1, key=keys[0]), keys[3]), schedule, shape
+        )
+        network = fill(ResidualMLP(shape, (8,), width=8, depth=1, noise=noise == "full", key=keys[1]), keys[3])
+        encoder = DiagonalEncoder(network, schedule, shape, read_prior(prior).size, noise=noise, key=keys[2])
+        return Program(prior, denoiser, encoder, **{"sampler": DDIM(6), **changes})
+
+    return build
+
+
+def fill(network, key, size=0.2):
+    """The network with noise added to every array leaf: zero-initialised layers hide dependence on λ and on weights."""
+    leaves, tree = jax.tree.flatten(network)
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(
+        tree,
+        [
+            leaf + size * jax.random.normal(k, leaf.shape, leaf.dtype)
+            if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+            else leaf
+            for leaf, k in zip(leaves, keys, strict=True)
+        ],
+    )
+
+
+@pytest.fixture(name="fill")
+def fill_fixture():
+    """`fill(network, key)`: random values in every array leaf."""
+    return fill
+
+
+def cubature(size: int) -> np.ndarray:
+    """2n points ±√n eᵢ: their mean of f is E f(N(0, I)) exactly, for every f of degree at most 3."""
+    return np.sqrt(size) * np.concatenate([np.eye(size), -np.eye(size)])
+
+
+@pytest.fixture(name="cubature")
+def cubature_fixture():
+    """`cubature(n)`: 2n points with which Gaussian expectations of quadratic functions are exact."""
+    return cubature
+
+
+@pytest.fixture
+def quadrature():
+    """`quadrature(low, high)`: λ and weights of a composite Gauss-Legendre rule, exact here to float64."""
+
+    def rule(low: float, high: float, pieces: int = 12, order: int = 10) -> tuple[np.ndarray, np.ndarray]:
+        nodes, weights = np.polynomial.legendre.leggauss(order)
+        edges = np.linspace(low, high, pieces + 1)
+        half = 0.5 * np.diff(edges)[:, None]
+        return (edges[:-1, None] + half * (nodes + 1)).ravel(), (half * weights).ravel()
+
+    return rule

@@ -1,0 +1,290 @@
+"""The bound in nats against exact densities, and its gradient against reverse mode over reverse mode."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from sami_ppl import bound as bound_module
+from sami_ppl.bound import Bound, bound, noise_error, prior_loss, reconstruction_loss
+from sami_ppl.denoiser import PreconditionedDenoiser
+from sami_ppl.encoder import DiagonalEncoder
+from sami_ppl.guidance import guidance
+from sami_ppl.nn import ResidualMLP
+from sami_ppl.schedule import VarianceExploding, VariancePreserving
+
+CLASSES = {"vp": VariancePreserving, "ve": VarianceExploding}
+Z = np.array([0.3, -1.2])
+
+
+def mean_bound(oracle, encoder, z, cov_factor, center, cubature, quadrature, bound=bound):
+    """E[bound] over x ~ N(center, F Fᵀ), ε and λ: exact, as the bound is quadratic in x and ε."""
+    schedule = oracle.schedule
+    levels, weights = quadrature(schedule.log_snr_min, schedule.log_snr_max, 20)
+    x_unit, eps = jnp.split(jnp.asarray(cubature(12)), 2, axis=1)
+    x = center + x_unit @ cov_factor.T
+
+    @jax.jit
+    def parts(level):
+        one = lambda x, eps: bound(oracle.denoiser, encoder, x, z, level, jnp.ones(()), eps)  # noqa: E731
+        return jax.tree.map(jnp.mean, jax.vmap(one)(x, eps))
+
+    prior, diffusion, reconstruction = jax.lax.map(parts, jnp.asarray(levels))
+    return float(prior[0] + weights @ diffusion + reconstruction[0])
+
+
+def gap(schedule, variances, mean=0.0):
+    """Exact excess of the mean bound over the entropy, for x of these variances and exact scores.
+
+    It is the KL of the path of x, ends included, from the model's: at the clean end ½ Σ log(1 + e^(−λmax)/s), the KL of
+    p(x | x_λmax) from N(x_λmax/α, σ²/α²); at the noisy end the KL of p(x_λmin) from the Gaussian that sampling starts from.
+    """
+    a, b = schedule.log_snr_min, schedule.log_snr_max
+    alpha2, sigma2 = (1 / (1 + np.exp(-a)), 1 / (1 + np.exp(a))) if type(schedule) is CLASSES["vp"] else (1, np.exp(-a))
+    v = alpha2 + sigma2
+    noisy = (alpha2 * variances + sigma2) / v
+    start = 0.5 * np.sum(noisy + alpha2 * mean**2 / v - 1 - np.log(noisy))
+    return start + 0.5 * np.sum(np.log1p(np.exp(-b) / variances))
+
+
+def entropy(variances):
+    return 0.5 * np.sum(np.log(2 * np.pi * np.e * variances))
+
+
+@pytest.mark.parametrize("top", [4.0, 8.0, 12.0, 16.0])
+@pytest.mark.parametrize("kind", CLASSES)
+def test_excess_over_the_entropy_is_known(kind, top, oracle, cubature, quadrature, x64, strict):
+    """Mean bound − entropy of a 6-D Gaussian with the exact denoiser: closed form, e⁴ smaller for each 4 of λmax."""
+    exact = oracle(CLASSES[kind](-14.0, top))
+    variances, vectors = np.linalg.eigh(exact.cov)
+    got = mean_bound(exact, None, None, vectors * np.sqrt(variances), jnp.zeros(6), cubature, quadrature)
+    assert got - entropy(variances) == pytest.approx(gap(exact.schedule, variances), rel=1e-4, abs=1e-10)
+    assert gap(exact.schedule, variances) < 0.15 * np.exp(4 - top) + 1e-5
+
+
+def conditional_excess(exact, encoder, cubature, quadrature, bound=bound):
+    """Mean bound on −log p(x | z) over x ~ p(x | z), less its entropy and less the excess that is known."""
+    variances, mean = np.full(6, exact.noise_variance), exact.weights @ Z
+    factor = np.eye(6) * exact.noise_variance**0.5
+    got = mean_bound(exact, encoder, jnp.asarray(Z), factor, jnp.asarray(mean), cubature, quadrature, bound)
+    return got - entropy(variances) - gap(exact.schedule, variances, mean)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_guided_bound_is_the_conditional_likelihood(kind, oracle, cubature, quadrature, x64, strict):
+    """With the exact posterior, the guided bound on −log p(x | z) exceeds the entropy by the closed-form gap only."""
+    exact = oracle(CLASSES[kind](-14.0, 12.0))
+    assert abs(conditional_excess(exact, exact.encoder, cubature, quadrature)) < 1e-7
+
+
+@pytest.mark.parametrize("guided", [False, True], ids=["own", "guided"])
+def test_bound_at_one_observation_is_its_negative_log_density(guided, oracle, cubature, quadrature, x64):
+    """Not only on average: at a given x the bound tends to −log p(x), or −log p(x | z), as the range grows."""
+    exact = oracle(VariancePreserving(-25.0, 25.0))
+    x = jnp.linspace(-1.0, 1.5, 6)
+    mean, cov = (exact.weights @ Z, exact.noise_variance * np.eye(6)) if guided else (np.zeros(6), exact.cov)
+    truth = -stats.multivariate_normal(mean, cov).logpdf(np.asarray(x))
+    encoder, z = (exact.encoder, jnp.asarray(Z)) if guided else (None, None)
+    got = mean_bound(exact, encoder, z, np.zeros((6, 6)), x, cubature, quadrature)
+    assert got == pytest.approx(truth, abs=1e-8)
+
+
+def broken_encoders(encoder_class):
+    class NoAlpha(encoder_class):
+        def __call__(self, x_noisy, log_snr):
+            loc, scale = super().__call__(x_noisy, log_snr)
+            return loc / self.schedule.alpha(log_snr), scale
+
+    class WrongSign(encoder_class):
+        def log_prob(self, z, x_noisy, log_snr):
+            return -super().log_prob(z, x_noisy, log_snr)
+
+    class StdForVariance(encoder_class):
+        def log_prob(self, z, x_noisy, log_snr):
+            loc, scale = self(x_noisy, log_snr)
+            return -jnp.sum(0.5 * (z - loc) ** 2 / scale + jnp.log(scale))
+
+    return [NoAlpha, WrongSign, StdForVariance]
+
+
+@pytest.mark.parametrize("index", [0, 1, 2], ids=["no alpha", "wrong sign", "std for variance"])
+def test_wrong_guidance_is_caught(index, oracle, exact_encoder, cubature, quadrature, x64):
+    """Negative controls: each broken encoder costs more than .01 nats in the same check, and never gains."""
+    exact = oracle(VariancePreserving(-14.0, 12.0))
+    broken = broken_encoders(exact_encoder)[index](exact.encoder.weights, exact.noise_variance, exact.schedule)
+    assert conditional_excess(exact, broken, cubature, quadrature) > 1e-2
+
+
+def test_per_pixel_mean_is_caught(oracle, cubature, quadrature, x64):
+    """Negative control: the error averaged over the event instead of summed."""
+    exact = oracle(VariancePreserving(-14.0, 12.0))
+
+    def per_pixel(*args):
+        parts = bound(*args)
+        return Bound(parts.prior, parts.diffusion / 6, parts.reconstruction)
+
+    assert abs(conditional_excess(exact, exact.encoder, cubature, quadrature, per_pixel)) > 1
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_end_terms_are_gaussian_divergences(kind, x64, strict):
+    """L_prior = KL(N(αx, σ²) ‖ N(0, v)) at λmin; L_recon = E −log N(x; x_λ/α, σ²/α²) at λmax: by quadrature in 1-D."""
+    schedule, x = CLASSES[kind](-2.0, 3.0), jnp.asarray([0.7, -1.5])
+    nodes, weights = np.polynomial.hermite_e.hermegauss(20)
+    weights = weights / weights.sum()
+
+    def end(level):
+        sigma = float(schedule.sigma(jnp.asarray(level)))
+        return float(schedule.alpha(jnp.asarray(level))), sigma
+
+    alpha, sigma = end(-2.0)
+    start = np.sqrt(float(schedule.reference_variance()))
+    noisy = alpha * np.asarray(x)[:, None] + sigma * nodes
+    log_ratio = stats.norm.logpdf(nodes) - np.log(sigma) - stats.norm.logpdf(noisy, scale=start)
+    np.testing.assert_allclose(prior_loss(schedule, x), (log_ratio @ weights).sum(), rtol=1e-12)
+    alpha, sigma = end(3.0)
+    noisy = alpha * np.asarray(x)[:, None] + sigma * nodes
+    log_density = stats.norm.logpdf(np.asarray(x)[:, None], noisy / alpha, sigma / alpha)
+    np.testing.assert_allclose(reconstruction_loss(schedule, x), -(log_density @ weights).sum(), rtol=1e-12)
+
+
+def test_total_is_the_sum_of_its_three_parts(oracle, x64, strict):
+    """Bound.total = prior + diffusion + reconstruction; diffusion = weight/2 · noise error; the ends ignore z."""
+    exact = oracle(VariancePreserving(-4.0, 4.0))
+    x, eps, level, weight = jnp.arange(6.0), jnp.ones(6), jnp.asarray(0.5), jnp.asarray(8.0)
+    arguments = (exact.denoiser, exact.encoder, x, jnp.asarray(Z), level)
+    parts = bound(*arguments, weight, eps)
+    assert parts.total == parts.prior + parts.diffusion + parts.reconstruction
+    np.testing.assert_allclose(parts.diffusion, 4 * noise_error(*arguments, eps), rtol=1e-14)
+    own = bound(exact.denoiser, None, x, None, level, weight, eps)
+    assert (own.prior, own.reconstruction) == (parts.prior, parts.reconstruction)
+    assert own.diffusion != parts.diffusion
+
+
+# --- gradient ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def networks(fill, x64):
+    """Denoiser and encoder on MLPs, in float64, with every weight at a random value."""
+    keys = jax.random.split(jax.random.key(5), 5)
+    schedule, shape = VariancePreserving(-4.0, 4.0), (5,)
+    denoiser = PreconditionedDenoiser(ResidualMLP(shape, shape, width=8, depth=1, key=keys[0]), schedule, shape)
+    network = ResidualMLP(shape, (6,), width=8, depth=1, key=keys[1])
+    encoder = DiagonalEncoder(network, schedule, shape, 3, key=keys[2])
+    double = jax.tree.map(lambda a: a.astype(float) if eqx.is_inexact_array(a) else a, (denoiser, encoder))
+    return fill(double[0], keys[3]), fill(double[1], keys[4])
+
+
+LEVEL, X, EPS, NOISE = 0.8, [0.2, -1.0, 0.5, 1.4, -0.3], [1.1, 0.3, -0.7, 0.1, -1.6], [0.4, -0.9, 1.3]
+
+
+def gradients(loss, denoiser, encoder, z=None):
+    """Gradients for (θ, φ, x, z); z = loc + scale·noise of the encoder itself unless given."""
+    arrays = lambda tree: eqx.partition(tree, eqx.is_inexact_array)  # noqa: E731
+    (theta, static_d), (phi, static_e) = arrays(denoiser), arrays(encoder)
+    x, shift = jnp.asarray(X), jnp.zeros(3)
+
+    def total(theta, phi, x, shift):
+        denoiser, encoder = eqx.combine(theta, static_d), eqx.combine(phi, static_e)
+        loc, scale = encoder.posterior(x)
+        code = (loc + scale * jnp.asarray(NOISE) if z is None else z) + shift
+        return loss(denoiser, encoder, x, code)
+
+    return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2, 3)))(theta, phi, x, shift)
+
+
+def plain(denoiser_loss):
+    """‖ε − ε_θ + σ∇log q‖² written down directly and differentiated by reverse over reverse."""
+
+    def loss(denoiser, encoder, x, z):
+        level, eps = jnp.asarray(LEVEL), jnp.asarray(EPS)
+        sigma = jax.nn.sigmoid(-level) ** 0.5
+        x_noisy = jax.nn.sigmoid(level) ** 0.5 * x + sigma * eps
+        g = jax.grad(lambda x_noisy: encoder.log_prob(z, x_noisy, level))(x_noisy)
+        own = eps - denoiser(x_noisy, level)
+        if denoiser_loss == "guided":
+            return jnp.sum((own + sigma * g) ** 2)
+        guided = jnp.sum((jax.lax.stop_gradient(own) + sigma * g) ** 2)
+        extra = jnp.sum(own**2)
+        return guided + (extra - jax.lax.stop_gradient(extra) if denoiser_loss == "own" else 0.0)
+
+    return loss
+
+
+def ours(denoiser_loss, **options):
+    def loss(denoiser, encoder, x, z):
+        level, eps = jnp.asarray(LEVEL), jnp.asarray(EPS)
+        return noise_error(denoiser, encoder, x, z, level, eps, denoiser_loss=denoiser_loss, **options)
+
+    return loss
+
+
+def largest(tree):
+    return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+
+
+def disagreement(got, expected):
+    """Largest difference between two gradients over the largest entry of the expected one."""
+    return largest(jax.tree.map(jnp.subtract, got, expected)) / (largest(expected) or 1.0)
+
+
+@pytest.mark.parametrize("denoiser_loss", ["guided", "own", "none"])
+@pytest.mark.parametrize("nested", [False, True], ids=["forward", "nested"])
+def test_gradient_is_that_of_reverse_over_reverse(denoiser_loss, nested, networks):
+    """Value and gradient for θ, φ, x and z of the rule without nested reverse mode, to 1e-11 in float64."""
+    value, grads = gradients(ours(denoiser_loss, nested_reverse=nested), *networks)
+    expected_value, expected = gradients(plain(denoiser_loss), *networks)
+    assert value == pytest.approx(float(expected_value), rel=1e-12)
+    for name, got, want in zip(("theta", "phi", "x", "z"), grads, expected, strict=True):
+        assert disagreement(got, want) < 1e-11, name
+    assert (largest(grads[0]) == 0) == (denoiser_loss == "none")
+    assert largest(grads[1]) > 1e-3
+
+
+def test_own_loss_trains_the_denoiser_as_if_alone(networks):
+    """denoiser_loss="own": θ gets ∇‖ε − ε_θ‖², bit for bit what it gets without an encoder, up to rounding."""
+    alone = gradients(lambda d, e, x, z: ours("guided")(d, None, x, None), *networks)[1][0]
+    own, guided = (gradients(ours(kind), *networks)[1][0] for kind in ("own", "guided"))
+    assert disagreement(own, alone) < 1e-12
+    assert disagreement(guided, alone) > 1e-3
+
+
+def test_frozen_denoiser_without_encoder_has_no_gradient(networks):
+    """denoiser_loss="none" and no encoder: the error keeps its value, all gradients are exactly zero."""
+    value, (theta, phi, _, _) = gradients(lambda d, e, x, z: ours("none")(d, None, x, None), *networks)
+    assert value > 0
+    assert largest(theta) == largest(phi) == 0
+
+
+def test_encoder_learns_through_z_and_through_guidance(networks):
+    """φ's gradient is the sum of two non-zero parts: through guidance at fixed z, and through z_φ."""
+    denoiser, encoder = networks
+    loc, scale = encoder.posterior(jnp.asarray(X))
+    z = loc + scale * jnp.asarray(NOISE)
+    full = gradients(ours("guided"), denoiser, encoder)[1][1]
+    through_guidance = gradients(ours("guided"), denoiser, encoder, z=z)[1][1]
+    frozen = lambda tree: jax.tree.map(  # noqa: E731
+        lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, tree
+    )
+    through_z = gradients(lambda d, e, x, z: ours("guided")(d, frozen(e), x, z), denoiser, encoder)[1][1]
+    assert largest(through_guidance) > 1e-3
+    assert largest(through_z) > 1e-3
+    assert disagreement(jax.tree.map(jnp.add, through_guidance, through_z), full) < 1e-12
+
+
+@pytest.mark.parametrize("breakage", ["detached z", "wrong sign", "no sigma"])
+def test_wrong_gradients_are_caught(breakage, networks, monkeypatch):
+    """Negative controls: each mistake moves φ's gradient by more than 1 % of the comparison that passes at 1e-11."""
+    rule = ours("guided")
+    if breakage == "detached z":
+        rule = lambda d, e, x, z: ours("guided")(d, e, x, jax.lax.stop_gradient(z))  # noqa: E731
+    elif breakage == "wrong sign":
+        monkeypatch.setattr(bound_module, "guidance", lambda *args: -guidance(*args))
+    else:
+        sigma = jax.nn.sigmoid(-LEVEL) ** 0.5
+        monkeypatch.setattr(bound_module, "guidance", lambda *args: guidance(*args) / sigma)
+    phi = gradients(rule, *networks)[1][1]
+    assert disagreement(phi, gradients(plain("guided"), *networks)[1][1]) > 1e-2

@@ -1,0 +1,145 @@
+"""Files and folders of images as data sets, and what is said of those that are none."""
+
+import numpy as np
+from PIL import Image
+import pytest
+import xarray as xr
+
+from sami_ppl.data import check_data, load_data
+
+RNG = np.random.default_rng(0)
+BYTES = RNG.integers(0, 256, (5, 1, 4, 4), dtype=np.uint8)
+FLOATS = RNG.uniform(-1, 1, (5, 1, 4, 4)).astype(np.float32)
+
+
+def scaled(x):
+    return x / 127.5 - 1
+
+
+def save_images(folder, arrays, suffix=".png"):
+    folder.mkdir()
+    for i, array in enumerate(arrays):
+        Image.fromarray(array).save(folder / f"{i:02d}{suffix}")
+    return folder
+
+
+def test_npz(tmp_path):
+    path = tmp_path / "data.npz"
+    names = np.array(list("abcde"))
+    np.savez(path, x=BYTES, size=np.arange(5), name=names, position=np.zeros((5, 2)))
+    data = check_data(load_data(path))
+    np.testing.assert_allclose(data.x, scaled(BYTES), atol=1e-6)
+    assert data.x.dims == ("obs", "channel", "row", "column")
+    assert data["size"].dims == ("obs",)
+    assert data.position.dims == ("obs", "position_axis0")
+    np.testing.assert_array_equal(data.name, names)
+    assert load_data(str(path)).identical(load_data(path))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dims"),
+    [((5, 3), ("feature",)), ((5, 4, 4), ("x_axis0", "x_axis1")), ((5, 1, 4, 4), ("channel", "row", "column"))],
+)
+def test_npz_floats_stay_as_they_are(tmp_path, shape, dims):
+    x = RNG.normal(size=shape)
+    np.savez(tmp_path / "data.npz", x=x)
+    data = load_data(tmp_path / "data.npz")
+    np.testing.assert_array_equal(data.x, x)
+    assert data.x.dims == ("obs", *dims)
+
+
+def test_masks_use_the_whole_range(tmp_path):
+    np.savez(tmp_path / "data.npz", x=(BYTES > 127).astype(np.uint8))
+    assert set(np.unique(load_data(tmp_path / "data.npz").x)) == {-1.0, 1.0}
+
+
+def test_npz_arrays_of_another_length_are_reported(tmp_path):
+    np.savez(tmp_path / "data.npz", x=FLOATS, mean=np.zeros(3), version=np.array(1))
+    with pytest.warns(UserWarning, match=r"data.npz: \['mean', 'version'\] left out.*5 observations"):
+        data = load_data(tmp_path / "data.npz")
+    assert list(data.data_vars) == ["x"]
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+@pytest.mark.parametrize("x", [BYTES, FLOATS], ids=["bytes", "floats"])
+def test_xarray_files(tmp_path, suffix, x):
+    path = tmp_path / f"data{suffix}"
+    saved = xr.Dataset({"x": (("obs", "channel", "row", "column"), x), "size": ("obs", np.arange(5.0))})
+    saved.to_netcdf(path) if suffix == ".nc" else saved.to_zarr(path, consolidated=False)
+    data = check_data(load_data(path))
+    np.testing.assert_allclose(data.x, scaled(x) if x.dtype == np.uint8 else x, atol=1e-6)
+    xr.testing.assert_equal(data["size"], saved["size"])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".BMP", ".gif", ".tif"])
+def test_folder_of_grayscale_images(tmp_path, suffix):
+    folder = save_images(tmp_path / "images", BYTES[:, 0], suffix)
+    (folder / "notes.txt").write_text("not an image")
+    data = check_data(load_data(folder))
+    np.testing.assert_allclose(data.x, scaled(BYTES), atol=1e-6)
+    assert data.file.values.tolist() == [f"{i:02d}{suffix}" for i in range(5)]
+
+
+def test_folder_of_colour_images_with_a_gray_one(tmp_path):
+    colour = RNG.integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
+    data = check_data(load_data(save_images(tmp_path / "images", [colour[0], BYTES[0, 0], colour[1]])))
+    assert data.x.shape == (3, 3, 4, 4)
+    np.testing.assert_allclose(data.x[0], scaled(colour[0].transpose(2, 0, 1)), atol=1e-6)
+    np.testing.assert_allclose(data.x[1], scaled(np.repeat(BYTES[0], 3, 0)), atol=1e-6)
+
+
+def test_jpeg_is_turned_upright(tmp_path):
+    image = np.zeros((16, 16), np.uint8)
+    image[:, 8:] = 255
+    folder = save_images(tmp_path / "images", [image], ".jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 3  # stored upside down
+    Image.fromarray(image).save(folder / "01.jpg", exif=exif)
+    x = load_data(folder).x
+    np.testing.assert_allclose(x[1], x[0, :, ::-1, ::-1], atol=0.1)
+
+
+def broken_files(folder):
+    """Faulty data by name, with the message expected."""
+    np.savez(folder / "no_x.npz", images=FLOATS)
+    np.savez(folder / "flat.npz", x=np.zeros(5))
+    np.savez(folder / "objects.npz", x=np.array([1, "a"], object))
+    (folder / "text.npz").write_text("no archive")
+    (folder / "text.nc").write_text("no dataset")
+    (folder / "empty.zarr").mkdir()
+    (folder / "data.csv").write_text("1,2")
+    xr.Dataset({"images": ("obs", np.zeros(3))}).to_netcdf(folder / "no_x.nc")
+    (folder / "empty").mkdir()
+    (folder / "nested" / "inner").mkdir(parents=True)
+    square, wide = np.zeros((4, 4), np.uint8), np.zeros((4, 6), np.uint8)
+    save_images(folder / "odd", [square, square, wide, square])
+    save_images(folder / "wide", [wide, wide])
+    save_images(folder / "deep", [square.astype(np.uint16)])
+    save_images(folder / "torn", [square])
+    (folder / "torn" / "00.png").write_bytes(b"no image")
+    return {
+        "absent.npz": (FileNotFoundError, r"no data at .*absent.npz: expected a .npz, .nc or .zarr file, or a folder"),
+        "data.csv": (ValueError, r"suffix '.csv', expected .npz, .nc, .zarr or a folder.*np.savez"),
+        "no_x.npz": (ValueError, r"no_x.npz has no array 'x', it has \['images'\]: write np.savez"),
+        "flat.npz": (ValueError, r"'x' in flat.npz has shape \(5,\), expected observations on the first axis"),
+        "objects.npz": (ValueError, r"objects.npz cannot be read as a .npz file of plain arrays .*no object arrays"),
+        "text.npz": (ValueError, "text.npz cannot be read as a .npz file"),
+        "text.nc": (ValueError, r"text.nc cannot be read as a dataset .*to_netcdf\(path\)"),
+        "empty.zarr": (ValueError, r"empty.zarr cannot be read as a dataset .*to_zarr\(path\)"),
+        "no_x.nc": (ValueError, r"no_x.nc has no variable 'x', it has \['images'\]: write dataset.rename"),
+        "empty": (ValueError, "empty has no image files .*, it has nothing"),
+        "nested": (ValueError, "nested has no image files .*, it has inner/: put the images directly into one folder"),
+        "odd": (
+            ValueError,
+            r"one square size, got 4×4 \(3 files\), 6×4 \(1 file\); the first odd one is 02.png \(6×4\)",
+        ),
+        "wide": (ValueError, r"one square size, got 6×4 \(2 files\); the first odd one is 00.png"),
+        "deep": (ValueError, "00.png has pixels of mode 'I;16', expected 8-bit"),
+        "torn": (ValueError, "00.png cannot be read as an image"),
+    }
+
+
+def test_faulty_data(tmp_path):
+    for name, (error, message) in broken_files(tmp_path).items():
+        with pytest.raises(error, match=message):
+            load_data(tmp_path / name)
