@@ -21,12 +21,14 @@ class ScoreDecoder(Distribution):
     Noise comes from `key`. With `key=None`, as where NumPyro runs a model without a seed (`log_likelihood`), a fixed
     noise set is used, the same one for all values of z: differences between draws of z are then free of it.
 
+    `discount` c > 0 weights noise levels by w(λ) = exp(−c max(λ, 0)), for training only: with c = 0 it is the bound.
+
     Without an encoder (`encoder=None, z=None`), the marginal p(x) of the denoiser, of shape `batch_shape`.
     """
 
     arg_constraints: dict = {}
     pytree_data_fields = ("denoiser", "encoder", "z", "key")
-    pytree_aux_fields = ("sampler", "levels", "denoiser_loss")
+    pytree_aux_fields = ("sampler", "levels", "denoiser_loss", "discount")
 
     def __init__(
         self,
@@ -38,10 +40,12 @@ class ScoreDecoder(Distribution):
         key: Array | None = None,
         levels: int = 1,
         denoiser_loss: DenoiserLoss = "guided",
+        discount: float = 0.0,
         batch_shape: tuple[int, ...] = (),
     ):
         self.denoiser, self.encoder, self.z, self.key = denoiser, encoder, z, key
         self.sampler, self.levels, self.denoiser_loss = sampler, levels, denoiser_loss
+        self.discount = discount
         super().__init__(
             batch_shape=tuple(batch_shape) if z is None else z.shape[:-1],
             event_shape=denoiser.event_shape,
@@ -63,6 +67,7 @@ class ScoreDecoder(Distribution):
 
         level_key, noise_key = jax.random.split(key)
         log_snr, weight = self.denoiser.schedule.stratified(level_key, self.levels * len(x))
+        weight = weight * jnp.exp(-self.discount * jnp.maximum(log_snr, 0.0))
 
         def one_pass(inputs: tuple) -> Array:
             log_snr, weight, pass_key = inputs

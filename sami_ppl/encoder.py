@@ -7,6 +7,7 @@ the gradient of its log density guides the denoiser. Encoders are written for on
 
 import abc
 from collections.abc import Callable
+import math
 from typing import Literal
 
 import equinox as eqx
@@ -60,8 +61,9 @@ class DiagonalEncoder(AbstractEncoder):
     - `"blind"`: nothing, as in the paper; on Gaussian data it collapses at every setting.
 
     The network is called on the observation scaled to unit variance at each noise level (as the denoiser's is), on
-    the noisy observation itself where it must not see λ. Scales lie in (1e-3, 2.5), in units of the prior's: a
-    posterior much wider than the prior never helps, and a scale at 0 has no gradient.
+    the noisy observation itself where it must not see λ. Log scales are
+    squashed between `min_scale` and 2, in units of the prior's spread, and start at 1: a posterior wider than the prior
+    never helps, and one far narrower makes reverse diffusion stiff.
     """
 
     network: Callable
@@ -75,6 +77,7 @@ class DiagonalEncoder(AbstractEncoder):
     noise: Noise = eqx.field(static=True)
     mean: float = eqx.field(static=True)
     std: float = eqx.field(static=True)
+    min_scale: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -86,13 +89,16 @@ class DiagonalEncoder(AbstractEncoder):
         noise: Noise = "full",
         mean: float = 0.0,
         std: float = 1.0,
+        min_scale: float = 0.05,
         key: Key[Array, ""],
     ):
+        if not 0 < min_scale < 1:
+            raise ValueError(f"min_scale must lie between 0 and 1, the prior's own spread, got {min_scale}")
         if noise not in ("full", "variance", "blind"):
             raise ValueError(f"noise must be 'full', 'variance' or 'blind', got {noise!r}")
         self.network, self.schedule, self.noise = network, schedule, noise
         self.event_shape, self.latent_size = tuple(event_shape), latent_size
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.min_scale = mean, std, min_scale
         features = self._feature_size()
         loc_key, scale_key, embed_key, embedded_key = jax.random.split(key, 4)
         self.loc = eqx.nn.Linear(features, latent_size, key=loc_key)
@@ -130,12 +136,17 @@ class DiagonalEncoder(AbstractEncoder):
         raw = self.log_scale(features)
         if self.embedded_log_scale is not None:
             raw = raw + self.embedded_log_scale(self.embedding(log_snr))
-        return self.loc(features), 1e-3 + 2.5 * jax.nn.sigmoid(raw)
+        return self.loc(features), jnp.exp(_squash(raw, math.log(self.min_scale), math.log(2.0)))
 
     def log_prob(
         self, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
     ) -> Float[Array, ""]:
         return diagonal_log_prob(z, *self(x_noisy, log_snr))
+
+
+def _squash(raw: Float[Array, " D"], low: float, high: float) -> Float[Array, " D"]:
+    """A sigmoid from `low` < 0 to `high` > 0 that maps 0 to 0."""
+    return low + (high - low) * jax.nn.sigmoid(raw + math.log(-low / high))
 
 
 class RotatedEncoder(AbstractEncoder):

@@ -37,7 +37,8 @@ class Stage:
 
     `epochs`, where given, sets the number of steps by the size of the data. The learning rate warms up linearly over
     `warmup` steps and falls to zero as a cosine. β goes linearly from `beta_start` to `beta` over the first
-    `beta_steps` steps. `patience`: validations without a better loss after which the stage ends; None, never.
+    `beta_steps` steps. `discount` c weights noise levels by exp(−c max(λ, 0)): less effort where the observation says it
+    all by itself; what is logged and reported stays the bound, c = 0. `patience`: validations without a better loss after which the stage ends; None, never.
     """
 
     steps: int = 2000
@@ -51,6 +52,7 @@ class Stage:
     beta_start: float | None = None
     beta_steps: int = 0
     free_bits: float = 0.0
+    discount: float = 0.0
     validate_every: int = 200
     patience: int | None = None
 
@@ -103,16 +105,21 @@ class Fit:
         if target == "joint" and "denoiser" not in train:
             program = program.replace(denoiser_loss="none")
         self.program, self.stage, self.target, self.steps = program, stage, target, steps
-        self.model = program.marginal_model if target == "marginal" else program.model
-        self.guide = program.no_guide if target == "marginal" else program.guide
+        trained = program.replace(discount=stage.discount)
+        self.model, self.guide = self._sides(trained)
         self.objective = ScoreELBO(stage.free_bits)
         self.svi = SVI(self.model, self.guide, self._optimiser(train), self.objective)
+
+    def _sides(self, program: Program) -> tuple[Callable, Callable]:
+        if self.target == "marginal":
+            return program.marginal_model, program.no_guide
+        return program.model, program.guide
 
     def _optimiser(self, train: tuple[str, ...]) -> optax.GradientTransformation:
         stage = self.stage
         warmup = max(1, min(stage.warmup, self.steps // 2))
         rate = optax.warmup_cosine_decay_schedule(0.0, stage.learning_rate, warmup, max(self.steps, warmup + 1))
-        adam = optax.chain(optax.clip_by_global_norm(stage.clip), optax.adam(rate))
+        adam = optax.chain(optax.clip_by_global_norm(stage.clip), optax.adam(rate, b2=0.99))
         return optax.multi_transform(
             {"train": adam, "freeze": optax.set_to_zero()},
             lambda params: {n: "train" if n.removesuffix("$params") in train else "freeze" for n in params},
@@ -147,9 +154,10 @@ class Fit:
 
     @partial(jax.jit, static_argnums=0)
     def validate(self, params: dict, x: Array, key: Key[Array, ""]) -> tuple[dict[str, Array], NoiseErrors]:
-        """Terms of the bound at β = 1 and denoising errors, on held-out data with fixed noise."""
+        """Terms of the bound itself (β = 1, w = 1) and denoising errors, on held-out data with fixed noise."""
         term_key, error_key = jax.random.split(key)
-        terms = self.objective.terms(term_key, params, partial(self.model, levels=4), self.guide, x)
+        model, guide = self._sides(self.program)
+        terms = ScoreELBO().terms(term_key, params, partial(model, levels=4), guide, x)
         program = self.program.with_params(params)
         return terms, noise_errors(program, x, error_key, guided=self.target == "joint")
 

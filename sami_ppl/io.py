@@ -8,6 +8,7 @@ A prior is code, so it is not stored: it comes from `program.py`, which `load` r
 structure that the caller gives.
 """
 
+from functools import partial
 import hashlib
 import json
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 
 from sami_ppl.encoder import RotatedEncoder
 from sami_ppl.program import Program
-from sami_ppl.programs import load_file
+from sami_ppl.programs import build_program
 from sami_ppl.versions import versions
 
 FORMAT = "sami_ppl program"
@@ -32,11 +33,11 @@ class LoadError(RuntimeError):
     """A saved program is missing, damaged, foreign, or does not fit."""
 
 
-def save(program: Program, folder: str | Path, *, source: Path | None = None, config: dict[str, Any] | None = None) -> Path:
+def save(program: Program, folder: str | Path) -> Path:
     """Write a program to a new folder, all of it or nothing; returns the folder.
 
-    `source` and `config`: the program file and the configuration that `build` made it from, so that `load` needs
-    nothing else. An existing saved program in the folder is replaced; any other folder that is not empty raises
+    Where the program came from a file (`program.origin`), the file and its configuration are stored too, and `load`
+    needs nothing else. An existing saved program in the folder is replaced; any other folder that is not empty raises
     FileExistsError.
     """
     folder = Path(folder)
@@ -47,13 +48,13 @@ def save(program: Program, folder: str | Path, *, source: Path | None = None, co
     part.mkdir(parents=True)
     arrays = _arrays(program)
     np.savez(part / "arrays.npz", **arrays)
-    if source is not None:
-        shutil.copyfile(source, part / "program.py")
+    if program.origin is not None:
+        shutil.copyfile(program.origin.file, part / "program.py")
     description = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "versions": versions(),
-        "config": config,
+        "config": None if program.origin is None else json.loads(program.origin.config),
         "aligned": isinstance(program.encoder, RotatedEncoder),
         "event_shape": list(program.event_shape),
         "latents": {site.name: list(site.event_shape) for site in program.latents.sites},
@@ -74,18 +75,15 @@ def load(folder: str | Path, program: Program | None = None) -> Program:
     """
     folder = Path(folder)
     description = _read_description(folder)
-    archive = folder / "arrays.npz"
-    if not archive.exists() or _checksum(archive) != description["sha256"]:
-        raise LoadError(f"{archive} is missing, truncated or changed since it was saved: copy the folder again")
+    archive = _checked_archive(folder)
     if program is None:
         if not (folder / "program.py").exists():
             raise LoadError(
                 f"{folder} was saved from Python and holds no program file: build the same program and call "
                 f"load({str(folder)!r}, program)"
             )
-        module = load_file(folder / "program.py")
-        config = module.Config(**description["config"])
-        program = eqx.filter_eval_shape(lambda key: module.build(config, key=key), jax.random.key(0))
+        build = partial(build_program, folder / "program.py", config=description["config"])
+        program = eqx.filter_eval_shape(build, key=jax.random.key(0))
     if description["aligned"] and not isinstance(program.encoder, RotatedEncoder):
         size = program.latents.size
         program = program.replace(encoder=RotatedEncoder(program.encoder, jax.ShapeDtypeStruct((size, size), jnp.float32)))
@@ -94,6 +92,24 @@ def load(folder: str | Path, program: Program | None = None) -> Program:
         raise LoadError(f"{folder} holds a program with the latent sites {description['latents']}, this one has {latents}")
     with np.load(archive, allow_pickle=False) as saved:
         return _with_arrays(program, dict(saved), folder)
+
+
+def load_denoiser(folder: str | Path, program: Program) -> Program:
+    """The program with the denoiser of a saved one, whatever that one's prior and encoder. Raises LoadError."""
+    folder = Path(folder)
+    _read_description(folder)
+    archive = _checked_archive(folder)
+    with np.load(archive, allow_pickle=False) as saved:
+        found = {name: array for name, array in saved.items() if name.startswith(".denoiser.")}
+    own = {name: array for name, array in _arrays(program).items() if not name.startswith(".denoiser.")}
+    return _with_arrays(program, found | own, folder)
+
+
+def _checked_archive(folder: Path) -> Path:
+    archive = folder / "arrays.npz"
+    if not archive.exists() or _checksum(archive) != _read_description(folder)["sha256"]:
+        raise LoadError(f"{archive} is missing, truncated or changed since it was saved: copy the folder again")
+    return archive
 
 
 def _paths(program: Program) -> tuple[list[tuple[str, Any]], Any]:

@@ -6,6 +6,7 @@ with the number of observations times draws.
 
 from collections.abc import Callable
 import json
+from pathlib import Path
 from typing import Any
 
 import arviz as az
@@ -94,7 +95,9 @@ def _tree(
 ) -> xr.DataTree:
     likelihood = groups.pop("log_likelihood", None)
     # Bool, None and nested attributes do not survive netCDF: everything structured goes in as JSON text.
-    common = {"inference_library": "sami_ppl", "versions": json.dumps(versions()), "config": json.dumps(attrs, default=str)}
+    common = {"inference_library": "sami_ppl", "versions": json.dumps(versions()), "attrs": json.dumps(attrs, default=str)}
+    if program.origin is not None:
+        common |= {"program": Path(program.origin.file).name, "config": program.origin.config}
     tree = az.from_dict(groups, dims=dims, coords=coords, attrs={"/": common})
     if likelihood is not None:
         dims = {**dims, "x": ["obs"]}

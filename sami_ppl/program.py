@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import equinox as eqx
 import jax
@@ -19,9 +19,16 @@ from sami_ppl.encoder import AbstractEncoder
 from sami_ppl.guidance import check_pair
 from sami_ppl.guide import sample_latents
 from sami_ppl.prior import Latents, Prior, read_prior
-from sami_ppl.sampler import AbstractSampler, DPMSolver
+from sami_ppl.sampler import AbstractSampler, Ancestral
 
 NETWORKS = ("denoiser", "encoder")
+
+
+class Origin(NamedTuple):
+    """The program file that built a program, and its configuration as JSON text."""
+
+    file: str
+    config: str
 
 
 class Program(eqx.Module):
@@ -36,7 +43,8 @@ class Program(eqx.Module):
 
     `model` and `guide` are ordinary NumPyro functions: give them to SVI, Predictive, handlers, render_model.
     `event_dims` names the dims of one observation, ("channel", "row", "column") for images and ("feature",) for vectors
-    unless given. Attributes can be replaced by `program.replace(encoder=...)`.
+    unless given. `denoiser_loss` and `discount` shape training only (see `bound.noise_error` and `ScoreDecoder`).
+    Attributes can be replaced by `program.replace(encoder=...)`.
 
     Raises what `read_prior` raises, and ValueError where denoiser, encoder and prior do not fit each other.
     """
@@ -48,6 +56,8 @@ class Program(eqx.Module):
     latents: Latents = eqx.field(static=True)
     event_dims: tuple[str, ...] = eqx.field(static=True)
     denoiser_loss: DenoiserLoss = eqx.field(static=True)
+    discount: float = eqx.field(static=True)
+    origin: Origin | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -58,12 +68,14 @@ class Program(eqx.Module):
         sampler: AbstractSampler | None = None,
         event_dims: tuple[str, ...] | None = None,
         denoiser_loss: DenoiserLoss = "guided",
+        discount: float = 0.0,
+        origin: Origin | None = None,
     ):
         self.prior, self.latents = prior, read_prior(prior)
         self.denoiser, self.encoder = denoiser, encoder
-        self.sampler = DPMSolver() if sampler is None else sampler
+        self.sampler = Ancestral() if sampler is None else sampler
         self.event_dims = default_event_dims(denoiser.event_shape) if event_dims is None else tuple(event_dims)
-        self.denoiser_loss = denoiser_loss
+        self.denoiser_loss, self.discount, self.origin = denoiser_loss, discount, origin
 
     def __check_init__(self) -> None:
         check_pair(self.denoiser, self.encoder)
@@ -88,7 +100,7 @@ class Program(eqx.Module):
         return self.denoiser.event_shape
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some of prior, denoiser, encoder, sampler, event_dims, denoiser_loss replaced."""
+        """A copy with some of prior, denoiser, encoder, sampler, event_dims, denoiser_loss, discount, origin replaced."""
         names = [f.name for f in dataclasses.fields(self) if f.name != "latents"]
         if unknown := set(changes) - set(names):
             raise TypeError(f"replace() takes {', '.join(names)}; got {', '.join(sorted(unknown))}")
@@ -117,10 +129,7 @@ class Program(eqx.Module):
             with handlers.scale(scale=beta), handlers.trace() as trace:
                 self.prior()
             z = self.latents.to_code({site.name: trace[site.name]["value"] for site in self.latents.sites})
-            return self._observe(ScoreDecoder(
-                denoiser, encoder, z,
-                sampler=self.sampler, key=key, levels=levels, denoiser_loss=self.denoiser_loss,
-            ), x)  # fmt: skip
+            return self._observe(denoiser, encoder, z, x, size, levels, key)
 
     def guide(
         self,
@@ -153,14 +162,25 @@ class Program(eqx.Module):
         denoiser = eqx_module("denoiser", self.denoiser)
         key = numpyro.prng_key()
         with numpyro.plate("obs", total or size, subsample_size=size):
-            return self._observe(ScoreDecoder(
-                denoiser, None, None, sampler=self.sampler, key=key, levels=levels, batch_shape=(size,)
-            ), x)  # fmt: skip
+            return self._observe(denoiser, None, None, x, size, levels, key)
 
     def no_guide(self, x: Array | None = None, **arguments: Any) -> None:
         """The guide of `marginal_model`, which has no latent sites."""
 
-    def _observe(self, decoder: ScoreDecoder, x: Array | None) -> Array:
+    def _observe(
+        self,
+        denoiser: AbstractDenoiser,
+        encoder: AbstractEncoder | None,
+        z: Array | None,
+        x: Array | None,
+        size: int,
+        levels: int,
+        key: Array | None,
+    ) -> Array:
+        decoder = ScoreDecoder(
+            denoiser, encoder, z, sampler=self.sampler, key=key, levels=levels, denoiser_loss=self.denoiser_loss,
+            discount=self.discount, batch_shape=(size,),
+        )  # fmt: skip
         return numpyro.sample("x", decoder, obs=x, infer={"event_dims": list(self.event_dims)})
 
     def _batch_size(self, x: Array | None, size: int | None) -> int:

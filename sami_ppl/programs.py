@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import importlib.util
+import json
 from pathlib import Path
 import shutil
 import sys
@@ -17,6 +18,10 @@ import tomllib
 from types import ModuleType
 import typing
 from typing import Any
+
+from jaxtyping import Array, Key
+
+from sami_ppl.program import Origin, Program
 
 KINDS = ("models", "inference")
 
@@ -103,6 +108,41 @@ def load_file(file: Path) -> ModuleType:
     if not dataclasses.is_dataclass(getattr(module, "Config", None)):
         raise UserError(f"{file} has no dataclass Config with its settings: see `sami cp disks my.py` for an example")
     return module
+
+
+def make_config(config_class: type, values: dict[str, Any]) -> Any:
+    """A configuration from plain values as JSON gives them: lists become tuples, nested dicts nested dataclasses."""
+    hints = typing.get_type_hints(config_class)
+    plain = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(hints.get(name)) and isinstance(value, dict):
+            value = make_config(hints[name], value)
+        plain[name] = tuple(value) if isinstance(value, list) else value
+    return config_class(**plain)
+
+
+def build_program(file: Path, config: Any, *, key: Key[Array, ""]) -> Program:
+    """Build the program of a file, with a configuration or its plain values; it remembers where it came from."""
+    module = load_file(file)
+    if isinstance(config, dict):
+        config = make_config(module.Config, config)
+    program = module.build(config, key=key)
+    return program.replace(origin=Origin(str(Path(file).resolve()), json.dumps(dataclasses.asdict(config))))
+
+
+def default_configs(model: ModuleType, inference: ModuleType, settings: dict[str, str]) -> dict[str, Any]:
+    """The two configurations of a run: defaults, then what the model recommends, then the user's settings.
+
+    `RECOMMENDED` in a model file holds settings of inferences, `{"encoder.steps": 3000}`; those that the inference in
+    use does not have are left out.
+    """
+    configs = {"model": model.Config(), "inference": inference.Config()}
+    recommended = {
+        f"inference.{key}": repr(value) if not isinstance(value, str) else value
+        for key, value in getattr(model, "RECOMMENDED", {}).items()
+        if _has(configs["inference"], key.split("."))
+    }
+    return configure(settings, configure(recommended, configs))
 
 
 def configure(settings: dict[str, str], configs: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The bound in nats against exact densities, and its gradient against reverse mode over reverse mode."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,6 @@ from sami_ppl.bound import Bound, bound, noise_error, prior_loss, reconstruction
 from sami_ppl.denoiser import PreconditionedDenoiser
 from sami_ppl.encoder import DiagonalEncoder
 from sami_ppl.guidance import guidance
-from sami_ppl.nn import ResidualMLP
 from sami_ppl.schedule import VarianceExploding, VariancePreserving
 
 CLASSES = {"vp": VariancePreserving, "ve": VarianceExploding}
@@ -24,7 +25,7 @@ def mean_bound(oracle, encoder, z, cov_factor, center, cubature, quadrature, bou
     schedule = oracle.schedule
     levels, weights = quadrature(schedule.log_snr_min, schedule.log_snr_max, 20)
     x_unit, eps = jnp.split(jnp.asarray(cubature(12)), 2, axis=1)
-    x = center + x_unit @ cov_factor.T
+    x = center[None] + x_unit @ cov_factor.T
 
     @jax.jit
     def parts(level):
@@ -165,39 +166,45 @@ def test_total_is_the_sum_of_its_three_parts(oracle, x64, strict):
 
 # --- gradient ---------------------------------------------------------------------------------------------------------
 
-
-@pytest.fixture
-def networks(fill, x64):
-    """Denoiser and encoder on MLPs, in float64, with every weight at a random value."""
-    keys = jax.random.split(jax.random.key(5), 5)
-    schedule, shape = VariancePreserving(-4.0, 4.0), (5,)
-    denoiser = PreconditionedDenoiser(ResidualMLP(shape, shape, width=8, depth=1, key=keys[0]), schedule, shape)
-    network = ResidualMLP(shape, (6,), width=8, depth=1, key=keys[1])
-    encoder = DiagonalEncoder(network, schedule, shape, 3, key=keys[2])
-    double = jax.tree.map(lambda a: a.astype(float) if eqx.is_inexact_array(a) else a, (denoiser, encoder))
-    return fill(double[0], keys[3]), fill(double[1], keys[4])
+SCHEDULE, LEVEL = VariancePreserving(-4.0, 4.0), 0.8
+X, EPS, NOISE = [0.2, -1.0, 0.5, 1.4], [1.1, 0.3, -0.7, -1.6], [0.4, -0.9]
 
 
-LEVEL, X, EPS, NOISE = 0.8, [0.2, -1.0, 0.5, 1.4, -0.3], [1.1, 0.3, -0.7, 0.1, -1.6], [0.4, -0.9, 1.3]
+class MLP(eqx.Module):
+    """One hidden layer on (x, λ): enough for every derivative to be there, and quick to compile."""
+
+    inner: jax.Array
+    outer: jax.Array
+
+    def __init__(self, out, key):
+        self.inner, self.outer = jax.random.normal(key, (5, 6)), jax.random.normal(key, (6, out))
+
+    def __call__(self, x, log_snr):
+        return jnp.tanh(jnp.append(x, log_snr) @ self.inner) @ self.outer
 
 
-def gradients(loss, denoiser, encoder, z=None):
-    """Gradients for (θ, φ, x, z); z = loc + scale·noise of the encoder itself unless given."""
-    arrays = lambda tree: eqx.partition(tree, eqx.is_inexact_array)  # noqa: E731
-    (theta, static_d), (phi, static_e) = arrays(denoiser), arrays(encoder)
-    x, shift = jnp.asarray(X), jnp.zeros(3)
-
-    def total(theta, phi, x, shift):
-        denoiser, encoder = eqx.combine(theta, static_d), eqx.combine(phi, static_e)
-        loc, scale = encoder.posterior(x)
-        code = (loc + scale * jnp.asarray(NOISE) if z is None else z) + shift
-        return loss(denoiser, encoder, x, code)
-
-    return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2, 3)))(theta, phi, x, shift)
+def pair():
+    keys = jax.random.split(jax.random.key(5), 3)
+    denoiser = PreconditionedDenoiser(MLP(4, keys[0]), SCHEDULE, (4,))
+    return denoiser, DiagonalEncoder(MLP(5, keys[1]), SCHEDULE, (4,), 2, key=keys[2])
 
 
-def plain(denoiser_loss):
-    """‖ε − ε_θ + σ∇log q‖² written down directly and differentiated by reverse over reverse."""
+def frozen(tree):
+    return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, tree)
+
+
+def library(denoiser_loss="guided", **options):
+    """The library's rule, as a function of networks, x and z."""
+
+    def loss(denoiser, encoder, x, z):
+        level, eps = jnp.asarray(LEVEL), jnp.asarray(EPS)
+        return noise_error(denoiser, encoder, x, z, level, eps, denoiser_loss=denoiser_loss, **options)
+
+    return loss
+
+
+def plain(denoiser_loss="guided"):
+    """‖ε − ε_θ + σ∇log q‖² written down directly, to be differentiated by reverse over reverse."""
 
     def loss(denoiser, encoder, x, z):
         level, eps = jnp.asarray(LEVEL), jnp.asarray(EPS)
@@ -214,77 +221,98 @@ def plain(denoiser_loss):
     return loss
 
 
-def ours(denoiser_loss, **options):
-    def loss(denoiser, encoder, x, z):
-        level, eps = jnp.asarray(LEVEL), jnp.asarray(EPS)
-        return noise_error(denoiser, encoder, x, z, level, eps, denoiser_loss=denoiser_loss, **options)
+def alone(denoiser_loss):
+    return lambda denoiser, encoder, x, z: library(denoiser_loss)(denoiser, None, x, None)
 
-    return loss
+
+LOSSES = {
+    **{("forward", kind): library(kind) for kind in ("guided", "own", "none")},
+    **{("nested", kind): library(kind, nested_reverse=True) for kind in ("guided", "own", "none")},
+    **{("plain", kind): plain(kind) for kind in ("guided", "own", "none")},
+    **{("alone", kind): alone(kind) for kind in ("guided", "none")},
+    "through z": lambda d, e, x, z: library()(d, frozen(e), x, z),
+    "given z": lambda d, e, x, z: library()(d, e, x, jax.lax.stop_gradient(z)),
+}
+
+
+def value_and_gradients(loss):
+    """Value, and gradients for (θ, φ, x, z), in float64; z is the encoder's own draw, loc + scale · noise, + 0."""
+    with jax.enable_x64(True):
+        (theta, fixed_d), (phi, fixed_e) = (eqx.partition(n, eqx.is_inexact_array) for n in pair())
+        theta, phi = jax.tree.map(lambda a: a.astype(float), (theta, phi))
+
+        def total(theta, phi, x, shift):
+            denoiser, encoder = eqx.combine(theta, fixed_d), eqx.combine(phi, fixed_e)
+            loc, scale = encoder.posterior(x)
+            return loss(denoiser, encoder, x, loc + scale * jnp.asarray(NOISE) + shift)
+
+        value, gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2, 3)))(
+            theta, phi, jnp.asarray(X), jnp.zeros(2)
+        )
+        return float(value), tuple(jax.tree.map(np.asarray, gradients))
+
+
+@functools.cache
+def result(name):
+    """(value, gradients) of one of LOSSES, computed once."""
+    return value_and_gradients(LOSSES[name])
 
 
 def largest(tree):
-    return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+    return max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
 
 
 def disagreement(got, expected):
     """Largest difference between two gradients over the largest entry of the expected one."""
-    return largest(jax.tree.map(jnp.subtract, got, expected)) / (largest(expected) or 1.0)
+    return largest(jax.tree.map(np.subtract, got, expected)) / (largest(expected) or 1.0)
 
 
 @pytest.mark.parametrize("denoiser_loss", ["guided", "own", "none"])
-@pytest.mark.parametrize("nested", [False, True], ids=["forward", "nested"])
-def test_gradient_is_that_of_reverse_over_reverse(denoiser_loss, nested, networks):
+@pytest.mark.parametrize("rule", ["forward", "nested"])
+def test_gradient_is_that_of_reverse_over_reverse(denoiser_loss, rule):
     """Value and gradient for θ, φ, x and z of the rule without nested reverse mode, to 1e-11 in float64."""
-    value, grads = gradients(ours(denoiser_loss, nested_reverse=nested), *networks)
-    expected_value, expected = gradients(plain(denoiser_loss), *networks)
-    assert value == pytest.approx(float(expected_value), rel=1e-12)
-    for name, got, want in zip(("theta", "phi", "x", "z"), grads, expected, strict=True):
+    value, gradients = result((rule, denoiser_loss))
+    expected_value, expected = result(("plain", denoiser_loss))
+    assert value == pytest.approx(expected_value, rel=1e-12)
+    compared = dict(zip(("theta", "phi", "x", "z"), zip(gradients, expected, strict=True), strict=True))
+    if denoiser_loss != "guided":
+        del compared["x"]  # what x gets is defined by the guided error alone
+    for name, (got, want) in compared.items():
         assert disagreement(got, want) < 1e-11, name
-    assert (largest(grads[0]) == 0) == (denoiser_loss == "none")
-    assert largest(grads[1]) > 1e-3
+    assert (largest(gradients[0]) == 0) == (denoiser_loss == "none")
+    assert largest(gradients[1]) > 1e-3
 
 
-def test_own_loss_trains_the_denoiser_as_if_alone(networks):
-    """denoiser_loss="own": θ gets ∇‖ε − ε_θ‖², bit for bit what it gets without an encoder, up to rounding."""
-    alone = gradients(lambda d, e, x, z: ours("guided")(d, None, x, None), *networks)[1][0]
-    own, guided = (gradients(ours(kind), *networks)[1][0] for kind in ("own", "guided"))
-    assert disagreement(own, alone) < 1e-12
-    assert disagreement(guided, alone) > 1e-3
+def test_own_loss_trains_the_denoiser_as_if_alone():
+    """denoiser_loss="own": θ gets ∇‖ε − ε_θ‖², what it gets without an encoder, and φ what it gets under "none"."""
+    _, own = result(("forward", "own"))
+    assert disagreement(own[0], result(("alone", "guided"))[1][0]) < 1e-12
+    assert disagreement(own[1], result(("forward", "none"))[1][1]) < 1e-12
+    assert disagreement(result(("forward", "guided"))[1][0], own[0]) > 1e-3
 
 
-def test_frozen_denoiser_without_encoder_has_no_gradient(networks):
+def test_frozen_denoiser_without_encoder_has_no_gradient():
     """denoiser_loss="none" and no encoder: the error keeps its value, all gradients are exactly zero."""
-    value, (theta, phi, _, _) = gradients(lambda d, e, x, z: ours("none")(d, None, x, None), *networks)
-    assert value > 0
+    value, (theta, phi, _, _) = result(("alone", "none"))
+    assert value == pytest.approx(result(("alone", "guided"))[0], rel=1e-14)
     assert largest(theta) == largest(phi) == 0
 
 
-def test_encoder_learns_through_z_and_through_guidance(networks):
+def test_encoder_learns_through_z_and_through_guidance():
     """φ's gradient is the sum of two non-zero parts: through guidance at fixed z, and through z_φ."""
-    denoiser, encoder = networks
-    loc, scale = encoder.posterior(jnp.asarray(X))
-    z = loc + scale * jnp.asarray(NOISE)
-    full = gradients(ours("guided"), denoiser, encoder)[1][1]
-    through_guidance = gradients(ours("guided"), denoiser, encoder, z=z)[1][1]
-    frozen = lambda tree: jax.tree.map(  # noqa: E731
-        lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, tree
-    )
-    through_z = gradients(lambda d, e, x, z: ours("guided")(d, frozen(e), x, z), denoiser, encoder)[1][1]
-    assert largest(through_guidance) > 1e-3
-    assert largest(through_z) > 1e-3
-    assert disagreement(jax.tree.map(jnp.add, through_guidance, through_z), full) < 1e-12
+    full, guided, latent = (result(n)[1][1] for n in (("forward", "guided"), "given z", "through z"))
+    assert largest(guided) > 1e-3
+    assert largest(latent) > 1e-3
+    assert disagreement(jax.tree.map(np.add, guided, latent), full) < 1e-12
 
 
 @pytest.mark.parametrize("breakage", ["detached z", "wrong sign", "no sigma"])
-def test_wrong_gradients_are_caught(breakage, networks, monkeypatch):
-    """Negative controls: each mistake moves φ's gradient by more than 1 % of the comparison that passes at 1e-11."""
-    rule = ours("guided")
+def test_wrong_gradients_are_caught(breakage, monkeypatch):
+    """Negative controls: each mistake moves φ's gradient by more than 1 % in the comparison that holds to 1e-11."""
     if breakage == "detached z":
-        rule = lambda d, e, x, z: ours("guided")(d, e, x, jax.lax.stop_gradient(z))  # noqa: E731
-    elif breakage == "wrong sign":
-        monkeypatch.setattr(bound_module, "guidance", lambda *args: -guidance(*args))
+        phi = result("given z")[1][1]
     else:
-        sigma = jax.nn.sigmoid(-LEVEL) ** 0.5
-        monkeypatch.setattr(bound_module, "guidance", lambda *args: guidance(*args) / sigma)
-    phi = gradients(rule, *networks)[1][1]
-    assert disagreement(phi, gradients(plain("guided"), *networks)[1][1]) > 1e-2
+        factor = -1.0 if breakage == "wrong sign" else 1 / float(SCHEDULE.sigma(LEVEL))
+        monkeypatch.setattr(bound_module, "guidance", lambda *args: factor * guidance(*args))
+        phi = value_and_gradients(library())[1][1]
+    assert disagreement(phi, result(("plain", "guided"))[1][1]) > 1e-2

@@ -2,11 +2,20 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
 from sami_ppl.data import check_data, digits, disks, fit_disks, render
 from sami_ppl.data.disks import FACTORS
+
+
+@pytest.fixture
+def unchecked_shapes():
+    """As for users: our own messages, not those of the shape annotations."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def true_factors(data):
@@ -46,6 +55,13 @@ def test_gradient_is_finite_at_a_pixel_centre():
     assert np.isfinite(gradient)
 
 
+def test_single_precision_and_explicit_promotion_everywhere(x64, strict):
+    data = disks(jax.random.key(0), 4, resolution=8)
+    assert {variable.dtype for variable in data.values()} == {np.dtype("float32")}
+    factors, rms = fit_disks(data.x.values, radius=0.2)
+    assert factors.dtype == rms.dtype == np.float32
+
+
 def test_disks_are_a_valid_data_set():
     data = check_data(disks(jax.random.key(0), 500), event_shape=(1, 16, 16), batch=128)
     assert data.x.dims == ("obs", "channel", "row", "column")
@@ -75,27 +91,27 @@ def test_impossible_arguments(options, message):
         disks(jax.random.key(0), **{"n": 4, **options})
 
 
-@pytest.mark.parametrize(("resolution", "radius"), [(16, 0.2), (24, 0.1)])
-def test_fit_recovers_noiseless_factors(resolution, radius):
-    # centres up to the border, and more images than a chunk
-    data = disks(jax.random.key(1), 150, resolution=resolution, radius=radius, centre=(0.0, 1.0))
-    factors, rms = fit_disks(data.x.values, radius=radius, chunk=64)
+@pytest.mark.parametrize(("resolution", "radius", "n"), [(16, 0.2, 256), (24, 0.1, 150)])
+def test_fit_recovers_noiseless_factors(resolution, radius, n):
+    # Centres up to the border; once a whole number of chunks, once with a rest.
+    data = disks(jax.random.key(1), n, resolution=resolution, radius=radius, centre=(0.0, 1.0))
+    factors, rms = fit_disks(data.x.values, radius=radius, chunk=128)
     np.testing.assert_allclose(factors, true_factors(data), atol=1e-3)
     assert float(rms.max()) < 1e-4
 
 
 def test_fit_of_noisy_images_errs_as_the_noise_says():
-    noise, n = 0.05, 400
+    noise, n = 0.05, 256
     data = disks(jax.random.key(2), n)
     truth = true_factors(data)
     images = data.x.values + noise * np.random.default_rng(0).standard_normal(data.x.shape).astype(np.float32)
-    factors, rms = fit_disks(images, radius=0.2)
+    factors, rms = fit_disks(images, radius=0.2, chunk=128)
     jacobian = jax.vmap(jax.jacfwd(lambda f: render(*f).reshape(-1)))(jnp.asarray(truth))
     information = np.einsum("npi,npj->nij", jacobian, jacobian) / noise**2
     # Squared errors in units of the Cramér–Rao bound: χ² with 3 degrees of freedom to first order in the noise.
     error = np.asarray(factors) - truth
     squared = np.einsum("ni,nij,nj->n", error, information, error)
-    assert 2.5 < squared.mean() < 3.5  # standard error 0.12
+    assert 2.3 < squared.mean() < 3.7  # 4.5 standard errors of 0.15
     assert float(np.mean(rms**2)) == pytest.approx(noise**2 * (1 - 3 / 256), rel=0.02)
 
 
@@ -108,10 +124,8 @@ def test_fit_tells_other_images_from_disks():
     assert rms[1] > 0.5
 
 
-def test_fit_names_the_shape_it_wants():
-    with pytest.raises(
-        ValueError, match=r"images must have shape \(n, 1, resolution, resolution\), got \(2, 3, 8, 8\)"
-    ):
+def test_fit_names_the_shape_it_wants(unchecked_shapes):
+    with pytest.raises(ValueError, match=r"images must have shape \(n, 1, .*, got \(2, 3, 8, 8\)"):
         fit_disks(np.zeros((2, 3, 8, 8), np.float32), radius=0.2)
 
 

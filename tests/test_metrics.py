@@ -2,6 +2,7 @@
 
 import json
 
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -18,6 +19,14 @@ from sami_ppl.metrics import (
 )
 
 N = 600
+
+
+@pytest.fixture
+def unchecked_shapes():
+    """As for users: our own messages, not those of the shape annotations."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def draw(seed, columns=3, n=N):
@@ -74,13 +83,13 @@ def test_random_rotation_is_orthogonal_and_fixed_by_its_seed():
     np.testing.assert_allclose((entries**2).mean(0), 0.25, atol=0.03)
 
 
-@pytest.mark.parametrize("n", [1000, 10_000])
+@pytest.mark.parametrize("n", [5000, 20_000])
 def test_independent_codes_have_the_known_plug_in_bias(n):
     rng = np.random.default_rng(0)
     labels, codes = rng.integers(0, 40, (n, 2)), rng.uniform(size=(n, 3))
-    bias = (20 - 1) * (40 - 1) / (2 * n)
+    bias = (20 - 1) * (40 - 1) / (2 * n)  # to first order: too small by 15 % at n = 1,000
     information = normalised_information(codes, labels) * np.log(40)
-    assert information.mean() == pytest.approx(bias, rel=0.15)
+    assert information.mean() == pytest.approx(bias, rel=0.1)
     assert mig(codes, labels) < 0.01
 
 
@@ -173,12 +182,12 @@ def test_report_is_json_and_reproducible():
         (
             np.full((4, 2), np.nan),
             draw(0)[:4],
-            r"codes must be finite, got 8 values that are not, the first at \(0, 0\)",
+            r"codes must be finite, got 8 values .* first at \(0, 0\)",
         ),
         (np.zeros((4, 2)), np.array([[0, 1], [0, 2], [0, 3], [0, 4]]), r"factors in columns \[0\] do not vary"),
     ],
 )
-def test_errors(codes, factors, message):
+def test_errors(unchecked_shapes, codes, factors, message):
     with pytest.raises(ValueError, match=message):
         mig(codes, factors)
     with pytest.raises(ValueError, match=message):

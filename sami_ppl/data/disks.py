@@ -67,7 +67,7 @@ def disks(
     _check_range("background", background, -1.0, 1.0, "intensity; the disk itself is 1")
     low = jnp.asarray([centre[0], centre[0], background[0]], jnp.float32)
     high = jnp.asarray([centre[1], centre[1], background[1]], jnp.float32)
-    factors = jax.random.uniform(key, (3, n)) * (high - low)[:, None] + low[:, None]
+    factors = jax.random.uniform(key, (3, n), jnp.float32) * (high - low)[:, None] + low[:, None]
     x = render(*factors, resolution=resolution, radius=radius)
     return xr.Dataset(
         {
@@ -101,7 +101,7 @@ def fit_disks(
 @partial(jax.jit, static_argnums=2)
 def _fit_disks(images: Array, radius: Array, chunk: int) -> tuple[Array, Array]:
     resolution = images.shape[-1]
-    corner = jnp.linspace(0.0, 1.0, resolution + 1)
+    corner = jnp.linspace(0.0, 1.0, resolution + 1, dtype=jnp.float32)
     a, b = (c.reshape(-1) for c in jnp.meshgrid(corner, corner))
     coverage = render(a, b, jnp.zeros_like(a), resolution=resolution, radius=radius).reshape(a.size, -1)
 
@@ -127,7 +127,7 @@ def _best_background(image: Float[Array, " p"], coverage: Float[Array, "c p"]) -
 
 
 def _refine(image: Float[Array, "1 r r"], start: Float[Array, "3"], radius: Array) -> tuple[Array, Array]:
-    low, high = jnp.asarray([0.0, 0.0, -1.0]), jnp.asarray([1.0, 1.0, 1.0])
+    low, high = jnp.asarray([0.0, 0.0, -1.0], jnp.float32), jnp.ones(3, jnp.float32)
 
     def residual(factors: Array) -> Array:
         return (render(*factors, resolution=image.shape[-1], radius=radius) - image).reshape(-1)
@@ -148,5 +148,5 @@ def _refine(image: Float[Array, "1 r r"], start: Float[Array, "3"], radius: Arra
         )
 
     start_error = jnp.mean(residual(start) ** 2)
-    factors, error, _ = jax.lax.fori_loop(0, 15, step, (start, start_error, jnp.asarray(1e-2)))
+    factors, error, _ = jax.lax.fori_loop(0, 15, step, (start, start_error, jnp.asarray(1e-2, jnp.float32)))
     return factors, jnp.sqrt(error)

@@ -138,7 +138,13 @@ def _open_image(file: Path) -> Image.Image:
                     f"{file.name} has pixels of mode {image.mode!r}, expected 8-bit grayscale or colour: "
                     'convert it, or scale the images yourself and write np.savez("data.npz", x=array)'
                 )
-            return ImageOps.exif_transpose(image).convert("L" if image.mode in GRAY_MODES else "RGB")
+            upright = ImageOps.exif_transpose(image)
+            if image.mode in GRAY_MODES:
+                return upright.convert("L")
+            colour = upright.convert("RGB")
+            # Formats like gif store grays as a palette.
+            gray = image.mode == "P" and np.ptp(np.asarray(colour), axis=-1).max() == 0
+            return colour.convert("L") if gray else colour
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{file.name} cannot be read as an image ({error}): repair it or take it away") from error
 

@@ -1,5 +1,6 @@
 """Is the posterior informative, and can it be trusted?"""
 
+from sami_ppl.diagnostics.dimension import manifold_dimension as manifold_dimension
 from sami_ppl.diagnostics.gain import NoiseErrors as NoiseErrors
 from sami_ppl.diagnostics.gain import draw_code as draw_code
 from sami_ppl.diagnostics.gain import noise_errors as noise_errors

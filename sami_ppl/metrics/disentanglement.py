@@ -53,7 +53,7 @@ def linear_r2(
     _check(train_codes, train_factors)
     _check(test_codes, test_factors)
     predicted = LinearRegression().fit(train_codes, train_factors).predict(test_codes)
-    return r2_score(test_factors, predicted, multioutput="raw_values")
+    return np.asarray(r2_score(test_factors, predicted, multioutput="raw_values"))
 
 
 def forest_r2(
@@ -63,13 +63,11 @@ def forest_r2(
     _check(train_codes, train_factors)
     _check(test_codes, test_factors)
     forests = _forests(train_codes, train_factors, trees=100, seed=seed)
-    return np.array(
-        [r2_score(y, forest.predict(test_codes)) for forest, y in zip(forests, test_factors.T, strict=True)]
-    )
+    return _r2(forests, test_codes, test_factors)
 
 
 def normalised_information(codes: Codes, factors: Factors, *, bins: int = 20) -> Float[np.ndarray, "D F"]:
-    """Plug-in mutual information of each code and each factor, over the entropy of the factor. Raises as `linear_r2`."""
+    """Plug-in mutual information of each code and each factor, over the factor's entropy. Raises as `linear_r2`."""
     _check(codes, factors)
     cells = [_equal_width(code, bins) for code in codes.T]
     labels = [_labels(factor, bins) for factor in factors.T]
@@ -93,16 +91,18 @@ def dci(train_codes: Codes, train_factors: Factors, test_codes: Codes, test_fact
     _check(test_codes, test_factors)
     forests = _forests(train_codes, train_factors, trees=50, seed=seed)
     importances = np.stack([forest.feature_importances_ for forest in forests], axis=1)
-    r2 = [r2_score(y, forest.predict(test_codes)) for forest, y in zip(forests, test_factors.T, strict=True)]
-    return DCI(*dci_from_importances(importances), float(np.mean(r2)), DCI_REGRESSOR)
+    informativeness = float(_r2(forests, test_codes, test_factors).mean())
+    return DCI(*dci_from_importances(importances), informativeness, DCI_REGRESSOR)
 
 
 def dci_from_importances(importances: Float[np.ndarray, "D F"]) -> tuple[float, float]:
-    """Disentanglement and completeness of a table of importances. Each is 1 where there is nothing to share."""
-    if importances.ndim != 2 or (importances < 0).any() or not importances.sum() > 0:
-        raise ValueError(
-            f"importances must be a (codes, factors) table of non-negative numbers, not all 0, got {importances.tolist()}"
-        )
+    """Disentanglement and completeness of a table of importances; both 0 if all importances are, as of a dead code.
+
+    With a single factor, disentanglement is 1 by convention, and with a single code completeness is. Raises
+    ValueError for negative importances.
+    """
+    if not (importances >= 0).all():
+        raise ValueError(f"importances must not be negative, got {importances.tolist()}")
     return _concentration(importances), _concentration(importances.T)
 
 
@@ -111,20 +111,20 @@ def axis_factor_correlation(codes: Codes, factors: Factors) -> Float[np.ndarray,
     _check(codes, factors)
     standard = []
     for values in (codes, factors):
-        centred = values - values.mean(0)
-        spread = centred.std(0)
-        standard.append(centred / np.where(spread > 0, spread, 1.0))
+        values = values.astype(np.float64)
+        spread = np.where((values != values[:1]).any(0), values.std(0), np.inf)
+        standard.append((values - values.mean(0)) / spread)
     return standard[0].T @ standard[1] / len(codes)
 
 
-def random_rotation(codes: Codes, seed: int) -> Codes:
+def random_rotation(codes: Codes, seed: int) -> Float[np.ndarray, "n D"]:
     """The codes times a random orthogonal matrix (uniform, by QR), the same for the same seed and D.
 
     The code is rotated as it is, not standardised before: a rotation keeps all distances, and the standard normal
     prior of a code, so that a model has no reason to prefer one over the other. A single axis can only change sign.
     """
     q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((codes.shape[1], codes.shape[1])))
-    return codes @ (q * np.sign(np.diag(r))).astype(codes.dtype)
+    return codes @ (q * np.sign(np.diag(r)))
 
 
 def disentanglement_report(
@@ -188,7 +188,13 @@ def _forests(codes: np.ndarray, factors: np.ndarray, *, trees: int, seed: int) -
     return [RandomForestRegressor(trees, random_state=seed).fit(codes, factor) for factor in factors.T]
 
 
-def _equal_width(code: Float[np.ndarray, " n"], bins: int) -> Int[np.ndarray, " n"]:
+def _r2(forests: list[RandomForestRegressor], codes: np.ndarray, factors: np.ndarray) -> Float[np.ndarray, " F"]:
+    return np.array([r2_score(y, forest.predict(codes)) for forest, y in zip(forests, factors.T, strict=True)])
+
+
+def _equal_width(code: np.ndarray, bins: int) -> Int[np.ndarray, " n"]:
+    # In double precision, so that the range of a nearly constant code can still be cut.
+    code = code.astype(np.float64)
     return np.digitize(code, np.histogram(code, bins)[1][:-1])
 
 
@@ -201,9 +207,11 @@ def _labels(factor: np.ndarray, bins: int) -> Int[np.ndarray, " n"]:
 
 def _concentration(importances: np.ndarray) -> float:
     """Mean over rows, weighted by their share in the sum, of 1 − entropy of the row to the base of its length."""
+    total = importances.sum(1)
+    if not total.sum() > 0:
+        return 0.0
     if importances.shape[1] == 1:
         return 1.0
-    total = importances.sum(1)
     share = importances / np.where(total > 0, total, 1.0)[:, None]
     logs = np.log(share, out=np.zeros_like(share), where=share > 0)
     entropy = -(share * logs).sum(1) / np.log(importances.shape[1])

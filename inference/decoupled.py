@@ -1,0 +1,49 @@
+"""Decoupled: both networks at once, the denoiser by its own unguided loss, the encoder by the guided one.
+
+One forward pass of the denoiser serves both losses. What the encoder says cannot change what the denoiser learns, so
+the denoiser stays a model of the observations, as in two stages; the encoder follows it while it improves.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import xarray as xr
+
+from sami_ppl import Program, Stage, fit
+from sami_ppl.data import check_data, train_test
+from sami_ppl.results import conclude
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings; the posterior is drawn for `posterior_obs` held-out observations, `draws` times each."""
+
+    both: Stage = Stage(steps=5000, batch=128, learning_rate=1e-3, validate_every=500, clip=150.0)
+    align: bool = False
+    posterior_obs: int = 64
+    draws: int = 100
+
+
+def run(
+    program: Program,
+    data: xr.Dataset,
+    config: Config,
+    *,
+    key: jax.Array,
+    out: Path,
+    resume: bool = False,
+    progress: bool = True,
+) -> xr.DataTree:
+    """Fit, save the program to `out/model`, and return the posterior of held-out observations."""
+    check_data(data, event_shape=program.event_shape, batch=config.both.batch)
+    train, test = (part["x"].values for part in train_test(data))
+    fit_key, posterior_key = jax.random.split(key)
+    program, _ = fit(
+        program.replace(denoiser_loss="own"), train, config.both, key=fit_key, name="both",
+        held_out=test, out=out, resume=resume, progress=progress,
+    )  # fmt: skip
+    return conclude(
+        program, data, out, key=posterior_key,
+        rotate=config.align, posterior_obs=config.posterior_obs, draws=config.draws,
+    )  # fmt: skip

@@ -1,0 +1,57 @@
+"""Pretrained: a saved denoiser is reused, only the encoder is trained; the price of trying another prior.
+
+`--set denoiser=runs/disks/model` names the folder of a saved program whose denoiser has the structure of this one's.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import xarray as xr
+
+from sami_ppl import Program, Stage, fit
+from sami_ppl.data import check_data, train_test
+from sami_ppl.io import load_denoiser
+from sami_ppl.results import conclude
+from sami_ppl.warm_start import warm_start
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings; `denoiser` is the folder of a saved program."""
+
+    denoiser: str = ""
+    encoder: Stage = Stage(steps=2500, batch=128, learning_rate=7e-4, validate_every=250, clip=150.0, discount=0.5)
+    warm_steps: int = 500
+    align: bool = False
+    posterior_obs: int = 64
+    draws: int = 100
+
+
+def run(
+    program: Program,
+    data: xr.Dataset,
+    config: Config,
+    *,
+    key: jax.Array,
+    out: Path,
+    resume: bool = False,
+    progress: bool = True,
+) -> xr.DataTree:
+    """Fit the encoder, save the program to `out/model`, and return the posterior of held-out observations."""
+    if not config.denoiser:
+        raise ValueError("denoiser is not given: name the folder of a saved program, --set denoiser=runs/disks/model")
+    check_data(data, event_shape=program.event_shape, batch=config.encoder.batch)
+    train, test = (part["x"].values for part in train_test(data))
+    warm_key, encoder_key, posterior_key = jax.random.split(key, 3)
+    program = load_denoiser(config.denoiser, program)
+    if config.warm_steps:
+        program = warm_start(program, train, key=warm_key, steps=config.warm_steps, progress=progress)
+    program, _ = fit(
+        program, train, config.encoder, key=encoder_key, train=("encoder",), name="encoder",
+        held_out=test, out=out, resume=resume, progress=progress,
+    )  # fmt: skip
+    return conclude(
+        program, data, out, key=posterior_key,
+        rotate=config.align, posterior_obs=config.posterior_obs, draws=config.draws,
+    )  # fmt: skip

@@ -1,0 +1,54 @@
+"""Two stages: the denoiser first, then the encoder against the frozen denoiser (default).
+
+The denoiser is fitted as a model of the observations alone, so it cannot absorb what the encoder gets wrong; the
+encoder then can only lower the bound by telling it something true. The encoder starts from the denoiser's features
+and from principal components of blurred observations, which keeps it from folding the space of factors.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import xarray as xr
+
+from sami_ppl import Program, Stage, fit
+from sami_ppl.data import check_data, train_test
+from sami_ppl.results import conclude
+from sami_ppl.warm_start import warm_start
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings; the posterior is drawn for `posterior_obs` held-out observations, `draws` times each."""
+
+    denoiser: Stage = Stage(steps=4000, batch=256, learning_rate=3e-3, validate_every=500)
+    encoder: Stage = Stage(steps=2500, batch=128, learning_rate=7e-4, validate_every=250, clip=150.0, discount=0.5)
+    warm_steps: int = 500
+    align: bool = False
+    posterior_obs: int = 64
+    draws: int = 100
+
+
+def run(
+    program: Program,
+    data: xr.Dataset,
+    config: Config,
+    *,
+    key: jax.Array,
+    out: Path,
+    resume: bool = False,
+    progress: bool = True,
+) -> xr.DataTree:
+    """Fit, save the program to `out/model`, and return the posterior of held-out observations."""
+    check_data(data, event_shape=program.event_shape, batch=max(config.denoiser.batch, config.encoder.batch))
+    train, test = (part["x"].values for part in train_test(data))
+    denoiser_key, warm_key, encoder_key, posterior_key = jax.random.split(key, 4)
+    shared = {"held_out": test, "out": out, "resume": resume, "progress": progress}
+    program, _ = fit(program, train, config.denoiser, key=denoiser_key, target="marginal", name="denoiser", **shared)
+    if config.warm_steps:
+        program = warm_start(program, train, key=warm_key, steps=config.warm_steps, progress=progress)
+    program, _ = fit(program, train, config.encoder, key=encoder_key, train=("encoder",), name="encoder", **shared)
+    return conclude(
+        program, data, out, key=posterior_key,
+        rotate=config.align, posterior_obs=config.posterior_obs, draws=config.draws,
+    )  # fmt: skip

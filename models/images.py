@@ -1,0 +1,107 @@
+"""Images: any set of square images, by a U-Net and half a U-Net; `--data` takes a folder of files or an array.
+
+Without `--data`, real images that scikit-image carries (install the extra: `pip install "sami_ppl[images]"`): patches
+of its photographs, or its 200 small pictures of faces and non-faces.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax
+import numpy as np
+import numpyro
+from numpyro import distributions as dist
+import xarray as xr
+
+from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, Program, VariancePreserving
+from sami_ppl.data import split
+from sami_ppl.nn import HalfUNet, UNet
+
+PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "coffee", "rocket", "coins", "moon", "brick", "grass", "gravel")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings; `size` in pixels. `source`, `patches` and `size` choose among scikit-image's pictures."""
+
+    source: Literal["patches", "faces"] = "patches"
+    patches: int = 8000
+    latents: int = 8
+    size: int = 16
+    channels: int = 1
+    widths: tuple[int, ...] = (32, 64)
+    patch: int = 2
+    log_snr_min: float = -6.0
+    log_snr_max: float = 6.0
+    mean: float = 0.0
+    std: float = 1.0
+
+
+RECOMMENDED = {
+    "denoiser.steps": 2500,
+    "denoiser.batch": 64,
+    "denoiser.learning_rate": 1e-3,
+    "encoder.steps": 1200,
+    "encoder.batch": 64,
+}
+
+
+def make_prior(latents: int):
+    """Independent standard normal factors."""
+
+    def prior():
+        numpyro.sample("z", dist.Normal(0, 1).expand([latents]).to_event(1), infer={"event_dims": ["factor"]})
+
+    return prior
+
+
+def load(config: Config, *, key: jax.Array) -> xr.Dataset:
+    """Grey images in [−1, 1], four fifths for training."""
+    try:
+        from skimage import color, data
+    except ImportError as error:
+        raise ValueError(
+            "the images of this program come with scikit-image: pip install 'sami_ppl[images]', or give your own by --data"
+        ) from error
+    patch_key, split_key = jax.random.split(key)
+    dims = ("obs", "channel", "row", "column")
+    if config.source == "faces":
+        # 25 pixels a side, cut to a size that two halvings divide; the first hundred are faces.
+        images = data.lfw_subset()[:, None, :24, :24].astype(np.float32) * 2 - 1
+        face = (np.arange(len(images)) < 100).astype(np.int32)
+        return split(xr.Dataset({"x": (dims, images), "face": ("obs", face)}), test=0.2, key=split_key)
+    rng = np.random.default_rng(int(jax.random.randint(patch_key, (), 0, 2**31 - 1)))
+    sources = rng.integers(len(PHOTOGRAPHS), size=config.patches)
+    images = np.empty((config.patches, 1, config.size, config.size), np.float32)
+    for i, name in enumerate(PHOTOGRAPHS):
+        photograph = np.asarray(getattr(data, name)())
+        grey = color.rgb2gray(photograph) if photograph.ndim == 3 else photograph / 255.0
+        for row in np.flatnonzero(sources == i):
+            top, left = (rng.integers(side - config.size + 1) for side in grey.shape)
+            images[row, 0] = grey[top : top + config.size, left : left + config.size] * 2 - 1
+    photographs = xr.Dataset({"x": (dims, images), "photograph": ("obs", sources.astype(np.int32))})
+    return split(photographs, test=0.2, key=split_key)
+
+
+def adapt(config: Config, data: xr.Dataset) -> Config:
+    """What follows from the data: image size, channels, pixel mean and standard deviation."""
+    x = data["x"]
+    return replace(config, channels=x.shape[1], size=x.shape[-1], mean=float(x.mean()), std=float(x.std()))
+
+
+def build(config: Config, *, key: jax.Array) -> Program:
+    """The program: a U-Net denoiser and a half U-Net encoder that shares its shape."""
+    shape = (config.channels, config.size, config.size)
+    schedule = VariancePreserving(config.log_snr_min, config.log_snr_max)
+    denoiser_key, trunk_key, encoder_key = jax.random.split(key, 3)
+    size = {"widths": config.widths, "patch": config.patch}
+    statistics = {"mean": config.mean, "std": config.std}
+    return Program(
+        prior=make_prior(config.latents),
+        denoiser=PreconditionedDenoiser(
+            UNet(shape, **size, key=denoiser_key), schedule, shape, **statistics, predict="noise"
+        ),
+        encoder=DiagonalEncoder(
+            HalfUNet(shape, (64,), **size, key=trunk_key), schedule, shape, config.latents, **statistics, key=encoder_key
+        ),
+    )

@@ -1,0 +1,114 @@
+"""The command line: `sami ls`, `sami cp`, `sami run`, `sami report`."""
+
+import os
+from pathlib import Path
+import sys
+from typing import Annotated
+
+import cyclopts
+from cyclopts import Parameter
+
+app = cyclopts.App(
+    name="sami",
+    help="Score-based autoencoders as probabilistic programs: fit a program to data, inspect its posterior.",
+    version_flags=["--version"],
+)
+
+
+@app.command(name="ls")
+def ls() -> None:
+    """List the programs (models) and the inferences, with one line on each."""
+    from sami_ppl import programs
+
+    for kind in programs.KINDS:
+        print(f"{kind}/")
+        listed = programs.list_files(kind)
+        width = max(map(len, listed), default=0)
+        for name, (_, description) in listed.items():
+            print(f"  {name.ljust(width)}  {description}")
+
+
+@app.command(name="cp")
+def cp(name: str, file: Path, /) -> None:
+    """Copy a program or inference file NAME to FILE, to be edited. Never overwrites."""
+    from sami_ppl import programs
+
+    print(f"{programs.copy(name, file)}: edit it, then `sami run {file} --out DIR`")
+
+
+@app.command(name="run")
+def run(
+    model: str,
+    /,
+    *,
+    with_: Annotated[str, Parameter(name="--with")] = "two_stage",
+    data: Path | None = None,
+    set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None,
+    seed: int = 0,
+    out: Path,
+    resume: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Fit a program, draw its posterior, measure it, and write a report.
+
+    Parameters
+    ----------
+    model
+        Name of a program (`sami ls`) or path of a program file.
+    with_
+        Name or path of an inference.
+    data
+        Your own data: a .npz, .nc or .zarr with a variable x, or a folder of images; default, the program's own.
+    set_
+        A setting KEY=VALUE of the program or the inference, such as latents=6 or encoder.steps=2000; may be repeated.
+    seed
+        Seed of everything random.
+    out
+        Folder for all results.
+    resume
+        Continue an interrupted run in the same folder.
+    quiet
+        No progress bars.
+    """
+    from sami_ppl.running import run as run_program
+
+    settings = {}
+    for item in set_ or []:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise _user_error(f"--set {item}: write KEY=VALUE, for instance --set latents=6")
+        settings[key.strip()] = value.strip()
+    run_program(model, with_, data=data, settings=settings, seed=seed, out=out, resume=resume, progress=not quiet)
+
+
+@app.command(name="report")
+def report(folder: Path, /) -> None:
+    """Write the report of a finished run again, from what is in its folder."""
+    from sami_ppl.running import report as write
+
+    print(write(folder))
+
+
+def _user_error(message: str) -> Exception:
+    from sami_ppl.programs import UserError
+
+    return UserError(message)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one message on stderr and exit code 2, without a stack trace."""
+    from sami_ppl.checkpoint import CheckpointError
+    from sami_ppl.fit import NonFiniteLoss
+    from sami_ppl.io import LoadError
+    from sami_ppl.programs import UserError
+
+    try:
+        app()
+    except (UserError, CheckpointError, LoadError, NonFiniteLoss, FileExistsError, FileNotFoundError, ValueError, TypeError) as error:
+        if os.environ.get("SAMI_TRACE"):
+            raise
+        print(f"sami: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        print("sami: interrupted; the same command with --resume continues", file=sys.stderr)
+        raise SystemExit(130) from None

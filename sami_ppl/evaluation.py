@@ -1,0 +1,220 @@
+"""How good a fitted program is: the figures of `metrics.json`.
+
+Everything is fitted on the training part and scored on the test part. Nats are of the bound itself (β = 1, w = 1),
+whatever was trained.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+import numpy as np
+from scipy import stats
+from sklearn.decomposition import PCA
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+import xarray as xr
+
+from sami_ppl.data import train_test
+from sami_ppl.diagnostics.gain import draw_code, noise_errors
+from sami_ppl.encoder import RotatedEncoder
+from sami_ppl.guidance import GuidedDenoiser
+from sami_ppl.metrics import disentanglement_report
+from sami_ppl.objective import ScoreELBO
+from sami_ppl.program import Program
+
+TRAIN, TEST = 8000, 4000
+ACTIVE_VARIANCE = 0.05
+"""An axis is active if its posterior means vary by more than this; the prior's variance is 1."""
+
+
+def encode(program: Program, x: Float[np.ndarray, "obs *event"], *, chunk: int = 1024) -> Float[np.ndarray, "obs D"]:
+    """Posterior means of the code z, in chunks."""
+    encoder = jax.jit(jax.vmap(lambda x: program.encoder.posterior(x)[0]))
+    return np.concatenate([np.asarray(encoder(jnp.asarray(x[i : i + chunk]))) for i in range(0, len(x), chunk)])
+
+
+def evaluate(
+    program: Program,
+    data: xr.Dataset,
+    *,
+    key: Key[Array, ""],
+    distance: Callable[[np.ndarray], np.ndarray] | None = None,
+    samples: int = 256,
+) -> dict[str, Any]:
+    """All figures of a fitted program on a data set with train and test parts, as plain numbers.
+
+    True factors are the real-valued variables on `obs`, classes the integer ones. `distance`: root-mean-square
+    distance of images to the nearest possible observation, where that is known.
+    """
+    train, test = (part.isel(obs=slice(n)) for part, n in zip(train_test(data), (TRAIN, TEST), strict=True))
+    x_train, x_test = (np.asarray(part["x"].values, np.float32) for part in (train, test))
+    codes = encode(program, x_train), encode(program, x_test)
+    bound_key, gain_key, sample_key = jax.random.split(key, 3)
+
+    metrics: dict[str, Any] = bound_figures(program, x_test, key=bound_key)
+    variance = codes[1].var(0)
+    metrics["active_latents"] = int((variance > ACTIVE_VARIANCE).sum())
+    metrics["mean_variance"] = dict(zip(program.latents.axes, variance.tolist(), strict=True))
+    errors = jax.jit(lambda x, key: noise_errors(program, x, key))(jnp.asarray(x_test[:1024]), gain_key)
+    metrics["z_gain"] = float(jnp.sum(errors.gain))
+    metrics["noise_errors"] = {name: np.asarray(v).tolist() for name, v in errors._asdict().items()}
+
+    names = {kind: _factors(data, kind) for kind in ("f", "iu")}
+    factors = tuple(np.stack([part[n].values for n in names["f"]], -1) if names["f"] else None for part in (train, test))
+    if names["f"]:
+        metrics |= factor_figures(program, codes, factors, names["f"])
+    for name in names["iu"]:
+        metrics.setdefault("probes", {})[name] = probes(codes, (x_train, x_test), (train[name].values, test[name].values))
+    metrics["samples"] = sample_figures(
+        program, x_test[:samples], key=sample_key, distance=distance, mean_image=x_train.mean(0),
+        predict=_forest(codes[0], factors[0]) if names["f"] else None,
+        factors=factors[1][:samples] if names["f"] else None, names=names["f"],
+    )  # fmt: skip
+    metrics["warnings"] = collapse_warnings(metrics)
+    return metrics
+
+
+def factor_figures(program: Program, codes: tuple, factors: tuple, names: list[str]) -> dict[str, Any]:
+    """Recovery of known factors; axis scores beside those of a randomly rotated code and, after gauge fixing, before it."""
+
+    def scores(codes: tuple) -> dict[str, Any]:
+        found = disentanglement_report(codes[0], factors[0], codes[1], factors[1], names, seed=0)
+        values = np.array([found["correlation"][name] for name in names]).T.tolist()
+        return {
+            "linear_r2": found["linear_r2"], "forest_r2": found["forest_r2"], "mig": found["mig"],
+            "dci_disentanglement": found["dci"]["disentanglement"], "dci_regressor": found["dci"]["regressor"],
+            "corr": {"axes": list(program.latents.axes), "factors": names, "values": values},
+            "rotated_control": {"mig": found["rotated"]["mig"],
+                                "dci_disentanglement": found["rotated"]["dci"]["disentanglement"]},
+        }  # fmt: skip
+
+    figures = scores(codes)
+    if isinstance(program.encoder, RotatedEncoder):
+        rotation = np.asarray(program.encoder.rotation)
+        before = scores(tuple(c @ rotation for c in codes))
+        figures["raw"] = {name: before[name] for name in ("mig", "dci_disentanglement", "corr")}
+    return figures
+
+
+def _factors(data: xr.Dataset, kinds: str) -> list[str]:
+    return [str(n) for n, v in data.data_vars.items() if n != "x" and v.dims == ("obs",) and v.dtype.kind in kinds]
+
+
+def bound_figures(program: Program, x: Float[np.ndarray, "obs *event"], *, key: Key[Array, ""], passes: int = 8) -> dict:
+    """The bound on −log p(x) per observation in nats and bits per dim, with standard errors, and KL per axis."""
+    objective, params, chunk = ScoreELBO(), program.params(), 512
+    x = x[: max(1, len(x) // chunk) * chunk] if len(x) >= chunk else x
+
+    @jax.jit
+    def terms(x: Array, key: Array) -> dict[str, Array]:
+        return objective.terms(key, params, program.model, program.guide, x)
+
+    totals, kls = [], []
+    for i in range(passes):
+        for j in range(0, len(x), chunk):
+            key, step_key = jax.random.split(key)
+            found = jax.device_get(terms(jnp.asarray(x[j : j + chunk]), step_key))
+            nll = found.pop("x")
+            kl = np.concatenate([np.broadcast_to(found[s.name] / (s.size / len(found[s.name])), s.size)
+                                 for s in program.latents.sites])  # fmt: skip
+            totals.append(float(nll + kl.sum()))
+            kls.append(kl)
+    mean, se = float(np.mean(totals)), float(np.std(totals, ddof=1) / np.sqrt(len(totals))) if len(totals) > 1 else 0.0
+    dims = float(np.prod(program.event_shape)) * np.log(2)
+    return {
+        "bound_nats": {"mean": mean, "se": se},
+        "bits_per_dim": {"mean": mean / dims, "se": se / dims},
+        "kl_nats": dict(zip(program.latents.axes, np.mean(kls, 0).tolist(), strict=True)),
+    }
+
+
+def probes(codes: tuple, pixels: tuple, labels: tuple) -> dict[str, float]:
+    """Held-out accuracy of 5-nearest-neighbour and logistic classifiers on posterior means, beside PCA of equal size."""
+    size = min(codes[0].shape[1], pixels[0].reshape(len(pixels[0]), -1).shape[1])
+    flat = tuple(p.reshape(len(p), -1) for p in pixels)
+    pca = PCA(size, random_state=0).fit(flat[0])
+    found = {}
+    for name, features in (("sami", codes), ("pca", tuple(pca.transform(f) for f in flat))):
+        for probe, model in (("knn", KNeighborsClassifier(5)), ("linear", LogisticRegression(max_iter=2000))):
+            fitted = make_pipeline(StandardScaler(), model).fit(features[0], labels[0])
+            found[f"{probe}_{name}"] = float(fitted.score(features[1], labels[1]))
+    return found
+
+
+def sample_figures(
+    program: Program,
+    x: Float[np.ndarray, "obs *event"],
+    *,
+    key: Key[Array, ""],
+    mean_image: np.ndarray,
+    distance: Callable | None = None,
+    predict: Callable | None = None,
+    factors: np.ndarray | None = None,
+    names: list[str] | None = None,
+) -> dict[str, Any]:
+    """How well samples follow the latent: scale 1, the program's own sampler.
+
+    Mean squared errors per pixel of samples given z ~ q(z | x): to x itself, to another image, beside two images drawn
+    at random and the mean image; correlation of re-encoded codes with those given, and of the factors predicted from
+    them with the true ones; distance to the nearest possible observation, conditional and unconditional.
+    """
+    code_key, given_key, free_key = jax.random.split(key, 3)
+    z = draw_code(program, jnp.asarray(x), code_key)
+
+    def given(key: Array, z: Array) -> Array:
+        return program.sampler.sample(GuidedDenoiser(program.denoiser, program.encoder, z), key)
+
+    conditional = np.asarray(jax.jit(jax.vmap(given))(jax.random.split(given_key, len(x)), z))
+    free = jax.jit(jax.vmap(lambda key: program.sampler.sample(program.denoiser, key)))
+    unconditional = np.asarray(free(jax.random.split(free_key, len(x))))
+    again = encode(program, conditional)
+    other = np.roll(x, 1, axis=0)
+    figures: dict[str, Any] = {
+        "evaluations": program.sampler.evaluations,
+        "sampler": type(program.sampler).__name__,
+        "mse_own": float(np.mean((conditional - x) ** 2)),
+        "mse_own_median": float(np.median(np.mean((conditional - x) ** 2, axis=tuple(range(1, x.ndim))))),
+        "mse_other": float(np.mean((conditional - other) ** 2)),
+        "mse_two_images": float(np.mean((x - other) ** 2)),
+        "mse_mean_image": float(np.mean((x - mean_image) ** 2)),
+        "reencoded_corr": dict(zip(program.latents.axes, _column_correlation(again, np.asarray(z)), strict=True)),
+    }
+    if predict is not None:
+        figures["reencoded_factor_corr"] = dict(zip(names or [], _column_correlation(predict(again), factors), strict=True))
+    if distance is not None:
+        for name, images in (("conditional", conditional), ("unconditional", unconditional)):
+            rms = distance(images)
+            figures[f"rms_{name}"] = {"median": float(np.median(rms)), "p90": float(np.quantile(rms, 0.9))}
+    return figures
+
+
+def _forest(codes: np.ndarray, factors: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    return RandomForestRegressor(100, random_state=0, n_jobs=-1).fit(codes, factors).predict
+
+
+def _column_correlation(a: np.ndarray, b: np.ndarray) -> list[float]:
+    constant = (a.std(0) < 1e-12) | (b.std(0) < 1e-12)
+    return [0.0 if c else float(stats.pearsonr(a[:, j], b[:, j])[0]) for j, c in enumerate(constant)]
+
+
+def collapse_warnings(metrics: dict[str, Any]) -> list[str]:
+    """What to say about a posterior that informs nothing, and what to change."""
+    advice = (
+        "lower beta, train the denoiser longer, give spare latents, set free_bits (for instance encoder.free_bits=0.5), "
+        "or start warm"
+    )
+    warnings = []
+    if max(metrics["kl_nats"].values()) < 0.05:
+        warnings.append(f"The posterior has collapsed: KL below .05 nats on every axis. Try to {advice}.")
+    elif metrics["z_gain"] <= 0.05:
+        warnings.append(
+            f"z informs nothing: a shuffled z predicts the noise as well as an image's own (difference {metrics['z_gain']:.2f} "
+            f"nats), though the KL is not zero. Try to {advice}."
+        )
+    return warnings

@@ -1,0 +1,142 @@
+"""The pieces of a page: tables, figures, folded text, the style sheet. All text is escaped."""
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+import json
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def text(value: Any) -> str:
+    """A cell: three significant digits, mean ± standard error, a dash for what is missing."""
+    if isinstance(value, Mapping) and "mean" in value:
+        return f"{text(value['mean'])} ± {text(value.get('se'))}"
+    if value is None or (isinstance(value, float | np.floating) and not math.isfinite(value)):
+        return "–"
+    if isinstance(value, float | np.floating | jax.Array):
+        number = float(value)
+        return (f"{number:,.1f}" if abs(number) >= 100 else f"{number:.3g}").replace("-", "−")
+    return str(value)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]], caption: str, *, shade: int | None = None) -> str:
+    """A table in a box that scrolls by itself. From column `shade` on, numbers are shaded by their size, up to 1."""
+    lines = ["<tr>" + "".join(f"<th scope=col>{escape(str(h))}</th>" for h in head) + "</tr>"] if head else []
+    for first, *cells in rows:
+        line = f"<th scope=row>{escape(str(first))}</th>"
+        for j, cell in enumerate(cells, 1):
+            number = isinstance(cell, int | float | np.number)
+            shaded = shade is not None and j >= shade and number and math.isfinite(cell)
+            tint = f" style='--tint:{60 * min(1.0, abs(cell)):.0f}%'" if shaded else ""
+            line += f"<td{' class=n' if number or isinstance(cell, Mapping) else ''}{tint}>{escape(text(cell))}</td>"
+        lines.append(f"<tr>{line}</tr>")
+    return f"<div class=scroll tabindex=0><table><caption>{escape(caption)}</caption>{''.join(lines)}</table></div>"
+
+
+def figure(title: str, sentence: str, png: bytes, inches: float) -> str:
+    """A picture of a natural width with heading and sentence; one too wide for the screen scrolls by itself."""
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return (
+        f"<figure><figcaption><h3>{escape(title)}</h3><p>{escape(sentence)}</p></figcaption>"
+        f"<div class='scroll paper' tabindex=0><img src='{source}' alt='{escape(title)}' "
+        f"style='--inches:{inches:.2f}'></div></figure>"
+    )
+
+
+def header(title: str, sentence: str) -> str:
+    """The head of the page."""
+    return f"<header><h1>{escape(title)}</h1><p>{escape(sentence)}</p></header>"
+
+
+def footer(content: str) -> str:
+    """The foot of the page."""
+    return f"<footer>{escape(content)}</footer>"
+
+
+def code(content: str) -> str:
+    """Text to copy."""
+    return f"<pre class=scroll tabindex=0>{escape(content)}</pre>"
+
+
+def details(title: str, value: Any) -> str:
+    """A value as JSON, folded; nothing for an empty one."""
+    if not value:
+        return ""
+    content = json.dumps(value, indent=1, default=str, ensure_ascii=False)
+    return f"<details><summary>{escape(title)}</summary>{code(content)}</details>"
+
+
+def section(title: str, *parts: str, box: str = "") -> str:
+    """A heading and what belongs to it, in a box of class `box`; nothing where there are no parts."""
+    content = "\n".join(filter(None, parts))
+    if not content:
+        return ""
+    inside = f"<div class={box}>{content}</div>" if box else content
+    return f"<section><h2>{escape(title)}</h2>{inside}</section>"
+
+
+def document(title: str, *parts: str) -> str:
+    """The whole page."""
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><title>{escape(title)}</title>
+<style>{STYLE}</style></head>
+<body><main>
+{"\n".join(filter(None, parts))}
+</main></body></html>
+"""
+
+
+STYLE = """
+:root { --ink: #1f2328; --soft: #5b636b; --page: #fbfbfa; --card: #ffffff; --line: #dcdfe3; --accent: #0072b2;
+  --bad: #c04a00; --good: #00785a; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e6e8; --soft: #a2a9b1; --page: #16181b; --card: #1e2125; --line: #383d43; --accent: #56b4e9;
+    --bad: #ff8f4d; --good: #3cc49c; }
+  .paper { filter: brightness(.93); }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
+  overflow-wrap: anywhere; }
+main { max-width: 74rem; margin: auto; padding: 1.5rem 1rem 3rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; }
+h2 { font-size: 1.25rem; margin: 2.4rem 0 .8rem; padding-top: .8rem; border-top: 1px solid var(--line); }
+h3 { font-size: 1rem; margin: 0; }
+p { margin: 0; max-width: 46rem; }
+header p, figcaption p, footer { color: var(--soft); }
+footer { margin-top: 2rem; font-size: .8rem; }
+.scroll { overflow-x: auto; max-width: 100%; }
+.tables { display: flex; flex-wrap: wrap; gap: 1.4rem 2.6rem; align-items: flex-start; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+caption { text-align: left; color: var(--soft); padding-bottom: .35rem; max-width: 24rem; }
+th, td { padding: .28rem 1.1rem .28rem 0; text-align: left; font-weight: 400; border-top: 1px solid var(--line);
+  vertical-align: top; }
+th[scope=col] { color: var(--soft); font-size: .82rem; border-top: 0; vertical-align: bottom; }
+th[scope=row] { font-weight: 500; }
+td.n, th[scope=col].n { text-align: right; white-space: nowrap; padding: .28rem .6rem; }
+td[style] { background: color-mix(in srgb, var(--accent) var(--tint), transparent); }
+.verdict { margin-top: 1.6rem; padding: .8rem 1rem; background: var(--card); border: 1px solid var(--line);
+  border-left: .35rem solid var(--soft); border-radius: .3rem; }
+.verdict.bad { border-left-color: var(--bad); } .verdict.bad strong { color: var(--bad); }
+.verdict.good { border-left-color: var(--good); } .verdict.good strong { color: var(--good); }
+.verdict ul { margin: .2rem 0 0; padding-left: 1.2rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.6rem;
+  align-items: start; }
+figure { margin: 0; padding: 1rem; background: var(--card); border: 1px solid var(--line); border-radius: .4rem; }
+figcaption p { font-size: .9rem; margin: .2rem 0 .8rem; }
+.paper { background: #fff; border-radius: .25rem; padding: .4rem; }
+.paper img { display: block; width: 100%; max-width: calc(var(--inches) * 118px);
+  min-width: min(100%, calc(var(--inches) * 70px)); height: auto; margin: auto; }
+pre { margin: 0; padding: .8rem 1rem; background: var(--card); border: 1px solid var(--line); border-radius: .3rem;
+  font: .85rem/1.5 ui-monospace, monospace; overflow-wrap: normal; }
+details { margin-top: 1rem; } summary { cursor: pointer; } details pre { margin-top: .5rem; }
+@media print {
+  body { background: #fff; font-size: 11pt; } main { padding: 0; max-width: none; }
+  figure, table, .verdict, pre { break-inside: avoid; } h2, caption { break-after: avoid; }
+  .scroll { overflow: visible; } pre { white-space: pre-wrap; }
+}
+"""

@@ -1,0 +1,134 @@
+"""The words and tables of a report: what was fitted, the verdict, the measures."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+import shutil
+import sys
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpyro
+import xarray as xr
+
+from sami_ppl.program import Program
+from sami_ppl.report.page import figure, table, text
+
+
+def identity(program: Program, config: Any, out: Path) -> tuple[str, str]:
+    """The program's name and one sentence about it, from the file it was built in where that is known."""
+    module = sys.modules.get(program.prior.__module__)
+    doc = (getattr(module, "__doc__", None) or "").strip().split("\n")[0]
+    model = config.get("model") if isinstance(config, dict) else None
+    name = Path(model).stem if isinstance(model, str) else Path(getattr(module, "__file__", None) or out.resolve()).stem
+    shape = "×".join(map(str, program.event_shape))
+    return name, doc or f"{program.latents.size} latent axes behind observations of shape {shape}."
+
+
+def fitted(program: Program, data: xr.Dataset, tree: xr.DataTree) -> list[str]:
+    """Tables of the latent factors, networks and data; the graph of the model where graphviz is there to draw it."""
+    sites = [
+        (s.name, "×".join(map(str, s.event_shape)) or "scalar", type(s.transform).__name__, ", ".join(s.axes))
+        for s in program.latents.sites
+    ]
+    parts = [("denoiser", program.denoiser), ("encoder", program.encoder), ("sampler", program.sampler)]
+    rows = [(name, type(part).__name__, _size(part)) for name, part in parts]
+    schedule, posterior = program.denoiser.schedule, tree["posterior"].sizes
+    dims = zip(program.event_shape, program.event_dims, strict=True)
+    facts = [
+        ("one observation", ", ".join(f"{size} {dim}{'s' * (size != 1)}" for size, dim in dims)),
+        ("observations", f"{data.sizes['obs']:,}"),
+        ("posterior", f"{posterior.get('obs', 0):,} observations, {posterior.get('draw', 0):,} draws each"),
+        ("noise levels", f"log-SNR {text(schedule.log_snr_min)} to {text(schedule.log_snr_max)}"),
+    ]
+    return [
+        _graph(program),
+        table(("site", "shape", "from unconstrained by", "axes"), sites, "Latent factors of the prior"),
+        table(("part", "class", "parameters"), rows, "Parts of the program"),
+        table((), facts, "Data"),
+    ]
+
+
+def _size(part: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(part, eqx.is_inexact_array)))
+
+
+def _graph(program: Program) -> str:
+    if shutil.which("dot") is None:
+        return ""
+    try:
+        graph = numpyro.render_model(program.model, model_kwargs={"size": 1}, render_distributions=True)
+    except ImportError:  # the program dot without its Python package
+        return ""
+    graph.graph_attr["dpi"] = "200"
+    return figure("The program as NumPyro sees it", "", graph.pipe(format="png"), 3.0)
+
+
+def verdict(metrics: Mapping[str, Any]) -> str:
+    """Whether the code collapsed, as the metrics' warnings say."""
+    if "warnings" not in metrics:
+        return "<section class=verdict><p><strong>Not checked</strong> for collapse.</p></section>"
+    items = "".join(f"<li>{escape(str(warning))}</li>" for warning in metrics["warnings"])
+    if items:
+        return f"<section class='verdict bad'><p><strong>Warning</strong></p><ul>{items}</ul></section>"
+    return "<section class='verdict good'><p><strong>No warning:</strong> no sign of collapse was found.</p></section>"
+
+
+def measures(metrics: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Tables of those measures that are there."""
+    whole = {
+        "active axes": metrics.get("active_latents"),
+        "worth of the right z, nats": metrics.get("z_gain"),
+        "bound on −log p(x), nats": metrics.get("bound_nats"),
+        "the same, bits per dim": metrics.get("bits_per_dim"),
+    }
+    lists = {
+        "The whole program; the lower the bound the better": {k: v for k, v in whole.items() if v is not None},
+        "Samples": metrics.get("samples"),
+        "Probes: accuracy": metrics.get("probes"),
+        "Seconds": metrics.get("seconds") or {r["stage"]: r["seconds"] for r in log if "seconds" in r},
+    }
+    found = [_factors(metrics), _axes(metrics), _scores(metrics)]
+    return found + [table((), _flat(values), caption) for caption, values in lists.items() if values]
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    """Nested values as rows, the names joined; a mean with its standard error stays one cell."""
+    rows = []
+    for name, value in values.items():
+        nested = isinstance(value, Mapping) and "mean" not in value
+        label = f"{before}{name.replace('_', ' ')}"
+        rows += _flat(value, f"{label}, ") if nested else [(label, value)]
+    return rows
+
+
+def _factors(metrics: Mapping[str, Any]) -> str:
+    kinds = {"linear R²": metrics.get("linear_r2"), "forest R²": metrics.get("forest_r2")}
+    kinds = {kind: values for kind, values in kinds.items() if values}
+    rows = [(f, *(v.get(f) for v in kinds.values())) for f in dict.fromkeys(f for v in kinds.values() for f in v)]
+    caption = "Each factor read off the whole code: 1 is perfect, 0 no better than its mean"
+    return table(("factor", *kinds), rows, caption) if rows else ""
+
+
+def _axes(metrics: Mapping[str, Any]) -> str:
+    kl, corr = metrics.get("kl_nats") or {}, metrics.get("corr") or {}
+    factors = list(corr.get("factors", []))
+    by_axis = dict(zip(corr.get("axes", []), corr.get("values", []), strict=True))
+    rows = []
+    for axis in dict.fromkeys([*kl, *by_axis]):
+        rows.append((axis, *([kl.get(axis)] if kl else []), *by_axis.get(axis, [None] * len(factors))))
+    captions = ["information in nats"] * bool(kl) + ["correlation with each factor"] * bool(corr)
+    head = ("axis", *["KL"] * bool(kl), *factors)
+    return table(head, rows, f"Each axis: {', '.join(captions)}", shade=1 + bool(kl)) if rows else ""
+
+
+def _scores(metrics: Mapping[str, Any]) -> str:
+    control = metrics.get("rotated_control")
+    kinds = {"fitted": metrics, "before rotation": metrics.get("raw"), "random rotation": control}
+    kinds = {kind: values for kind, values in kinds.items() if values}
+    scores = {"MIG": "mig", "DCI disentanglement": "dci_disentanglement", "DCI completeness": "dci_completeness"}
+    rows = [(n, *(v.get(k) for v in kinds.values())) for n, k in scores.items() if any(k in v for v in kinds.values())]
+    regressor = f"; DCI by {metrics['dci_regressor']}" if metrics.get("dci_regressor") else ""
+    caption = f"One axis per factor? Only what lies well above a random rotation counts{regressor}"
+    return table(("score", *kinds), rows, caption) if rows else ""

@@ -1,0 +1,32 @@
+"""The end of every inference: gauge, saved program, posterior."""
+
+from pathlib import Path
+
+from jaxtyping import Array, Key
+import xarray as xr
+
+from sami_ppl.data import train_test
+from sami_ppl.gauge import align
+from sami_ppl.io import save
+from sami_ppl.program import Program
+
+
+def conclude(
+    program: Program,
+    data: xr.Dataset,
+    out: Path,
+    *,
+    key: Key[Array, ""],
+    rotate: bool,
+    posterior_obs: int,
+    draws: int,
+) -> xr.DataTree:
+    """Fix the gauge if asked to (`rotate`), save the program to `out/model`, and draw the posterior.
+
+    The posterior is of the first `posterior_obs` held-out observations, `draws` times each.
+    """
+    train, test = train_test(data)
+    if rotate:
+        program = align(program, train["x"].values[:4000]).program
+    save(program, Path(out) / "model")
+    return program.posterior(test.isel(obs=slice(posterior_obs)), key=key, draws=draws)

@@ -1,0 +1,205 @@
+"""Runs a program file under an inference file: data → program → inference → posterior → figures → report, in one folder.
+
+    out/config.json     the command's settings, seed and versions        out/posterior.nc    the DataTree
+    out/model/          the fitted program                                 out/metrics.json    the figures
+    out/checkpoints/    states to resume from, out/log.jsonl               out/report.html, out/figures/
+"""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+import json
+from pathlib import Path
+import time
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+
+from sami_ppl import programs
+from sami_ppl.data import check_data, load_data, split
+from sami_ppl.evaluation import evaluate
+from sami_ppl.history import read_history
+from sami_ppl.io import load, save
+from sami_ppl.posterior import save_tree
+from sami_ppl.program import Program
+from sami_ppl.programs import UserError
+from sami_ppl.report import write_report
+from sami_ppl.versions import versions
+
+
+def run(
+    model: str,
+    inference: str = "two_stage",
+    *,
+    data: Path | None = None,
+    settings: dict[str, str] | None = None,
+    seed: int = 0,
+    out: Path,
+    resume: bool = False,
+    progress: bool = True,
+) -> xr.DataTree:
+    """Fit a program file under an inference file and write everything to `out`; returns the DataTree.
+
+    Raises UserError for unknown names or settings, ValueError for data that do not fit, FileExistsError if `out` holds
+    another run, or a finished one without `resume`.
+    """
+    out = Path(out)
+    began = time.perf_counter()
+    model_file, inference_file = programs.find(model, "models"), programs.find(inference, "inference")
+    model_module, inference_module = programs.load_file(model_file), programs.load_file(inference_file)
+    configs = programs.default_configs(model_module, inference_module, settings or {})
+    data_key, build_key, run_key, figure_key = jax.random.split(jax.random.key(seed), 4)
+    observations = _load(model_module, configs["model"], data, key=data_key)
+    if hasattr(model_module, "adapt"):
+        configs["model"] = model_module.adapt(configs["model"], observations)
+
+    description = {
+        "model": str(model_file), "inference": str(inference_file), "data": None if data is None else str(data),
+        "seed": seed, "settings": {name: asdict(config) for name, config in configs.items()}, "versions": versions(),
+    }  # fmt: skip
+    program = programs.build_program(model_file, configs["model"], key=build_key)
+    check_data(observations, event_shape=program.event_shape)
+    _claim(out, description, resume=resume)
+    use_compilation_cache()
+
+    seconds = {"prepare": time.perf_counter() - began}
+    with _timed(seconds, "fit"):
+        tree = inference_module.run(
+            program, observations, configs["inference"], key=run_key, out=out, resume=resume, progress=progress
+        )
+    save_tree(tree, out / "posterior.nc")
+    with _timed(seconds, "figures"):
+        metrics = evaluate(load(out / "model"), observations, key=figure_key, distance=_distance(model_module, configs["model"]))
+    metrics["seconds"] = seconds | _stage_seconds(out / "log.jsonl")
+    _write_json(out / "metrics.json", metrics)
+    with _timed(seconds, "report"):
+        page = report(out, data=observations)
+    metrics["seconds"] |= {"report": seconds["report"], "total": time.perf_counter() - began}
+    _write_json(out / "metrics.json", metrics)
+    print(summary(metrics))
+    print(f"report: {page}")
+    return tree
+
+
+def report(out: Path, *, data: xr.Dataset | None = None) -> Path:
+    """Write `report.html` and its figures from the results in a folder; returns the page."""
+    out = Path(out)
+    missing = [n for n in ("config.json", "model", "posterior.nc", "metrics.json") if not (out / n).exists()]
+    if missing:
+        raise UserError(f"{out} is no finished run (no {', '.join(missing)}): run `sami run MODEL --out {out}` first")
+    description = json.loads((out / "config.json").read_text())
+    seed, saved = description["seed"], out / "model" / "program.py"
+    module = programs.load_file(saved)
+    config = programs.make_config(module.Config, description["settings"]["model"])
+    data_key, *_, figure_key = jax.random.split(jax.random.key(seed), 4)
+    if data is None:
+        source = None if description["data"] is None else Path(description["data"])
+        data = _load(module, config, source, key=data_key)
+    tree = xr.open_datatree(out / "posterior.nc", engine="h5netcdf").load()
+    metrics = json.loads((out / "metrics.json").read_text())
+    return write_report(out, load(out / "model"), data, tree, metrics, key=figure_key, distance=_distance(module, config))
+
+
+def summary(metrics: dict[str, Any]) -> str:
+    """The short table that a run prints."""
+    lines = []
+    if "forest_r2" in metrics:
+        names = list(metrics["forest_r2"])
+        best = np.abs(np.array(metrics["corr"]["values"])).argmax(0)
+        lines.append(f"{'factor':<14}{'forest R²':>10}{'linear R²':>11}{'best axis':>12}{'|corr|':>8}")
+        for j, name in enumerate(names):
+            corr = abs(metrics["corr"]["values"][best[j]][j])
+            lines.append(
+                f"{name:<14}{metrics['forest_r2'][name]:>10.3f}{metrics['linear_r2'][name]:>11.3f}"
+                f"{metrics['corr']['axes'][best[j]]:>12}{corr:>8.3f}"
+            )
+        raw = metrics.get("raw", {}).get("dci_disentanglement")
+        lines.append(
+            f"DCI-disentanglement {metrics['dci_disentanglement']:.2f}"
+            + ("" if raw is None else f" (before gauge fixing {raw:.2f})")
+            + f", randomly rotated {metrics['rotated_control']['dci_disentanglement']:.2f}; MIG {metrics['mig']:.2f}"
+        )
+    for label, accuracies in metrics.get("probes", {}).items():
+        lines.append(f"held-out accuracy for {label}: " + ", ".join(f"{k} {v:.3f}" for k, v in accuracies.items()))
+    lines.append("KL per axis (nats): " + "  ".join(f"{a} {v:.2f}" for a, v in metrics["kl_nats"].items()))
+    lines.append(
+        f"active axes {metrics['active_latents']}; own z against shuffled z {metrics['z_gain']:.1f} nats; bound "
+        f"{metrics['bound_nats']['mean']:.1f} ± {metrics['bound_nats']['se']:.1f} nats per observation"
+    )
+    found = metrics["samples"]
+    lines.append(
+        f"samples ({found['sampler']}, {found['evaluations']} evaluations): squared error to the own image "
+        f"{found['mse_own']:.3f}, to another {found['mse_other']:.3f}, of the mean image {found['mse_mean_image']:.3f}"
+    )
+    for kind in ("conditional", "unconditional"):
+        if (rms := found.get(f"rms_{kind}")) is not None:
+            lines.append(f"{kind} samples to the nearest true image: median {rms['median']:.3f}, 90 % {rms['p90']:.3f} (rms)")
+    lines += [f"WARNING: {text}" for text in metrics["warnings"]]
+    lines.append("seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in metrics["seconds"].items()))
+    return "\n".join(lines)
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled steps in the user's cache folder, so that a second run starts at once."""
+    cache = Path.home() / ".cache" / "sami_ppl" / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _load(module: ModuleType, config: Any, data: Path | None, *, key: jax.Array) -> xr.Dataset:
+    if data is None:
+        return check_data(module.load(config, key=key))
+    found = check_data(load_data(data))
+    return found if "split" in found.coords else split(found, key=key)
+
+
+def _distance(module: ModuleType, config: Any) -> Callable[[np.ndarray], np.ndarray] | None:
+    return partial(module.distance, config=config) if hasattr(module, "distance") else None
+
+
+def _claim(out: Path, description: dict[str, Any], *, resume: bool) -> None:
+    """Take the folder for this run, or say why not; nothing already there is lost."""
+    file = out / "config.json"
+    plain = json.loads(json.dumps(description))
+    if not file.exists():
+        if out.exists() and any(out.iterdir()):
+            raise FileExistsError(f"--out {out} exists and holds something else: choose a new folder")
+        out.mkdir(parents=True, exist_ok=True)
+        _write_json(file, plain)
+        return
+    found = json.loads(file.read_text())
+    different = sorted(_differences(found, plain))
+    if different:
+        raise FileExistsError(
+            f"--out {out} holds a run with other settings:\n  " + "\n  ".join(different) + "\nchoose another --out"
+        )
+    if not resume:
+        raise FileExistsError(f"--out {out} holds this run already: continue it with --resume or choose another --out")
+
+
+def _differences(found: Any, wanted: Any, path: str = "") -> list[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = {**found, **wanted}
+        return [d for k in keys for d in _differences(found.get(k), wanted.get(k), f"{path}.{k}" if path else k)]
+    return [] if found == wanted else [f"{path}: {found!r} there, {wanted!r} here"]
+
+
+def _stage_seconds(file: Path) -> dict[str, float]:
+    return {r["stage"]: r["seconds"] for r in (read_history(file) if file.exists() else [])}
+
+
+def _write_json(file: Path, content: Any) -> None:
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1))
+    part.rename(file)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Any:
+    began = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - began

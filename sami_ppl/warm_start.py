@@ -1,0 +1,122 @@
+"""Warm starts of the encoder: a smooth, unfolded code to begin with, found without labels.
+
+Trained from random weights, an encoder may fold the space of factors: two places of an object share a code, and no
+later gradient unfolds it. Two starts prevent that and save most of the time. `transfer` copies the denoiser's own
+features. `fit_codes` then fits q(z | x_λ, λ), at every noise level, by maximum likelihood to the leading principal
+components of low-pass filtered observations: a blurred image changes monotonically as an object moves, where the
+components of the sharp image turn over.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+import numpy as np
+import optax
+from scipy.ndimage import gaussian_filter
+from tqdm.auto import trange
+
+from sami_ppl.diagnostics.dimension import manifold_dimension
+from sami_ppl.encoder import AbstractEncoder
+from sami_ppl.fit import batches
+from sami_ppl.program import Program
+
+
+def transfer(source: eqx.Module, target: eqx.Module) -> eqx.Module:
+    """The target network with every array replaced that the source has at the same place in the same shape.
+
+    A half U-Net takes the descending half of a U-Net, a perceptron all layers but those at its ends that differ.
+    """
+    found = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(eqx.filter(source, eqx.is_inexact_array))
+    }
+
+    def take(path: tuple, leaf: Array) -> Array:
+        other = found.get(jax.tree_util.keystr(path))
+        return other if other is not None and other.shape == getattr(leaf, "shape", None) else leaf
+
+    return jax.tree_util.tree_map_with_path(take, target)
+
+
+def low_pass_codes(
+    x: Float[np.ndarray, "obs *event"], size: int, components: int, *, width: float = 0.25, seed: int = 0
+) -> Float[np.ndarray, "obs D"]:
+    """Codes of `size` axes, each of mean 0 and variance 1: the leading principal components of blurred observations.
+
+    Only `components` axes carry one; the others are noise, as the prior is, so that no factor starts out spread over
+    more axes than it needs. `width`: standard deviation of the blur in units of the image's side; vectors are not
+    blurred.
+    """
+    flat = np.asarray(x, dtype=np.float32)
+    if flat.ndim == 4:
+        pixels = width * flat.shape[-1]
+        flat = gaussian_filter(flat, (0, 0, pixels, pixels), mode="nearest")
+    flat = flat.reshape(len(flat), -1)
+    components = min(components, size, flat.shape[1])
+    centred = flat - flat.mean(0)
+    values, vectors = np.linalg.eigh(centred.T @ centred / len(flat))
+    leading = np.argsort(values)[::-1][:components]
+    codes = np.random.default_rng(seed).standard_normal((len(flat), size))
+    codes[:, :components] = centred @ vectors[:, leading] / np.sqrt(np.maximum(values[leading], 1e-12))
+    return codes.astype(np.float32)
+
+
+def fit_codes(
+    program: Program,
+    x: Float[Array, "obs *event"],
+    codes: Float[np.ndarray, "obs D"],
+    *,
+    key: Key[Array, ""],
+    steps: int = 500,
+    batch: int = 256,
+    learning_rate: float = 2e-3,
+    noise: float = 0.05,
+    progress: bool = True,
+) -> Program:
+    """The program with its encoder fitted to codes of the observations by maximum likelihood, at all noise levels.
+
+    `noise`: standard deviation added to the codes, so that the clean posterior keeps a width.
+    """
+    batch = min(batch, len(x))
+    rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(50, steps // 2 + 1), steps + 1, learning_rate / 10)
+    optimiser = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(rate, b2=0.99))
+    params, static = eqx.partition(program.encoder, eqx.is_inexact_array)
+    seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
+
+    def loss(params: AbstractEncoder, x: Array, codes: Array, key: Array) -> Array:
+        encoder: AbstractEncoder = eqx.combine(params, static)
+        level_key, eps_key, code_key = jax.random.split(key, 3)
+        log_snr, _ = encoder.schedule.stratified(level_key, len(x))
+        eps = jax.random.normal(eps_key, x.shape, x.dtype)
+        z = codes + noise * jax.random.normal(code_key, codes.shape, codes.dtype)
+        x_noisy = jax.vmap(encoder.schedule.add_noise)(x, log_snr, eps)
+        return -jnp.mean(jax.vmap(encoder.log_prob)(z, x_noisy, log_snr))
+
+    @jax.jit
+    def update(params: AbstractEncoder, state: optax.OptState, rows: Array, key: Array) -> tuple:
+        gradient = jax.grad(loss)(params, observations[rows], targets[rows], key)
+        updates, state = optimiser.update(gradient, state)
+        return optax.apply_updates(params, updates), state
+
+    observations, targets = jnp.asarray(x), jnp.asarray(codes)
+    state = optimiser.init(params)
+    for step in trange(steps, desc="warm start", disable=not progress, mininterval=1.0):
+        rows = batches(seed, len(x), batch, step, 1)[0]
+        params, state = update(params, state, rows, jax.random.fold_in(key, step))
+    return program.replace(encoder=eqx.combine(params, static))
+
+
+def warm_start(
+    program: Program, x: Float[Array, "obs *event"], *, key: Key[Array, ""], steps: int = 500, progress: bool = True
+) -> Program:
+    """The program with its encoder started from its fitted denoiser and from low-pass codes of the observations.
+
+    As many axes as the denoiser has found dimensions in the data carry a component; spare ones start at the prior.
+    """
+    dimension_key, code_key = jax.random.split(key)
+    network = transfer(program.denoiser.network, program.encoder.network)
+    program = program.replace(encoder=eqx.tree_at(lambda encoder: encoder.network, program.encoder, network))
+    components = max(1, manifold_dimension(program.denoiser, x[:32], key=dimension_key))
+    codes = low_pass_codes(x, program.latents.size, components)
+    return fit_codes(program, x, codes, key=code_key, steps=steps, progress=progress)

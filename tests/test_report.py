@@ -1,0 +1,213 @@
+"""The report: one page that holds everything, from a tiny program that was not fitted."""
+
+import base64
+from html.parser import HTMLParser
+import io
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from numpyro import distributions as dist
+from PIL import Image
+import pytest
+
+from sami_ppl import plots
+from sami_ppl.data import disks, split
+from sami_ppl.denoiser import PreconditionedDenoiser
+from sami_ppl.encoder import DiagonalEncoder
+from sami_ppl.nn import ResidualMLP
+from sami_ppl.program import Program
+from sami_ppl.report import write_report
+from sami_ppl.sampler import DDIM
+from sami_ppl.schedule import VariancePreserving
+
+NASTY = "<b>&\"'height"
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+def prior():
+    numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1))
+
+
+class Page(HTMLParser):
+    """The tags of a page, its text, and whether every tag is closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.text = [], [], ""
+        self.feed(text)
+        assert not self.open, f"not closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, name):
+        return [attrs for tag, attrs in self.tags if tag == name]
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    key, schedule, shape = jax.random.key(3), VariancePreserving(-4.0, 4.0), (1, 8, 8)
+    denoiser = PreconditionedDenoiser(ResidualMLP(shape, shape, width=8, depth=1, key=key), schedule, shape, 0.0, 0.6)
+    network = ResidualMLP(shape, (8,), width=8, depth=1, key=key)
+    encoder = DiagonalEncoder(network, schedule, shape, 3, mean=0.0, std=0.6, key=key)
+    program = Program(prior, denoiser, encoder, sampler=DDIM(4))
+    # Codes must vary over the data, else no axis counts as active.
+    program = program.replace(encoder=_with_larger_loc(encoder))
+    data = split(disks(key, 40, resolution=8), key=key).rename(centre_y=NASTY)
+    return program, data, program.posterior(data.isel(obs=slice(4)), key=key, draws=2, predictive=0, levels=0)
+
+
+def _with_larger_loc(encoder):
+    import equinox as eqx
+
+    network = jax.tree.map(lambda a: a + 0.3 if eqx.is_inexact_array(a) else a, encoder.network)
+    loc = jax.tree.map(lambda a: 4 * a if eqx.is_inexact_array(a) else a, encoder.loc)
+    return eqx.tree_at(lambda e: (e.network, e.loc), encoder, (network, loc))
+
+
+METRICS = {
+    "linear_r2": {"centre_x": 0.93, NASTY: 0.91, "background": float("nan")},
+    "forest_r2": {"centre_x": 0.99, NASTY: 0.98, "background": None},
+    "mig": 0.31, "dci_disentanglement": 0.9, "dci_regressor": "forest <50>",
+    "corr": {"axes": ["z[0]", "z[1]", "z[2]"], "factors": ["centre_x", NASTY, "background"],
+             "values": [[0.98, -0.02, 0.1], [0.1, 0.97, 0.0], [0.0, 0.05, 0.99]]},
+    "kl_nats": {"z[0]": 4.9, "z[1]": 5.1, "z[2]": 0.02}, "active_latents": 2, "z_gain": 12.3,
+    "bound_nats": {"mean": 112.9, "se": 0.4}, "bits_per_dim": {"mean": -1.93, "se": 0.01},
+    "samples": {"mse_own": 0.02, "rms_conditional": {"median": 0.03}}, "raw": {"mig": 0.2, "dci_disentanglement": 0.57},
+    "rotated_control": {"mig": 0.04, "dci_disentanglement": 0.11}, "probes": {"shape": {"knn": 0.88}},
+    "seconds": {"denoiser": 12.0}, "warnings": ["axis z[2] is <unused>"],
+}  # fmt: skip
+
+NOISE = {"log_snr": [-3.0, 0.0, 3.0], "unguided": [1.0, 9.0, 70.0]}
+LOG = [
+    {"stage": "denoiser", "step": s, "train_loss": 900 / s, "beta": 0.1, "seconds": 1.0, "bound": 800 / s,
+     "loss": 800 / s, "kl": {}, **NOISE, "own": None, "shuffled": None} for s in (1, 50, 100, 150, 200)
+] + [
+    {"stage": "encoder", "step": s, "train_loss": 50.0, "beta": 0.1, "seconds": 2.0, "bound": 60.0, "loss": 50.0,
+     "kl": {"z": [s / 50, 2.0, 0.1]}, **NOISE, "own": [0.5, 7.0, 69.0], "shuffled": [1.5, 20.0, 75.0]} for s in (50, 100)
+]  # fmt: skip
+
+
+def report(out, fitted, metrics, **arguments):
+    path = write_report(out, *fitted, metrics, key=jax.random.key(0), **arguments)
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_whole_report(tmp_path, fitted):
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in LOG))
+    (tmp_path / "config.json").write_text(json.dumps({"model": "models/disks<1>.py", "seed": 3}))
+    page = report(tmp_path, fitted, METRICS, distance=lambda images: np.abs(images).mean((1, 2, 3)))
+
+    files = {file.stem: file.read_bytes() for file in (tmp_path / "figures").glob("*.png")}
+    assert set(files) == {"reconstructions", "traversal", "factors", "unconditional", "prior", "noise", "kl", "curves"}
+    inline = [base64.b64decode(img["src"].removeprefix("data:image/png;base64,")) for img in page.all("img")]
+    assert all(png in inline for png in files.values())
+    for png in inline:
+        image = Image.open(io.BytesIO(png))
+        image.load()
+        assert image.format == "PNG"
+        assert np.ptp(np.asarray(image.convert("L"))) > 100  # no empty picture
+    assert all(img["alt"] for img in page.all("img"))
+
+    assert not {"script", "link", "iframe", "b"} & {tag for tag, _ in page.tags}
+    for _, attributes in page.tags:
+        assert not any(name.startswith("on") or "://" in (value or "") for name, value in attributes.items())
+    assert "url(" not in page.text
+    assert "@import" not in page.text
+    for expected in (NASTY, "disks<1>", "axis z[2] is <unused>", "forest <50>", "112.9 ± 0.4", "sami_ppl.load(", "–"):
+        assert expected in page.text
+    assert page.text.index("What was fitted") < page.text.index("Warning") < page.text.index("Measures")
+    assert page.text.index("Measures") < page.text.index("Pictures") < page.text.index("Use it")
+
+
+def test_nothing_measured(tmp_path, fitted):
+    page = report(tmp_path, fitted, {})
+    assert "Not checked" in page.text
+    assert "Measures" not in page.text
+    assert not (tmp_path / "figures" / "kl.png").exists()
+    assert (tmp_path / "figures" / "factors.png").exists()
+
+
+@pytest.mark.parametrize("lacking", sorted(METRICS))
+def test_each_measure_may_lack(fitted, lacking):
+    from sami_ppl.report import tables
+
+    rest = {name: value for name, value in METRICS.items() if name != lacking}
+    Page("".join(tables.measures(rest, []) + [tables.verdict(rest)]))
+
+
+def test_no_warning_is_said(fitted):
+    from sami_ppl.report import tables
+
+    assert "no sign of collapse" in tables.verdict({"warnings": []})
+
+
+def test_vectors_have_no_image_pictures(tmp_path, tiny_program):
+    program, key = tiny_program(), jax.random.key(0)
+    x = jax.random.normal(key, (6, 4))
+    tree = program.posterior(x, key=key, draws=2, predictive=0, levels=0)
+    report(tmp_path, (program, tree["observed_data"].to_dataset(), tree), {"kl_nats": {"z[0]": 1.0, "z[1]": 0.0}})
+    assert {file.stem for file in (tmp_path / "figures").glob("*.png")} == {"kl"}
+
+
+def test_other_data_are_refused(tmp_path, fitted):
+    program, data, tree = fitted
+    with pytest.raises(ValueError, match=r"\(obs, 1, 8, 8\)"):
+        write_report(tmp_path, program, data.isel(row=slice(4)), tree, {}, key=jax.random.key(0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_traversal_moves_one_axis_with_one_noise(fitted):
+    from sami_ppl.guidance import GuidedDenoiser
+    from sami_ppl.report.pictures import STEPS, gather
+
+    program, data, _ = fitted
+    key = jax.random.key(0)
+    material = gather(program, data, {}, [], key=key)
+    assert len(material.active)
+    assert material.moved.shape == (len(material.active), 7, 1, 8, 8)
+    test = data.x.values[data.split.values == "test"]
+    np.testing.assert_array_equal(material.x, test[:8])
+    noise_key = jax.random.split(key, 4)[2]
+    axis = material.active[-1]
+    code = program.encoder.posterior(jnp.asarray(test[0]))[0].at[axis].set(STEPS[5])
+    expected = program.sampler.sample(GuidedDenoiser(program.denoiser, program.encoder, code), noise_key)
+    np.testing.assert_allclose(material.moved[-1, 5], expected, atol=1e-4)
+
+
+def test_image_grid_shows_values_in_place():
+    images = np.linspace(-1, 1, 6).reshape(6, 1, 1, 1) * np.ones((6, 1, 2, 2))
+    figure = plots.image_grid(images, columns=4)
+    shown = sorted(figure.axes[0].images, key=lambda image: (image.get_extent()[3], image.get_extent()[0]))
+    np.testing.assert_allclose([image.get_array()[0, 0, 0] for image in shown], np.linspace(0, 1, 6), atol=1e-6)
+    assert figure.axes[0].yaxis_inverted()
+    with pytest.raises(ValueError, match="1 or 3 channels"):
+        plots.image_grid(np.zeros((1, 2, 4, 4)))
+    with pytest.raises(ValueError, match="one title per image"):
+        plots.image_grid(images, ["a"])
+
+
+def test_factor_grid_names_correlation():
+    factor = np.linspace(-1, 1, 50)
+    figure = plots.factor_grid(np.stack([-factor, factor**2], 1), np.stack([factor, 0 * factor], 1), "ab", "fg")
+    assert [panel.get_title() for panel in figure.axes] == ["|r| 1.00", "no spread", "|r| 0.00", "no spread"]
+
+
+def test_many_axes_and_single_record(tmp_path):
+    record = {"stage": "s", "step": 1, "train_loss": 1.0, "bound": 2.0, "loss": 1.5, "kl": {"z": list(range(30))}}
+    plots.curves([record]).savefig(tmp_path / "curves.png")
+    figure = plots.kl_bars({f"z[{i}]": float(i) for i in range(30)})
+    assert len(figure.axes[0].patches) == 24
+    with pytest.raises(ValueError, match="no records"):
+        plots.curves([])
