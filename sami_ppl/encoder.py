@@ -38,7 +38,7 @@ class AbstractEncoder(eqx.Module):
     def log_prob(
         self, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
     ) -> Float[Array, ""]:
-        """log q(z | x_λ, λ) in nats. Guidance is its gradient in x_λ."""
+        """Log q(z | x_λ, λ) in nats. Guidance is its gradient in x_λ."""
 
     def posterior(self, x: Float[Array, "*event"]) -> tuple[Float[Array, " D"], Float[Array, "*scale"]]:
         """The guide: location and scale of q(z | x), the noisy posterior at the clean end, without noise added."""
@@ -47,7 +47,7 @@ class AbstractEncoder(eqx.Module):
 
 
 def diagonal_log_prob(z: Float[Array, " D"], loc: Float[Array, " D"], scale: Float[Array, " D"]) -> Float[Array, ""]:
-    """log N(z; loc, diag(scale²)) in nats."""
+    """Log N(z; loc, diag(scale²)) in nats."""
     return -jnp.sum(0.5 * ((z - loc) / scale) ** 2 + jnp.log(scale) + 0.5 * jnp.log(2 * jnp.pi))
 
 

@@ -8,7 +8,6 @@ diag(s²) into R diag(s²) Rᵀ. Among all R the one is taken that makes the pos
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
@@ -32,7 +31,7 @@ class Alignment(NamedTuple):
 
 
 def align(
-    program: Program, x: Float[Array, "obs *event"], *, seed: int = 0, active_variance: float = 0.05
+    program: Program, x: Float[Array | np.ndarray, "obs *event"], *, seed: int = 0, active_variance: float = 0.05
 ) -> Alignment:
     """Rotate the active axes of a program with a standard normal prior by orthogonal ICA on the posterior means.
 
@@ -47,33 +46,35 @@ def align(
             f"another program (sites without that symmetry: {kinds or 'none'}, "
             f"{int(symmetric.sum())} normal axis in all). Leave alignment out for this prior"
         )
-    loc, scale = jax.vmap(program.encoder.posterior)(x)
-    means = np.asarray(loc, dtype=float)
+    means, scale = program.encode(x)
     axes = np.flatnonzero(symmetric & (means.var(0) > active_variance))
     size = program.latents.size
     rotation = np.eye(size)
     if len(axes) > 1:
         rotation[np.ix_(axes, axes)] = _orthogonal_ica(means[:, axes], seed)
-    factor = jnp.asarray(rotation, loc.dtype) @ (jax.vmap(jnp.diag)(scale) if scale.ndim == 2 else scale)
-    covariance = factor @ jnp.swapaxes(factor, -1, -2)
-    marginal = jnp.log(jnp.diagonal(covariance, axis1=-2, axis2=-1)).sum(-1)
-    cost = 0.5 * jnp.mean(marginal - jnp.linalg.slogdet(covariance)[1])
+    factor = rotation @ (scale[:, :, None] * np.eye(size) if scale.ndim == 2 else scale)
+    covariance = factor @ np.swapaxes(factor, -1, -2)
+    marginal = np.log(np.diagonal(covariance, axis1=-2, axis2=-1)).sum(-1)
+    cost = 0.5 * np.mean(marginal - np.linalg.slogdet(covariance)[1])
     base, before = (
         (program.encoder.base, np.asarray(program.encoder.rotation))
         if isinstance(program.encoder, RotatedEncoder)
         else (program.encoder, np.eye(size))
     )
-    encoder = RotatedEncoder(base, jnp.asarray(rotation @ before, loc.dtype))
+    encoder = RotatedEncoder(base, jnp.asarray(rotation @ before, jnp.float32))
     return Alignment(program.replace(encoder=encoder), rotation, float(cost))
 
 
 def _orthogonal_ica(means: np.ndarray, seed: int) -> np.ndarray:
-    """The orthogonal matrix of FastICA without whitening, signed and ordered to be as near the identity as can be."""
-    centred = means - means.mean(0)
-    scaled = centred / np.sqrt((centred**2).mean())
-    ica = FastICA(whiten=False, fun="cube", max_iter=2000, tol=1e-6, random_state=seed).fit(scaled)
-    rotation = ica.components_
-    order = linear_sum_assignment(-np.abs(rotation))[1]
-    inverse = np.argsort(order)
-    ordered = rotation[inverse]
+    """The orthogonal matrix nearest to FastICA's, signed and ordered to be as near the identity as can be.
+
+    FastICA finds the directions of whitened means; in the space of the code these are orthogonal up to the unequal
+    spread of the axes, which the polar factor removes.
+    """
+    ica = FastICA(whiten="unit-variance", max_iter=2000, tol=1e-6, random_state=seed).fit(means - means.mean(0))
+    directions = ica.components_ / np.linalg.norm(ica.components_, axis=1, keepdims=True)
+    left, _, right = np.linalg.svd(directions)
+    rotation = left @ right
+    axis_of_row = linear_sum_assignment(-np.abs(rotation))[1]
+    ordered = rotation[np.argsort(axis_of_row)]
     return ordered * np.sign(np.diag(ordered))[:, None]

@@ -1,7 +1,7 @@
 """Guidance: what the latent adds to the score.
 
-    ∇ log p(x_λ | z) = ∇ log p(x_λ) + ∇ log q(z | x_λ, λ)              (Bayes' rule for scores)
-    ε̂(x_λ, λ; z)    = ε_θ(x_λ, λ) − σ g,      g = ∇_{x_λ} log q(z | x_λ, λ)
+∇ log p(x_λ | z) = ∇ log p(x_λ) + ∇ log q(z | x_λ, λ)              (Bayes' rule for scores)
+ε̂(x_λ, λ; z)    = ε_θ(x_λ, λ) − σ g,      g = ∇_{x_λ} log q(z | x_λ, λ)
 """
 
 import equinox as eqx
@@ -16,7 +16,7 @@ from sami_ppl.schedule import AbstractSchedule
 def guidance(
     encoder: AbstractEncoder, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
 ) -> Float[Array, "*event"]:
-    """g = ∇_{x_λ} log q(z | x_λ, λ), of the shape of one observation."""
+    """G = ∇_{x_λ} log q(z | x_λ, λ), of the shape of one observation."""
     return jax.grad(encoder.log_prob, argnums=1)(z, x_noisy, log_snr)
 
 

@@ -12,7 +12,10 @@ from tqdm.auto import tqdm
 
 
 class History:
-    """Records of a fit, one dict per validation, kept in memory and, given a file, as JSON lines in it."""
+    """Records of a fit, one dict per validation, kept in memory and, given a file, as JSON lines in it.
+
+    With the extra `sami_ppl[tensorboard]` installed, every number also goes to TensorBoard events beside the file.
+    """
 
     def __init__(self, file: Path | None = None, *, keep: int = 0, stage: str = "fit"):
         """`keep`: step from which the run goes on; records of this stage after it are dropped."""
@@ -29,10 +32,34 @@ class History:
         if self.file is not None:
             with self.file.open("a") as out:
                 out.write(json.dumps(plain) + "\n")
+            _write_events(self.file.parent / "tensorboard" / self.stage, plain)
 
     def stage_records(self) -> list[dict[str, Any]]:
         """The records of this stage."""
         return [r for r in self.records if r["stage"] == self.stage]
+
+
+def _write_events(folder: Path, record: dict[str, Any]) -> None:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return
+    with SummaryWriter(str(folder)) as writer:
+        for name, value in record.items():
+            if name not in ("stage", "step", "log_snr") and value is not None:
+                for label, number in _scalars(name, value):
+                    writer.add_scalar(label, number, record["step"])
+
+
+def _scalars(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _scalars(f"{name}/{key}", inner)
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _scalars(f"{name}/{i}", inner)
+    else:
+        yield name, value
 
 
 def read_history(file: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ values beyond them are clipped. The colours are those of Okabe & Ito, told apart
 """
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 from jaxtyping import Float
@@ -15,10 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
-WIDTH = 4.8  # inches
+WIDTH = 4.2  # inches
 BLUE, VERMILION, GREEN, GRAY, INK, LINE = "#0072B2", "#D55E00", "#009E73", "#767676", "#222222", "#D0D0D0"
 COLOURS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-SMALL, NORMAL = 7.5, 8.5  # points
+SMALL, NORMAL = 8.0, 9.0  # points
 
 Limits = tuple[float, float]
 Images = Float[np.ndarray, "n c h w"]
@@ -68,7 +69,7 @@ def traversal(
     """One row per axis, one column per value of it; the first column is `start`, the image whose code is moved."""
     first = [] if start is None else [_rgb(start, limits)]
     rows = [first + [_rgb(image, limits) for image in row] for row in images]
-    columns = ["image"] * len(first) + [f"{value:+.1f}".replace("-", "−") for value in values]
+    columns = ["image"] * len(first) + [f"{value:.1f}".replace("-", "−") for value in values]
     return _sheet(rows, row_labels=list(labels), column_labels=columns)
 
 
@@ -93,7 +94,7 @@ def factor_grid(
             if j == 0:
                 panel.set_ylabel(axis, fontsize=NORMAL)
             if i == len(axes) - 1:
-                panel.set_xlabel(name, fontsize=NORMAL)
+                panel.set_xlabel(fill(name.replace("_", " "), 15), fontsize=NORMAL)
     return figure
 
 
@@ -112,11 +113,11 @@ def curves(log: Sequence[Mapping[str, Any]]) -> Figure:
         _style(panel)
         steps = [record["step"] for record in records]
         if kind == "loss":
-            lines = {"bound, β = 1": "bound", "held-out loss": "loss", "training loss": "train_loss"}
+            lines = {"training loss": "train_loss", "bound, β = 1": "bound", "held-out loss": "loss"}
             series = {k: [_number(r.get(v)) for r in records] for k, v in lines.items() if v in records[-1]}
             if not records[-1].get("kl"):
                 series.pop("held-out loss", None)  # without latents it is the bound
-            _lines(panel, steps, series, [VERMILION, BLUE, GRAY])
+            _lines(panel, steps, series, [GRAY, VERMILION, BLUE])
             _cut_start(panel, series)
         else:
             series = _kl_series(records)
@@ -194,7 +195,7 @@ def _sheet(
 ) -> Figure:
     """Pictures (h, w, 3) on one panel in units of their width: cheaper than a panel each, and evenly spaced."""
     columns, height = max(map(len, rows)), rows[0][0].shape[0] / rows[0][0].shape[1]
-    left = 0.1 + 0.075 * max((len(line) for label in row_labels for line in label.split("\n")), default=0)
+    left = 0.1 + 0.06 * max((len(line) for label in row_labels for line in label.split("\n")), default=0)
     size = min(1.0, (WIDTH - left) / columns)
     room = 0.17 / size if titles else 0.0
     pitch = 1.06 * height + room
@@ -264,7 +265,7 @@ def _cut_start(panel: Axes, series: Mapping[str, Sequence[float]]) -> None:
     if values.max() > high + 2 * (high - low):
         panel.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))
         text = f"first value {values.max():.4g}, above the panel"
-        panel.text(0.03, 0.98, text, transform=panel.transAxes, fontsize=SMALL, va="top", color=GRAY)
+        panel.text(0.98, 0.98, text, transform=panel.transAxes, fontsize=SMALL, ha="right", va="top", color=GRAY)
 
 
 def _kl_series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:

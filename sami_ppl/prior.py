@@ -86,7 +86,7 @@ class Latents:
         return jnp.concatenate([site.to_code(jnp.asarray(values[site.name])) for site in self.sites], axis=-1)
 
     def from_code(self, z: Float[Array, "*batch D"]) -> dict[str, Array]:
-        """z → site values."""
+        """Z → site values."""
         return {site.name: site.from_code(z[..., site.code]) for site in self.sites}
 
     def describe(self) -> str:

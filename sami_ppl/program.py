@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+import numpy as np
 import numpyro
 from numpyro import handlers
 from numpyro.contrib.module import eqx_module
@@ -200,6 +201,14 @@ class Program(eqx.Module):
         from sami_ppl.posterior import posterior  # a convenience: the module itself builds on programs
 
         return posterior(self, data, **arguments)
+
+    def encode(self, x: Array | np.ndarray, *, chunk: int = 1024) -> tuple[np.ndarray, np.ndarray]:
+        """Location (obs, D) and scale (obs, D) or (obs, D, D) of the posterior of the code z, chunk by chunk on the host."""
+        self._batch_size(x, None)
+        posterior = jax.jit(jax.vmap(self.encoder.posterior))
+        parts = [jax.device_get(posterior(jnp.asarray(x[i : i + chunk]))) for i in range(0, len(x), chunk)]
+        loc, scale = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return loc, scale
 
     def params(self) -> dict[str, Any]:
         """The networks' parameters under the names that NumPyro gives them."""

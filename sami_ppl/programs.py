@@ -218,7 +218,7 @@ def _parse(text: str, hint: Any, key: str) -> Any:
     if float in allowed and type(value) is int:
         value = float(value)
     plain = tuple(typing.get_origin(a) or a for a in allowed)
-    if isinstance(value, bool) and bool not in plain or not isinstance(value, plain):
+    if (isinstance(value, bool) and bool not in plain) or not isinstance(value, plain):
         expected = " or ".join(getattr(a, "__name__", str(a)) for a in allowed)
         raise UserError(f"--set {key}={text}: expected {expected}")
     return value

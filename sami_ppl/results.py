@@ -27,6 +27,6 @@ def conclude(
     """
     train, test = train_test(data)
     if rotate:
-        program = align(program, train["x"].values[:4000]).program
+        program = align(program, train["x"].values).program
     save(program, Path(out) / "model")
     return program.posterior(test.isel(obs=slice(posterior_obs)), key=key, draws=draws)

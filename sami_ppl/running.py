@@ -1,8 +1,8 @@
 """Runs a program file under an inference file: data → program → inference → posterior → figures → report, in one folder.
 
-    out/config.json     the command's settings, seed and versions        out/posterior.nc    the DataTree
-    out/model/          the fitted program                                 out/metrics.json    the figures
-    out/checkpoints/    states to resume from, out/log.jsonl               out/report.html, out/figures/
+out/config.json     the command's settings, seed and versions        out/posterior.nc    the DataTree
+out/model/          the fitted program                                 out/metrics.json    the figures
+out/checkpoints/    states to resume from, out/log.jsonl               out/report.html, out/figures/
 """
 
 from collections.abc import Callable
@@ -23,9 +23,8 @@ from sami_ppl import programs
 from sami_ppl.data import check_data, load_data, split
 from sami_ppl.evaluation import evaluate
 from sami_ppl.history import read_history
-from sami_ppl.io import load, save
+from sami_ppl.io import load
 from sami_ppl.posterior import save_tree
-from sami_ppl.program import Program
 from sami_ppl.programs import UserError
 from sami_ppl.report import write_report
 from sami_ppl.versions import versions

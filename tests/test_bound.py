@@ -39,8 +39,9 @@ def mean_bound(oracle, encoder, z, cov_factor, center, cubature, quadrature, bou
 def gap(schedule, variances, mean=0.0):
     """Exact excess of the mean bound over the entropy, for x of these variances and exact scores.
 
-    It is the KL of the path of x, ends included, from the model's: at the clean end ½ Σ log(1 + e^(−λmax)/s), the KL of
-    p(x | x_λmax) from N(x_λmax/α, σ²/α²); at the noisy end the KL of p(x_λmin) from the Gaussian that sampling starts from.
+    It is the KL of the path of x, ends included, from the model's: at the clean end ½ Σ log(1 + e^(−λmax)/s), the KL
+    of p(x | x_λmax) from N(x_λmax/α, σ²/α²); at the noisy end the KL of p(x_λmin) from
+    the Gaussian that sampling starts from.
     """
     a, b = schedule.log_snr_min, schedule.log_snr_max
     alpha2, sigma2 = (1 / (1 + np.exp(-a)), 1 / (1 + np.exp(a))) if type(schedule) is CLASSES["vp"] else (1, np.exp(-a))

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 import io
 import json
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,14 +13,17 @@ import numpyro
 from numpyro import distributions as dist
 from PIL import Image
 import pytest
+import xarray as xr
 
 from sami_ppl import plots
 from sami_ppl.data import disks, split
 from sami_ppl.denoiser import PreconditionedDenoiser
 from sami_ppl.encoder import DiagonalEncoder
+from sami_ppl.guidance import GuidedDenoiser
 from sami_ppl.nn import ResidualMLP
 from sami_ppl.program import Program
-from sami_ppl.report import write_report
+from sami_ppl.report import tables, write, write_report
+from sami_ppl.report.pictures import STEPS, gather
 from sami_ppl.sampler import DDIM
 from sami_ppl.schedule import VariancePreserving
 
@@ -56,24 +60,27 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def fitted():
+def program():
     key, schedule, shape = jax.random.key(3), VariancePreserving(-4.0, 4.0), (1, 8, 8)
     denoiser = PreconditionedDenoiser(ResidualMLP(shape, shape, width=8, depth=1, key=key), schedule, shape, 0.0, 0.6)
     network = ResidualMLP(shape, (8,), width=8, depth=1, key=key)
     encoder = DiagonalEncoder(network, schedule, shape, 3, mean=0.0, std=0.6, key=key)
-    program = Program(prior, denoiser, encoder, sampler=DDIM(4))
     # Codes must vary over the data, else no axis counts as active.
-    program = program.replace(encoder=_with_larger_loc(encoder))
-    data = split(disks(key, 40, resolution=8), key=key).rename(centre_y=NASTY)
-    return program, data, program.posterior(data.isel(obs=slice(4)), key=key, draws=2, predictive=0, levels=0)
+    filled = jax.tree.map(lambda a: a + 0.3 if eqx.is_inexact_array(a) else a, network)
+    steeper = jax.tree.map(lambda a: 4 * a if eqx.is_inexact_array(a) else a, encoder.loc)
+    encoder = eqx.tree_at(lambda e: (e.network, e.loc), encoder, (filled, steeper))
+    return Program(prior, denoiser, encoder, sampler=DDIM(4))
 
 
-def _with_larger_loc(encoder):
-    import equinox as eqx
+@pytest.fixture(scope="module")
+def data():
+    key = jax.random.key(3)
+    return split(disks(key, 40, resolution=8), key=key).rename(centre_y=NASTY)
 
-    network = jax.tree.map(lambda a: a + 0.3 if eqx.is_inexact_array(a) else a, encoder.network)
-    loc = jax.tree.map(lambda a: 4 * a if eqx.is_inexact_array(a) else a, encoder.loc)
-    return eqx.tree_at(lambda e: (e.network, e.loc), encoder, (network, loc))
+
+def tree_of(draws=2, obs=4, size=3):
+    return xr.DataTree.from_dict({"posterior": xr.Dataset({"z": (("chain", "draw", "obs", "z_axis"),
+                                                                  np.zeros((1, draws, obs, size)))})})  # fmt: skip
 
 
 METRICS = {
@@ -95,21 +102,26 @@ LOG = [
      "loss": 800 / s, "kl": {}, **NOISE, "own": None, "shuffled": None} for s in (1, 50, 100, 150, 200)
 ] + [
     {"stage": "encoder", "step": s, "train_loss": 50.0, "beta": 0.1, "seconds": 2.0, "bound": 60.0, "loss": 50.0,
-     "kl": {"z": [s / 50, 2.0, 0.1]}, **NOISE, "own": [0.5, 7.0, 69.0], "shuffled": [1.5, 20.0, 75.0]} for s in (50, 100)
+     "kl": {"z": [s / 50, 2.0, 0.1]}, **NOISE, "own": [0.5, 7.0, 69.0], "shuffled": [1.5, 20.0, 75.0]}
+    for s in (50, 100)
 ]  # fmt: skip
 
 
-def report(out, fitted, metrics, **arguments):
-    path = write_report(out, *fitted, metrics, key=jax.random.key(0), **arguments)
-    return Page(path.read_text(encoding="utf-8"))
-
-
-def test_whole_report(tmp_path, fitted):
+def test_whole_report(tmp_path, program, data, monkeypatch):
+    gathered = []
+    monkeypatch.setattr(write, "gather", lambda *a, **k: gathered.append(gather(*a, **k)) or gathered[0])
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in LOG))
     (tmp_path / "config.json").write_text(json.dumps({"model": "models/disks<1>.py", "seed": 3}))
-    page = report(tmp_path, fitted, METRICS, distance=lambda images: np.abs(images).mean((1, 2, 3)))
+    key = jax.random.key(0)
+    path = write_report(
+        tmp_path, program, data, tree_of(), METRICS, key=key, distance=lambda images: np.abs(images).mean((1, 2, 3))
+    )
+    check_page(Page(path.read_text(encoding="utf-8")), tmp_path / "figures")
+    check_traversal(gathered[0], program, data, key)
 
-    files = {file.stem: file.read_bytes() for file in (tmp_path / "figures").glob("*.png")}
+
+def check_page(page, folder):
+    files = {file.stem: file.read_bytes() for file in folder.glob("*.png")}
     assert set(files) == {"reconstructions", "traversal", "factors", "unconditional", "prior", "noise", "kl", "curves"}
     inline = [base64.b64decode(img["src"].removeprefix("data:image/png;base64,")) for img in page.all("img")]
     assert all(png in inline for png in files.values())
@@ -131,59 +143,44 @@ def test_whole_report(tmp_path, fitted):
     assert page.text.index("Measures") < page.text.index("Pictures") < page.text.index("Use it")
 
 
-def test_nothing_measured(tmp_path, fitted):
-    page = report(tmp_path, fitted, {})
+def check_traversal(material, program, data, key):
+    """One axis moves, the others and the noise stay."""
+    test = data.x.values[data.split.values == "test"]
+    np.testing.assert_array_equal(material.x, test[:8])
+    assert len(material.active)
+    assert material.moved.shape == (len(material.active), 7, 1, 8, 8)
+    assert np.ptp(material.moved, axis=1).max() > 0.01
+    code = program.encoder.posterior(jnp.asarray(test[0]))[0].at[material.active[-1]].set(STEPS[5])
+    sample = jax.jit(lambda z, key: program.sampler.sample(GuidedDenoiser(program.denoiser, program.encoder, z), key))
+    expected = sample(code, jax.random.split(key, 4)[2])
+    np.testing.assert_allclose(material.moved[-1, 5], expected, atol=5e-3)
+
+
+def test_nothing_measured_and_no_images(tmp_path, tiny_program):
+    program, key = tiny_program(), jax.random.key(0)
+    x = np.asarray(jax.random.normal(key, (6, 4)))
+    vectors = xr.Dataset({"x": (("obs", "feature"), x), "a<b": ("obs", x[:, 0]), "label": ("obs", np.arange(6))})
+    path = write_report(tmp_path, program, vectors, tree_of(size=2), {}, key=key)
+    page = Page(path.read_text(encoding="utf-8"))
     assert "Not checked" in page.text
     assert "Measures" not in page.text
-    assert not (tmp_path / "figures" / "kl.png").exists()
-    assert (tmp_path / "figures" / "factors.png").exists()
+    assert {file.stem for file in (tmp_path / "figures").glob("*.png")} == {"factors"}
 
 
 @pytest.mark.parametrize("lacking", sorted(METRICS))
-def test_each_measure_may_lack(fitted, lacking):
-    from sami_ppl.report import tables
-
+def test_each_measure_may_lack(lacking):
     rest = {name: value for name, value in METRICS.items() if name != lacking}
-    Page("".join(tables.measures(rest, []) + [tables.verdict(rest)]))
+    Page("".join([*tables.measures(rest, []), tables.verdict(rest)]))
 
 
-def test_no_warning_is_said(fitted):
-    from sami_ppl.report import tables
-
+def test_no_warning_is_said():
     assert "no sign of collapse" in tables.verdict({"warnings": []})
 
 
-def test_vectors_have_no_image_pictures(tmp_path, tiny_program):
-    program, key = tiny_program(), jax.random.key(0)
-    x = jax.random.normal(key, (6, 4))
-    tree = program.posterior(x, key=key, draws=2, predictive=0, levels=0)
-    report(tmp_path, (program, tree["observed_data"].to_dataset(), tree), {"kl_nats": {"z[0]": 1.0, "z[1]": 0.0}})
-    assert {file.stem for file in (tmp_path / "figures").glob("*.png")} == {"kl"}
-
-
-def test_other_data_are_refused(tmp_path, fitted):
-    program, data, tree = fitted
+def test_other_data_are_refused(tmp_path, program, data):
     with pytest.raises(ValueError, match=r"\(obs, 1, 8, 8\)"):
-        write_report(tmp_path, program, data.isel(row=slice(4)), tree, {}, key=jax.random.key(0))
+        write_report(tmp_path, program, data.isel(row=slice(4)), tree_of(), {}, key=jax.random.key(0))
     assert not list(tmp_path.iterdir())
-
-
-def test_traversal_moves_one_axis_with_one_noise(fitted):
-    from sami_ppl.guidance import GuidedDenoiser
-    from sami_ppl.report.pictures import STEPS, gather
-
-    program, data, _ = fitted
-    key = jax.random.key(0)
-    material = gather(program, data, {}, [], key=key)
-    assert len(material.active)
-    assert material.moved.shape == (len(material.active), 7, 1, 8, 8)
-    test = data.x.values[data.split.values == "test"]
-    np.testing.assert_array_equal(material.x, test[:8])
-    noise_key = jax.random.split(key, 4)[2]
-    axis = material.active[-1]
-    code = program.encoder.posterior(jnp.asarray(test[0]))[0].at[axis].set(STEPS[5])
-    expected = program.sampler.sample(GuidedDenoiser(program.denoiser, program.encoder, code), noise_key)
-    np.testing.assert_allclose(material.moved[-1, 5], expected, atol=1e-4)
 
 
 def test_image_grid_shows_values_in_place():

@@ -59,7 +59,7 @@ def test_orders_differ_as_stated(x64):
 
 
 def test_deterministic_samplers_ignore_their_key_and_end_with_the_denoised_mean(x64, strict):
-    """From a given start DDIM and DPM-Solver++ are functions; without noise left to remove, of data at a point, exact."""
+    """From a given start DDIM and DPM-Solver++ are functions; without noise left to remove, for a point exact."""
     point = GaussianDenoiser(jnp.asarray(MEAN), jnp.zeros((3, 3)), SCHEDULES[0])
     for sampler in (DDIM(5), DPMSolver(5), Ancestral(5)):
         first = sampler.sample(point, jax.random.key(0))
@@ -150,5 +150,5 @@ def test_ancestral_step_draws_from_the_posterior_of_the_forward_process(x64):
 @pytest.mark.parametrize("sampler", [DDIM, DPMSolver, Ancestral])
 def test_too_few_evaluations_are_refused(sampler):
     """One step and one last denoising are the least."""
-    with pytest.raises(ValueError, match="evaluations must be at least 2 .* got 1"):
+    with pytest.raises(ValueError, match=r"evaluations must be at least 2 .* got 1"):
         sampler(1)

@@ -90,7 +90,7 @@ def test_stratified_levels_integrate_without_bias_and_better_than_independent_on
 
 
 def test_every_stratum_holds_one_level_and_every_level_is_uniform(strict):
-    """One level per stratum of length span/n; over keys, the position of each level is uniform (Kolmogorov, α = 1e-4)."""
+    """One level per stratum of length span/n; each is uniform over keys (Kolmogorov, α = 1e-4)."""
     schedule, n = VariancePreserving(-3.0, 5.0), 8
     levels = np.asarray(jax.vmap(lambda k: schedule.stratified(k, n).log_snr)(jax.random.split(jax.random.key(2), 500)))
     # the shared offset shifts the grid: gaps are all span/n, once around the circle

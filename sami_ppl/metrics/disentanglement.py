@@ -185,7 +185,7 @@ def _check(codes: np.ndarray, factors: np.ndarray) -> None:
 
 
 def _forests(codes: np.ndarray, factors: np.ndarray, *, trees: int, seed: int) -> list[RandomForestRegressor]:
-    return [RandomForestRegressor(trees, random_state=seed).fit(codes, factor) for factor in factors.T]
+    return [RandomForestRegressor(trees, random_state=seed, n_jobs=-1).fit(codes, factor) for factor in factors.T]
 
 
 def _r2(forests: list[RandomForestRegressor], codes: np.ndarray, factors: np.ndarray) -> Float[np.ndarray, " F"]:

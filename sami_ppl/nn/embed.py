@@ -3,8 +3,8 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Key
+import numpy as np
 
 
 class NoiseEmbedding(eqx.Module):

@@ -20,31 +20,40 @@ def text(value: Any) -> str:
     if isinstance(value, float | np.floating | jax.Array):
         number = float(value)
         return (f"{number:,.1f}" if abs(number) >= 100 else f"{number:.3g}").replace("-", "−")
-    return str(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], caption: str, *, shade: int | None = None) -> str:
     """A table in a box that scrolls by itself. From column `shade` on, numbers are shaded by their size, up to 1."""
-    lines = ["<tr>" + "".join(f"<th scope=col>{escape(str(h))}</th>" for h in head) + "</tr>"] if head else []
+    rows = [tuple(row) for row in rows]
+    numbers = [any(isinstance(cell, int | float | np.number) for cell in column) for column in zip(*rows, strict=True)]
+    names = zip(head, numbers, strict=True) if head else ()
+    lines = ["".join(f"<th scope=col{' class=n' * number}>{escape(str(name))}</th>" for name, number in names)]
     for first, *cells in rows:
         line = f"<th scope=row>{escape(str(first))}</th>"
         for j, cell in enumerate(cells, 1):
             number = isinstance(cell, int | float | np.number)
             shaded = shade is not None and j >= shade and number and math.isfinite(cell)
             tint = f" style='--tint:{60 * min(1.0, abs(cell)):.0f}%'" if shaded else ""
-            line += f"<td{' class=n' if number or isinstance(cell, Mapping) else ''}{tint}>{escape(text(cell))}</td>"
-        lines.append(f"<tr>{line}</tr>")
-    return f"<div class=scroll tabindex=0><table><caption>{escape(caption)}</caption>{''.join(lines)}</table></div>"
+            line += (
+                f"<td{' class=n' if numbers[j] or isinstance(cell, Mapping) else ''}{tint}>{escape(text(cell))}</td>"
+            )
+        lines.append(line)
+    body = "".join(f"<tr>{line}</tr>" for line in lines if line)
+    return f"<div class=scroll tabindex=0><table><caption>{escape(caption)}</caption>{body}</table></div>"
 
 
 def figure(title: str, sentence: str, png: bytes, inches: float) -> str:
     """A picture of a natural width with heading and sentence; one too wide for the screen scrolls by itself."""
+    words = f"<figcaption><h3>{escape(title)}</h3><p>{escape(sentence)}</p></figcaption>"
+    return f"<figure>{words}{image(title, png, inches)}</figure>"
+
+
+def image(title: str, png: bytes, inches: float) -> str:
+    """A picture alone, on paper of its own; `title` is its text for those who do not see it."""
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    return (
-        f"<figure><figcaption><h3>{escape(title)}</h3><p>{escape(sentence)}</p></figcaption>"
-        f"<div class='scroll paper' tabindex=0><img src='{source}' alt='{escape(title)}' "
-        f"style='--inches:{inches:.2f}'></div></figure>"
-    )
+    style = f"--inches:{inches:.2f}"
+    return f"<div class='scroll paper' tabindex=0><img src='{source}' alt='{escape(title)}' style='{style}'></div>"
 
 
 def header(title: str, sentence: str) -> str:
@@ -112,7 +121,7 @@ footer { margin-top: 2rem; font-size: .8rem; }
 .scroll { overflow-x: auto; max-width: 100%; }
 .tables { display: flex; flex-wrap: wrap; gap: 1.4rem 2.6rem; align-items: flex-start; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-caption { text-align: left; color: var(--soft); padding-bottom: .35rem; max-width: 24rem; }
+caption { text-align: left; color: var(--soft); padding-bottom: .35rem; max-width: min(24rem, 90vw); }
 th, td { padding: .28rem 1.1rem .28rem 0; text-align: left; font-weight: 400; border-top: 1px solid var(--line);
   vertical-align: top; }
 th[scope=col] { color: var(--soft); font-size: .82rem; border-top: 0; vertical-align: bottom; }
@@ -130,10 +139,14 @@ figure { margin: 0; padding: 1rem; background: var(--card); border: 1px solid va
 figcaption p { font-size: .9rem; margin: .2rem 0 .8rem; }
 .paper { background: #fff; border-radius: .25rem; padding: .4rem; }
 .paper img { display: block; width: 100%; max-width: calc(var(--inches) * 118px);
-  min-width: min(100%, calc(var(--inches) * 70px)); height: auto; margin: auto; }
+  min-width: calc(var(--inches) * 70px); height: auto; margin: auto; }
 pre { margin: 0; padding: .8rem 1rem; background: var(--card); border: 1px solid var(--line); border-radius: .3rem;
   font: .85rem/1.5 ui-monospace, monospace; overflow-wrap: normal; }
 details { margin-top: 1rem; } summary { cursor: pointer; } details pre { margin-top: .5rem; }
+@media (max-width: 34rem) {
+  main { padding: 1rem .8rem 2rem; } figure { padding: .8rem .6rem; } .paper { padding: 0; }
+  figcaption { padding: 0 .2rem; } h2 { margin-top: 1.8rem; }
+}
 @media print {
   body { background: #fff; font-size: 11pt; } main { padding: 0; max-width: none; }
   figure, table, .verdict, pre { break-inside: avoid; } h2, caption { break-after: avoid; }

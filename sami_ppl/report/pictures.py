@@ -20,8 +20,11 @@ from sami_ppl.program import Program
 from sami_ppl.report.page import text
 
 Distance = Callable[[Float[np.ndarray, "n *event"]], Float[np.ndarray, " n"]]
-SHOWN, DRAWS, ALONE, AXES, CODED = 8, 4, 16, 8, 512  # images, samples of each, without image, axes, codes
-ACTIVE_VARIANCE = 0.05  # of the posterior means, where the prior has 1: as in `align`
+SHOWN, DRAWS, ALONE, AXES, CODED = 8, 4, 16, 8, 512
+"""Test images shown, samples of each, samples without an image, axes shown, observations encoded: at most."""
+CHUNK = 32
+ACTIVE_VARIANCE = 0.05
+"""An axis is active if its posterior means vary by more than this; the prior's variance is 1."""
 STEPS = np.linspace(-2.0, 2.0, 7)
 
 
@@ -85,28 +88,35 @@ def gather(
         return material
 
     code_key, prior_key, noise_key, alone_key = jax.random.split(key, 4)
-    shown = len(material.x)
+    shown, event = len(material.x), program.event_shape
     own = draw_code(program, jnp.repeat(x[:shown], DRAWS, axis=0), code_key)
     prior = program.latents.to_code(Predictive(program.prior, num_samples=ALONE)(prior_key))
-    moved = jnp.repeat(codes[None, None, 0], len(active), 0).repeat(len(STEPS), 1)
+    moved = jnp.broadcast_to(codes[0], (len(active), len(STEPS), codes.shape[1]))
     moved = moved.at[np.arange(len(active)), :, active].set(STEPS).reshape(-1, codes.shape[1])
     keys = jax.random.split(noise_key, len(own) + ALONE)
     keys = jnp.concatenate([keys, jnp.broadcast_to(noise_key, (len(moved),))])
+    first, second, third = np.split(
+        _sample(program, keys, jnp.concatenate([own, prior, moved])), [len(own), len(own) + ALONE]
+    )
+    alone = ScoreDecoder(program.denoiser, None, None, sampler=program.sampler, batch_shape=(ALONE,))
+    return replace(
+        material,
+        conditional=first.reshape(shown, DRAWS, *event),
+        prior=second,
+        moved=third.reshape(len(active), len(STEPS), *event),
+        marginal=np.asarray(jax.jit(alone.sample)(alone_key)),
+    )
+
+
+def _sample(program: Program, keys: Array, z: Array) -> np.ndarray:
+    """Samples given codes, one key each, in chunks of one size so that the sampler is compiled once."""
 
     def sample(key: Array, z: Array) -> Array:
         return program.sampler.sample(GuidedDenoiser(program.denoiser, program.encoder, z), key)
 
-    z = jnp.concatenate([own, prior, moved])
-    samples = np.asarray(jax.jit(lambda keys, z: jax.lax.map(lambda a: sample(*a), (keys, z), batch_size=32))(keys, z))
-    alone = ScoreDecoder(program.denoiser, None, None, sampler=program.sampler, batch_shape=(ALONE,))
-    first, second, third = np.split(samples, [len(own), len(own) + ALONE])
-    return replace(
-        material,
-        conditional=first.reshape(shown, DRAWS, *program.event_shape),
-        prior=second,
-        moved=third.reshape(len(active), len(STEPS), *program.event_shape),
-        marginal=np.asarray(jax.jit(alone.sample)(alone_key)),
-    )
+    rows = np.resize(np.arange(len(z)), (-(-len(z) // CHUNK), CHUNK))
+    samples = jax.jit(lambda keys, z: jax.lax.map(lambda part: jax.vmap(sample)(*part), (keys, z)))(keys[rows], z[rows])
+    return np.asarray(samples).reshape(-1, *program.event_shape)[: len(z)]
 
 
 def _factors(data: xr.Dataset, metrics: Mapping[str, Any]) -> tuple[np.ndarray, list[str]]:
@@ -114,7 +124,7 @@ def _factors(data: xr.Dataset, metrics: Mapping[str, Any]) -> tuple[np.ndarray, 
     named = (metrics.get("corr") or {}).get("factors") or list(metrics.get("linear_r2") or {})
     columns = {str(k): v.values for k, v in data.data_vars.items() if k != "x" and v.dims == ("obs",)}
     names = [n for n, v in columns.items() if n in named or (not named and np.issubdtype(v.dtype, np.floating))]
-    return np.array([columns[n] for n in names], float).reshape(len(names), -1).T, names
+    return np.array([columns[n] for n in names], float).reshape(len(names), data.sizes["obs"]).T, names
 
 
 def _reconstructions(m: Material) -> Picture | None:
@@ -195,6 +205,11 @@ def _kl_bars(m: Material) -> Picture | None:
     if not m.metrics.get("kl_nats"):
         return None
     sentence = "Axes near 0 are not used; a long bar says that an axis is used, not that it follows one factor."
+    values = [value for value in m.metrics["kl_nats"].values() if value is not None]
+    if len(values) > 1 and np.ptp(values) < 1e-6 * max(values):
+        sentence = (
+            "The posterior correlates the axes, as after a rotation: only the total means anything, shared evenly."
+        )
     return Picture("kl", "Information per axis", sentence, plots.kl_bars(m.metrics["kl_nats"]))
 
 

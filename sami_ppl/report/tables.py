@@ -10,10 +10,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpyro
+from numpyro.distributions.transforms import Transform
 import xarray as xr
 
+from sami_ppl.prior import elementwise_transform, is_unbounded
 from sami_ppl.program import Program
-from sami_ppl.report.page import figure, table, text
+from sami_ppl.report.page import image, table, text
 
 
 def identity(program: Program, config: Any, out: Path) -> tuple[str, str]:
@@ -29,7 +31,7 @@ def identity(program: Program, config: Any, out: Path) -> tuple[str, str]:
 def fitted(program: Program, data: xr.Dataset, tree: xr.DataTree) -> list[str]:
     """Tables of the latent factors, networks and data; the graph of the model where graphviz is there to draw it."""
     sites = [
-        (s.name, "×".join(map(str, s.event_shape)) or "scalar", type(s.transform).__name__, ", ".join(s.axes))
+        (s.name, "×".join(map(str, s.event_shape)) or "scalar", _support(s.transform), ", ".join(s.axes))
         for s in program.latents.sites
     ]
     parts = [("denoiser", program.denoiser), ("encoder", program.encoder), ("sampler", program.sampler)]
@@ -50,6 +52,11 @@ def fitted(program: Program, data: xr.Dataset, tree: xr.DataTree) -> list[str]:
     ]
 
 
+def _support(transform: Transform) -> str:
+    single = elementwise_transform(transform)
+    return "no transform" if is_unbounded(transform) else type(transform if single is None else single).__name__
+
+
 def _size(part: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(part, eqx.is_inexact_array)))
 
@@ -62,7 +69,7 @@ def _graph(program: Program) -> str:
     except ImportError:  # the program dot without its Python package
         return ""
     graph.graph_attr["dpi"] = "200"
-    return figure("The program as NumPyro sees it", "", graph.pipe(format="png"), 3.0)
+    return image("The program as NumPyro sees it", graph.pipe(format="png"), 1.9)
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:
@@ -79,7 +86,7 @@ def measures(metrics: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> li
     """Tables of those measures that are there."""
     whole = {
         "active axes": metrics.get("active_latents"),
-        "worth of the right z, nats": metrics.get("z_gain"),
+        "cost of another's z for the own, nats": metrics.get("z_gain"),
         "bound on −log p(x), nats": metrics.get("bound_nats"),
         "the same, bits per dim": metrics.get("bits_per_dim"),
     }

@@ -1,0 +1,259 @@
+"""Networks: shapes, what depends on λ and what does not, and their parts against independent implementations."""
+
+import equinox as eqx
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from numpyro import distributions as dist
+from numpyro.infer import SVI
+import optax
+import pytest
+
+from sami_ppl.denoiser import GaussianDenoiser, PreconditionedDenoiser
+from sami_ppl.encoder import DiagonalEncoder
+from sami_ppl.nn import HalfUNet, NoiseEmbedding, ResidualMLP, UNet
+from sami_ppl.nn.embed import from_patches, to_patches
+from sami_ppl.nn.flax import FlaxNetwork
+from sami_ppl.nn.unet import Conv3x3, GroupNorm
+from sami_ppl.objective import ScoreELBO
+from sami_ppl.program import Program
+from sami_ppl.sampler import DDIM
+from sami_ppl.schedule import VarianceExploding, VariancePreserving
+
+KEY = jax.random.key(0)
+SCHEDULE = VariancePreserving(-4.0, 4.0)
+IMAGES = [(channels, size, size) for channels in (1, 3) for size in (8, 16, 28)]
+PATCHES = [2, 4]
+LOW, HIGH = jnp.asarray(-2.0), jnp.asarray(3.0)
+
+
+def values(shape):
+    return jax.random.normal(jax.random.key(1), shape)
+
+
+def shape_of(function, *args):
+    return jax.tree.map(lambda a: a.shape, jax.eval_shape(function, *args))
+
+
+# --- shapes, at every size; nothing is computed -----------------------------------------------------------------------
+
+DENOISERS = {
+    "mlp": lambda shape, patch, key: ResidualMLP(shape, shape, width=8, depth=1, key=key),
+    "unet": lambda shape, patch, key: UNet(
+        shape, widths=(4,) if shape[1] // patch % 2 else (4, 8), patch=patch, key=key
+    ),
+}
+ENCODERS = {
+    "mlp": lambda shape, patch, noise, key: ResidualMLP(shape, (5,), width=8, depth=1, noise=noise, key=key),
+    "half unet": lambda shape, patch, noise, key: HalfUNet(
+        shape, (5,), widths=(4,) if shape[1] // patch % 2 else (4, 8), patch=patch, noise=noise, key=key
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", [(3,), (7,), *IMAGES], ids=str)
+@pytest.mark.parametrize("patch", PATCHES)
+def test_output_shapes(shape, patch):
+    """Denoiser networks: the shape of the observation; encoder networks: a vector, with and without λ."""
+    x, level = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
+    for name, make in DENOISERS.items():
+        if len(shape) == 3 or name == "mlp":
+            assert shape_of(lambda x, t, make=make: make(shape, patch, KEY)(x, t), x, level) == shape, name
+    for name, make in ENCODERS.items():
+        if len(shape) == 3 or name == "mlp":
+            assert shape_of(lambda x, t, make=make: make(shape, patch, True, KEY)(x, t), x, level) == (5,), name
+            assert shape_of(lambda x, make=make: make(shape, patch, False, KEY)(x, None), x) == (5,), name
+
+
+@pytest.mark.parametrize("build", [UNet, lambda *a, **k: HalfUNet(a[0], (5,), **k)], ids=["unet", "half"])
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        ((1, 28, 28), {"patch": 4, "widths": (4, 8)}, "image size 28 .* 4 · 2 = 8: resize the images to 24 or 32"),
+        ((1, 8, 8), {"patch": 4, "widths": (4, 8, 8)}, "image size 8 .* 4 · 4 = 16: resize the images to 16, or"),
+        ((3, 9, 9), {"patch": 2, "widths": (4,)}, "image size 9 .* resize the images to 8 or 10"),
+        ((1, 8, 16), {"patch": 2, "widths": (4,)}, r"in_shape must be \(channels, size, size\), .* got \(1, 8, 16\)"),
+        ((8, 8), {"patch": 2, "widths": (4,)}, r"got \(8, 8\)"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(build, shape, options, message):
+    """The message gives the sizes that fit."""
+    with pytest.raises(ValueError, match=message):
+        build(shape, **options, key=KEY)
+
+
+# --- dependence on λ --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+def test_denoiser_networks_see_the_noise_level(name, fill):
+    """With weights away from their zero initialisation, the output depends on λ and on every part of the input."""
+    shape = (1, 8, 8)
+    network, x = fill(DENOISERS[name](shape, 2, KEY)), values(shape)
+    low, high, moved = jax.jit(lambda x, y: (network(x, LOW), network(x, HIGH), network(y, LOW)))(
+        x, x.at[0, 7, 7].add(1.0)
+    )
+    assert not np.allclose(low, high, rtol=1e-3)
+    assert not np.allclose(low, moved, rtol=1e-3)
+
+
+@pytest.mark.parametrize("noise", ["full", "variance", "blind"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoder_depends_on_the_noise_level_as_told(name, noise, fill):
+    """full: location and scale; variance: location is exactly the same at all λ, scale is not; blind: neither is."""
+    shape = (1, 8, 8)
+    network = ENCODERS[name](shape, 2, noise == "full", KEY)
+    encoder = fill(DiagonalEncoder(network, SCHEDULE, shape, 3, noise=noise, key=KEY))
+    (loc, scale), (loc2, scale2) = jax.jit(lambda x: (encoder(x, LOW), encoder(x, HIGH)))(values(shape))
+    assert loc.shape == scale.shape == (3,)
+    assert (scale > 0).all()
+    assert np.array_equal(loc, loc2) == (noise != "full")
+    assert np.array_equal(scale, scale2) == (noise == "blind")
+    # guidance of a noise-blind encoder at one x_λ and z is the same at all λ; that of "variance" is not
+    z = jnp.ones(3)
+    low, high = jax.jit(lambda x: tuple(jax.grad(encoder.log_prob, 1)(z, x, level) for level in (LOW, HIGH)))(
+        values(shape)
+    )
+    assert np.array_equal(low, high) == (noise == "blind")
+
+
+def test_noise_embedding_tells_levels_apart():
+    """Fixed frequencies: any two of 41 levels on [−10, 10] differ in features, and single precision is enough."""
+    embedding = NoiseEmbedding(16, key=KEY)
+    features = np.asarray(jax.vmap(embedding)(jnp.linspace(-10.0, 10.0, 41)))
+    distances = np.linalg.norm(features[:, None] - features[None], axis=-1)
+    assert distances[~np.eye(41, dtype=bool)].min() > 1e-3
+
+
+@pytest.mark.parametrize("kind", [VariancePreserving, VarianceExploding], ids=["vp", "ve"])
+@pytest.mark.parametrize("predict", ["data", "noise"])
+def test_preconditioning_against_the_exact_denoiser(kind, predict, x64):
+    """White Gaussian data N(m, s²): the network that is optimal gives the exact ε̂.
+
+    It is E[x | x_λ] in units of the data for "data", F(u) = α s u/√v; zero for "noise". Inputs have unit variance.
+    """
+    schedule, m, s = kind(-4.0, 4.0), 1.5, 0.4
+    exact = GaussianDenoiser(jnp.full(3, m), s**2 * jnp.eye(3), schedule)
+
+    def network(u, level):
+        alpha, sigma = schedule.alpha(level), schedule.sigma(level)
+        return alpha * s / jnp.sqrt((alpha * s) ** 2 + sigma**2) * u if predict == "data" else 0 * u
+
+    denoiser = PreconditionedDenoiser(network, schedule, (3,), mean=m, std=s, predict=predict)
+    eps, unit = jax.random.normal(jax.random.key(2), (2, 3))
+    for level in (LOW, jnp.asarray(0.0), HIGH):
+        x_noisy = schedule.add_noise(m + s * unit, level, eps)
+        np.testing.assert_allclose(denoiser(x_noisy, level), exact(x_noisy, level), rtol=1e-10)
+        alpha, sigma = schedule.alpha(level), schedule.sigma(level)
+        np.testing.assert_allclose(exact(x_noisy, level), sigma * (x_noisy - alpha * m) / (alpha**2 * s**2 + sigma**2))
+    other = PreconditionedDenoiser(lambda u, level: 0.3 + u, schedule, (3,), mean=m, std=s, predict=predict)
+    assert not np.allclose(other(x_noisy, HIGH), exact(x_noisy, HIGH), rtol=1e-2)  # control: another network
+
+
+@pytest.mark.parametrize(("option", "message"), [({"std": 0.0}, "std must be positive"), ({"predict": "x"}, "predict")])
+def test_preconditioning_refuses_wrong_options(option, message):
+    """Both are named."""
+    with pytest.raises(ValueError, match=message):
+        PreconditionedDenoiser(lambda u, level: u, SCHEDULE, (3,), **option)
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("c_in", "c_out", "size"), [(1, 4, 5), (3, 2, 8)])
+def test_convolution_is_a_convolution(c_in, c_out, size, fill):
+    """Conv3x3 = jax.lax.conv_general_dilated with SAME padding and the weight as (row, column, in) × out."""
+    layer, h = fill(Conv3x3(c_in, c_out, key=KEY)), values((size, size, c_in))
+    kernel = layer.weight.reshape(3, 3, c_in, c_out)
+    numbers = ("NHWC", "HWIO", "NHWC")
+    exact = jax.lax.conv_general_dilated(h[None], kernel, (1, 1), "SAME", dimension_numbers=numbers)[0] + layer.bias
+    np.testing.assert_allclose(layer(h), exact, rtol=1e-5, atol=1e-5)
+    flipped = jax.lax.conv_general_dilated(h[None], kernel[::-1], (1, 1), "SAME", dimension_numbers=numbers)[0]
+    assert not np.allclose(layer(h), flipped + layer.bias, rtol=1e-2)  # control
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(4, 4), (16, 8), (12, 6), (7, 7), (22, 2)])
+def test_group_norm_is_equinoxs(channels, groups, fill):
+    """Up to 8 groups that divide the channels; the same numbers as equinox.nn.GroupNorm on channels-first input."""
+    layer = fill(GroupNorm(channels))
+    assert layer.groups == groups
+    reference = eqx.nn.GroupNorm(groups, channels)
+    reference = eqx.tree_at(lambda r: (r.weight, r.bias), reference, (layer.gain, layer.bias))
+    h = 3 + 2 * values((5, 5, channels))
+    expected = jnp.moveaxis(reference(jnp.moveaxis(h, -1, 0)), 0, -1)
+    np.testing.assert_allclose(layer(h), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", IMAGES, ids=str)
+@pytest.mark.parametrize("patch", PATCHES)
+def test_patches_are_a_permutation(shape, patch):
+    """from_patches inverts to_patches, and each patch holds exactly the pixels of its square."""
+    image = jnp.arange(np.prod(shape)).reshape(shape)
+    patches = to_patches(image, patch)
+    assert patches.shape == (shape[1] // patch, shape[2] // patch, patch * patch * shape[0])
+    np.testing.assert_array_equal(from_patches(patches, patch), image)
+    square = np.asarray(image)[:, patch : 2 * patch, :patch]
+    assert set(np.asarray(patches[1, 0]).tolist()) == set(square.ravel().tolist())
+
+
+# --- Flax -------------------------------------------------------------------------------------------------------------
+
+
+class FlaxMLP(nnx.Module):
+    def __init__(self, out):
+        rngs = nnx.Rngs(0)
+        self.inner, self.outer = nnx.Linear(5, 8, rngs=rngs), nnx.Linear(8, out, rngs=rngs)
+
+    def __call__(self, x, log_snr):
+        return self.outer(jnp.tanh(self.inner(jnp.append(x, log_snr))))
+
+
+class Normed(FlaxMLP):
+    def __init__(self, out):
+        super().__init__(out)
+        self.norm = nnx.BatchNorm(8, rngs=nnx.Rngs(0))
+
+
+def test_flax_network_computes_what_the_module_does():
+    """The adapter adds nothing, and its arrays are leaves of the module."""
+    module = FlaxMLP(4)
+    network, x = FlaxNetwork(module), values((4,))
+    np.testing.assert_allclose(network(x, LOW), module(x, LOW), rtol=1e-6)
+    assert len(jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array))) == 4
+
+
+@pytest.mark.parametrize("where", ["denoiser", "encoder"])
+def test_flax_network_is_trained_inside_a_program(where, mlp):
+    """One SVI step moves every parameter array of a Flax module, as denoiser network and as encoder network."""
+
+    def prior():
+        numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+
+    flax = {name: FlaxNetwork(FlaxMLP(4)) for name in ("denoiser", "encoder")}
+    other = mlp(4, 4, key=KEY)
+    networks = {name: flax[name] if name == where else other for name in flax}
+    program = Program(
+        prior,
+        PreconditionedDenoiser(networks["denoiser"], SCHEDULE, (4,)),
+        DiagonalEncoder(networks["encoder"], SCHEDULE, (4,), 2, key=KEY),
+        sampler=DDIM(3),
+    )
+    svi = SVI(program.model, program.guide, optax.sgd(0.1), ScoreELBO())
+    x = values((6, 4))
+    state = svi.init(jax.random.key(3), x)
+    state, loss = jax.jit(svi.update)(state, x)
+    assert np.isfinite(loss)
+    trained = program.with_params(svi.get_params(state))
+    before, after = (jax.tree.leaves(getattr(p, where).network.params) for p in (program, trained))
+    assert len(before) == 4
+    for b, a in zip(before, after, strict=True):
+        assert not np.array_equal(a, b)
+    assert np.isfinite(trained.denoiser(x[0], LOW)).all()
+
+
+def test_flax_batch_normalisation_is_refused():
+    """State that other observations of the batch change: the message names the variables and what to use."""
+    with pytest.raises(ValueError, match=r"(?s)Normed holds variables other than nnx.Param.*norm.*GroupNorm"):
+        FlaxNetwork(Normed(4))
