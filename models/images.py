@@ -102,6 +102,11 @@ def build(config: Config, *, key: jax.Array) -> Program:
             UNet(shape, **size, key=denoiser_key), schedule, shape, **statistics, predict="noise"
         ),
         encoder=DiagonalEncoder(
-            HalfUNet(shape, (64,), **size, key=trunk_key), schedule, shape, config.latents, **statistics, key=encoder_key
+            HalfUNet(shape, (64,), **size, key=trunk_key),
+            schedule,
+            shape,
+            config.latents,
+            **statistics,
+            key=encoder_key,
         ),
     )

@@ -23,5 +23,6 @@ from sami_ppl.sampler import Ancestral as Ancestral
 from sami_ppl.sampler import DPMSolver as DPMSolver
 from sami_ppl.schedule import VarianceExploding as VarianceExploding
 from sami_ppl.schedule import VariancePreserving as VariancePreserving
+from sami_ppl.warm_start import warm_start as warm_start
 
 __version__ = _version("sami_ppl")

@@ -81,6 +81,8 @@ def noise_error(
         eps_theta = jax.lax.stop_gradient(eps_theta)
     if encoder is None:
         return jnp.sum((eps - eps_theta) ** 2)
+    if z is None:
+        raise ValueError("z must be given with an encoder: guidance is the gradient of log q(z | x_λ, λ)")
     own = jax.lax.stop_gradient(eps - eps_theta)
 
     if nested_reverse:

@@ -16,20 +16,24 @@ class CheckpointError(RuntimeError):
 class Checkpoints:
     """The checkpoints of one stage in a folder: the latest and the best by validation loss are kept.
 
-    `signature` says what run they belong to (configuration, seed, versions); a checkpoint of another signature is
-    refused with the difference.
+    `signature` says what run they belong to (configuration, seed, sizes); a checkpoint of another signature is
+    refused with the difference. Without `resume`, a folder that holds checkpoints is refused: none is overwritten.
     """
 
-    def __init__(self, folder: Path, signature: dict[str, Any]):
+    def __init__(self, folder: Path, signature: dict[str, Any], *, resume: bool = False):
         self.folder, self.signature = Path(folder).absolute(), json.loads(json.dumps(signature, default=str))
-        loss = dict(get_metric_fn=lambda metrics: -metrics["loss"], n=1)
+        best = policy.BestN(get_metric_fn=lambda metrics: -metrics["loss"], n=1)
         # NumPy's best-only policies would delete the latest state, and a resumed run would go back in time.
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(1), policy.BestN(**loss)]),
+            preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(1), best]),
             best_fn=lambda metrics: -metrics["loss"],
             enable_async_checkpointing=False,
         )
         self.manager = ocp.CheckpointManager(self.folder, options=options)
+        if not resume and self.manager.latest_step() is not None:
+            raise CheckpointError(
+                f"{self.folder} holds checkpoints already: continue with resume, or choose another --out"
+            )
 
     def save(self, step: int, state: Any, loss: float) -> None:
         """Write the state after `step` steps."""
@@ -70,6 +74,6 @@ class Checkpoints:
 def _damaged(folder: Path, step: int, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     return (
-        f"the checkpoint of step {step} in {folder} cannot be read ({type(error).__name__}: {reason}). It is truncated or "
-        "damaged: remove that folder to start this stage again, or choose another --out"
+        f"the checkpoint of step {step} in {folder} cannot be read ({type(error).__name__}: {reason}). It is truncated "
+        "or damaged: remove that folder to start this stage again, or choose another --out"
     )

@@ -33,7 +33,9 @@ def cp(name: str, file: Path, /) -> None:
     """Copy a program or inference file NAME to FILE, to be edited. Never overwrites."""
     from sami_ppl import programs
 
-    print(f"{programs.copy(name, file)}: edit it, then `sami run {file} --out DIR`")
+    copied = programs.copy(name, file)
+    use = f"sami run MODEL --with {copied}" if Path(name).stem in programs.list_files("inference") else f"sami run {copied}"
+    print(f"{copied}: edit it, then `{use} --out DIR`")
 
 
 @app.command(name="run")
@@ -104,7 +106,16 @@ def main() -> None:
 
     try:
         app()
-    except (UserError, CheckpointError, LoadError, NonFiniteLoss, FileExistsError, FileNotFoundError, ValueError, TypeError) as error:
+    except (
+        UserError,
+        CheckpointError,
+        LoadError,
+        NonFiniteLoss,
+        FileExistsError,
+        FileNotFoundError,
+        ValueError,
+        TypeError,
+    ) as error:
         if os.environ.get("SAMI_TRACE"):
             raise
         print(f"sami: {error}", file=sys.stderr)

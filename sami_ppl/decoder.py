@@ -26,6 +26,7 @@ class ScoreDecoder(Distribution):
     Without an encoder (`encoder=None, z=None`), the marginal p(x) of the denoiser, of shape `batch_shape`.
     """
 
+    denoiser_loss: DenoiserLoss
     arg_constraints: dict = {}
     pytree_data_fields = ("denoiser", "encoder", "z", "key")
     pytree_aux_fields = ("sampler", "levels", "denoiser_loss", "discount")
@@ -97,7 +98,7 @@ class ScoreDecoder(Distribution):
             draws = jax.vmap(lambda key: self.sampler.sample(self.denoiser, key))(keys)
         else:
             z = jnp.broadcast_to(self.z, (*shape, self.z.shape[-1])).reshape(count, -1)
-            draws = jax.vmap(
-                lambda key, z: self.sampler.sample(GuidedDenoiser(self.denoiser, self.encoder, z), key)
-            )(keys, z)
+            draws = jax.vmap(lambda key, z: self.sampler.sample(GuidedDenoiser(self.denoiser, self.encoder, z), key))(
+                keys, z
+            )
         return draws.reshape(shape + self.event_shape)

@@ -55,9 +55,21 @@ class PreconditionedDenoiser(AbstractDenoiser):
     network: Callable
     schedule: AbstractSchedule
     event_shape: tuple[int, ...] = eqx.field(static=True)
-    mean: float = eqx.field(static=True, default=0.0)
-    std: float = eqx.field(static=True, default=1.0)
-    predict: Literal["data", "noise"] = eqx.field(static=True, default="data")
+    mean: float = eqx.field(static=True)
+    std: float = eqx.field(static=True)
+    predict: Literal["data", "noise"] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        network: Callable,
+        schedule: AbstractSchedule,
+        event_shape: tuple[int, ...],
+        mean: float = 0.0,
+        std: float = 1.0,
+        predict: Literal["data", "noise"] = "data",
+    ):
+        self.network, self.schedule, self.event_shape = network, schedule, event_shape
+        self.mean, self.std, self.predict = mean, std, predict
 
     def __check_init__(self) -> None:
         if not self.std > 0:

@@ -89,7 +89,7 @@ class DiagonalEncoder(AbstractEncoder):
         noise: Noise = "full",
         mean: float = 0.0,
         std: float = 1.0,
-        min_scale: float = 0.05,
+        min_scale: float = 0.01,
         key: Key[Array, ""],
     ):
         if not 0 < min_scale < 1:
@@ -134,7 +134,7 @@ class DiagonalEncoder(AbstractEncoder):
         else:
             features = self.network(x_noisy, None)
         raw = self.log_scale(features)
-        if self.embedded_log_scale is not None:
+        if self.embedding is not None and self.embedded_log_scale is not None:
             raw = raw + self.embedded_log_scale(self.embedding(log_snr))
         return self.loc(features), jnp.exp(_squash(raw, math.log(self.min_scale), math.log(2.0)))
 
@@ -158,6 +158,9 @@ class RotatedEncoder(AbstractEncoder):
 
     base: AbstractEncoder
     rotation: Float[Array, "D D"]
+
+    def __init__(self, base: AbstractEncoder, rotation: Float[Array, "D D"]):
+        self.base, self.rotation = base, rotation
 
     @property
     def schedule(self) -> AbstractSchedule:

@@ -58,14 +58,19 @@ def evaluate(
     metrics["mean_variance"] = dict(zip(program.latents.axes, variance.tolist(), strict=True))
     errors = jax.jit(lambda x, key: noise_errors(program, x, key))(jnp.asarray(x_test[:1024]), gain_key)
     metrics["z_gain"] = float(jnp.sum(errors.gain))
+    metrics["guidance_gain"] = float(jnp.sum(errors.unguided - errors.own))
     metrics["noise_errors"] = {name: np.asarray(v).tolist() for name, v in errors._asdict().items()}
 
     names = {kind: _factors(data, kind) for kind in ("f", "iu")}
-    factors = tuple(np.stack([part[n].values for n in names["f"]], -1) if names["f"] else None for part in (train, test))
+    factors = tuple(
+        np.stack([part[n].values for n in names["f"]], -1) if names["f"] else None for part in (train, test)
+    )
     if names["f"]:
         metrics |= factor_figures(program, codes, factors, names["f"])
     for name in names["iu"]:
-        metrics.setdefault("probes", {})[name] = probes(codes, (x_train, x_test), (train[name].values, test[name].values))
+        metrics.setdefault("probes", {})[name] = probes(
+            codes, (x_train, x_test), (train[name].values, test[name].values)
+        )
     metrics["samples"] = sample_figures(
         program, x_test[:samples], key=sample_key, distance=distance, mean_image=x_train.mean(0),
         predict=_forest(codes[0], factors[0]) if names["f"] else None,
@@ -101,7 +106,9 @@ def _factors(data: xr.Dataset, kinds: str) -> list[str]:
     return [str(n) for n, v in data.data_vars.items() if n != "x" and v.dims == ("obs",) and v.dtype.kind in kinds]
 
 
-def bound_figures(program: Program, x: Float[np.ndarray, "obs *event"], *, key: Key[Array, ""], passes: int = 8) -> dict:
+def bound_figures(
+    program: Program, x: Float[np.ndarray, "obs *event"], *, key: Key[Array, ""], passes: int = 8
+) -> dict:
     """The bound on −log p(x) per observation in nats and bits per dim, with standard errors, and KL per axis."""
     objective, params, chunk = ScoreELBO(), program.params(), 512
     x = x[: max(1, len(x) // chunk) * chunk] if len(x) >= chunk else x
@@ -198,7 +205,9 @@ def sample_figures(
         "reencoded_corr": dict(zip(program.latents.axes, _column_correlation(again, np.asarray(z)), strict=True)),
     }
     if predict is not None:
-        figures["reencoded_factor_corr"] = dict(zip(names or [], _column_correlation(predict(again), factors), strict=True))
+        figures["reencoded_factor_corr"] = dict(
+            zip(names or [], _column_correlation(predict(again), factors), strict=True)
+        )
     if distance is not None:
         for name, images in (("conditional", conditional), ("unconditional", unconditional)):
             rms = distance(images)

@@ -174,9 +174,14 @@ class Fit:
         _, step_key = jax.random.split(state.svi.rng_key)
         beta = self.stage.beta_at(state.step)
         params = self.svi.get_params(state.svi)
-        terms = self.objective.terms(step_key, params, self.model, self.guide, batch, beta=beta)
-        bad = [repr(name) for name, term in terms.items() if not np.all(np.isfinite(term))]
-        return ", ".join(bad) or "none (the terms are finite, their gradient was not)"
+        if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params)):
+            return "none (the terms of the step before were finite, their gradient was not)"
+        return not_finite(self.objective.terms(step_key, params, self.model, self.guide, batch, beta=beta))
+
+
+def not_finite(terms: dict[str, Any]) -> str:
+    """The names of the terms that are NaN or infinite."""
+    return ", ".join(repr(name) for name, term in terms.items() if not np.all(np.isfinite(term)))
 
 
 def batches(seed: int, observations: int, batch: int, first: int, count: int) -> np.ndarray:
@@ -196,11 +201,11 @@ def batches(seed: int, observations: int, batch: int, first: int, count: int) ->
 
 def fit(
     program: Program,
-    x: Float[Array, "obs *event"],
+    x: Float[Array | np.ndarray, "obs *event"],
     stage: Stage,
     *,
     key: Key[Array, ""],
-    held_out: Float[Array, "obs *event"] | None = None,
+    held_out: Float[Array | np.ndarray, "obs *event"] | None = None,
     target: Target = "joint",
     train: tuple[str, ...] = NETWORKS,
     name: str = "fit",
@@ -215,8 +220,8 @@ def fit(
     `out`, checkpoints go to `out/checkpoints/name` and the log to `out/log.jsonl`; with `resume`, the run continues
     from the latest checkpoint. `callback` receives every record of the log.
 
-    Raises ValueError for fewer observations than a batch, CheckpointError for a checkpoint of another run, and
-    NonFiniteLoss, which names the site and carries the best program so far.
+    Raises ValueError for fewer observations than a batch, CheckpointError for a checkpoint of another run or, without
+    `resume`, for any, and NonFiniteLoss, which names the site and carries the best program so far.
     """
     if held_out is None:
         cut = max(1, len(x) // 10)
@@ -234,10 +239,11 @@ def fit(
 
     checkpoints = None
     if out is not None:
-        signature = {"stage": asdict(stage), "name": name, "target": target, "train": list(train), "steps": steps,
-                     "observations": len(x), "seed": seed}  # fmt: skip
-        checkpoints = Checkpoints(Path(out) / "checkpoints" / name, signature)
-        state = (checkpoints.restore(state) if resume else None) or state
+        weights = {network: sum(leaf.size for leaf in jax.tree.leaves(p)) for network, p in program.params().items()}
+        signature = asdict(stage) | {"name": name, "target": target, "train": list(train), "steps": steps,
+                     "observations": len(x), "seed": seed, "denoiser_loss": program.denoiser_loss, **weights}  # fmt: skip
+        checkpoints = Checkpoints(Path(out) / "checkpoints" / name, signature, resume=resume)
+        state = checkpoints.restore(state) or state
     history = History(None if out is None else Path(out) / "log.jsonl", keep=int(state.step), stage=name)
 
     began, losses = time.perf_counter(), []
@@ -252,9 +258,16 @@ def fit(
             losses.append(float(block.mean()))
             bar.update(count)
             if not np.all(np.isfinite(block)):
-                raise _non_finite(run, before, x, rows, step)
+                failed, sites = _first_not_finite(run, before, x, rows)
+                raise _non_finite(
+                    f"the loss is not finite at step {step + failed}; sites not finite: {sites}", program, state
+                )
             if int(state.step) % stage.validate_every == 0 or int(state.step) == steps:
                 record = run.record(state.average, held_out, validation_key)
+                if not math.isfinite(record["loss"]):
+                    sites = not_finite(record["kl"]) or "'x'"
+                    message = f"the loss of the held-out data is not finite at step {int(state.step)}; sites not finite: {sites}"
+                    raise _non_finite(message, program, state)
                 state = _remember_best(state, record["loss"])
                 record = {"step": int(state.step), "train_loss": float(np.mean(losses)),
                           "beta": float(stage.beta_at(state.step)),
@@ -281,16 +294,16 @@ def _remember_best(state: State, loss: float) -> State:
     )
 
 
-def _non_finite(run: Fit, state: State, x: Array, rows: np.ndarray, first: int) -> NonFiniteLoss:
-    """Replay the block to the step that failed, one step at a time, to name the site."""
-    for i, row in enumerate(rows):
+def _first_not_finite(run: Fit, state: State, x: Array, rows: np.ndarray) -> tuple[int, str]:
+    """Replay a block, one step at a time, to the step that failed: its number from 1, and its sites not finite."""
+    for i, row in enumerate(rows, start=1):
         after, loss = run.run_block(state, x, np.repeat(row[None], BLOCK, 0), 1)
         if not np.isfinite(float(loss[0])):
-            where = run.sites_not_finite(state, x[row])
-            break
+            return i, run.sites_not_finite(state, x[row])
         state = after
-    message = (
-        f"the loss is not finite at step {first + i + 1}; sites not finite: {where}. The best state before it is kept. "
-        "Lower learning_rate or clip, or look for extreme values in the data"
-    )
-    return NonFiniteLoss(message, run.program.with_params(state.best))
+    raise AssertionError("a replayed block must repeat its losses")
+
+
+def _non_finite(message: str, program: Program, state: State) -> NonFiniteLoss:
+    advice = "The best state before it is kept. Lower learning_rate or clip, or look for extreme values in the data"
+    return NonFiniteLoss(f"{message}. {advice}", program.with_params(state.best))

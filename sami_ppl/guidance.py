@@ -27,6 +27,9 @@ class GuidedDenoiser(AbstractDenoiser):
     encoder: AbstractEncoder
     z: Float[Array, " D"]
 
+    def __init__(self, denoiser: AbstractDenoiser, encoder: AbstractEncoder, z: Float[Array, " D"]):
+        self.denoiser, self.encoder, self.z = denoiser, encoder, z
+
     @property
     def schedule(self) -> AbstractSchedule:
         return self.denoiser.schedule

@@ -1,5 +1,7 @@
 """The amortised guide: the encoder's Gaussian posterior of the code z, as sample statements at the prior's sites."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpyro
@@ -28,7 +30,7 @@ def sample_latents(latents: Latents, loc: Float[Array, "*batch D"], scale: Array
         before = factor[..., site.code, : site.start]
         mean = loc[..., site.code] + (before @ noise[..., None])[..., 0]
         own = factor[..., site.code, site.code]
-        value = numpyro.sample(site.name, _full(site, mean, own), infer=_dims(site))
+        value: Any = numpyro.sample(site.name, _full(site, mean, own), infer=_dims(site))
         values[site.name] = value
         centred = site.to_code(value) - mean
         fresh = jnp.linalg.solve(own, centred[..., None])[..., 0]

@@ -44,7 +44,8 @@ def _write_events(folder: Path, record: dict[str, Any]) -> None:
         from tensorboardX import SummaryWriter
     except ImportError:
         return
-    with SummaryWriter(str(folder)) as writer:
+    # The files' names hold the second only: without a suffix, two records within one would overwrite each other.
+    with SummaryWriter(str(folder), filename_suffix=f".{record['step']}") as writer:
         for name, value in record.items():
             if name not in ("stage", "step", "log_snr") and value is not None:
                 for label, number in _scalars(name, value):

@@ -47,7 +47,7 @@ def save(program: Program, folder: str | Path) -> Path:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     arrays = _arrays(program)
-    np.savez(part / "arrays.npz", **arrays)
+    np.savez(part / "arrays.npz", allow_pickle=False, **arrays)
     if program.origin is not None:
         shutil.copyfile(program.origin.file, part / "program.py")
     description = {
@@ -62,8 +62,12 @@ def save(program: Program, folder: str | Path) -> Path:
         "sha256": _checksum(part / "arrays.npz"),
     }
     (part / "program.json").write_text(json.dumps(description, indent=1))
-    shutil.rmtree(folder, ignore_errors=True)
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
     part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
@@ -86,10 +90,14 @@ def load(folder: str | Path, program: Program | None = None) -> Program:
         program = eqx.filter_eval_shape(build, key=jax.random.key(0))
     if description["aligned"] and not isinstance(program.encoder, RotatedEncoder):
         size = program.latents.size
-        program = program.replace(encoder=RotatedEncoder(program.encoder, jax.ShapeDtypeStruct((size, size), jnp.float32)))
+        program = program.replace(
+            encoder=RotatedEncoder(program.encoder, jax.ShapeDtypeStruct((size, size), jnp.float32))
+        )
     latents = {site.name: list(site.event_shape) for site in program.latents.sites}
     if latents != description["latents"]:
-        raise LoadError(f"{folder} holds a program with the latent sites {description['latents']}, this one has {latents}")
+        raise LoadError(
+            f"{folder} holds a program with the latent sites {description['latents']}, this one has {latents}"
+        )
     with np.load(archive, allow_pickle=False) as saved:
         return _with_arrays(program, dict(saved), folder)
 
@@ -113,7 +121,9 @@ def _checked_archive(folder: Path) -> Path:
 
 
 def _paths(program: Program) -> tuple[list[tuple[str, Any]], Any]:
-    dynamic, static = eqx.partition(program, lambda leaf: isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct))
+    dynamic, static = eqx.partition(
+        program, lambda leaf: isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+    )
     leaves, structure = jax.tree_util.tree_flatten_with_path(dynamic)
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves], (structure, static)
 
@@ -141,14 +151,16 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise LoadError(f"{folder} holds no saved program (no program.json): give the folder that save() wrote")
     try:
         description = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise LoadError(f"{file} is damaged ({error}): copy the folder again") from error
-    if description.get("format") != FORMAT:
-        raise LoadError(f"{file} is no sami_ppl program (format {description.get('format')!r})")
-    if description["format_version"] > FORMAT_VERSION:
-        raise LoadError(
-            f"{file} was written by sami_ppl {description['versions']['sami_ppl']} in a newer format: update sami_ppl"
-        )
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        found = description.get("format") if isinstance(description, dict) else type(description).__name__
+        raise LoadError(f"{file} is no sami_ppl program (format {found!r})")
+    if description.get("format_version", 0) > FORMAT_VERSION:
+        written = description.get("versions", {}).get("sami_ppl", "")
+        raise LoadError(f"{file} was written by sami_ppl {written} in a newer format: update sami_ppl")
+    if missing := {"format_version", "config", "aligned", "latents", "sha256"} - description.keys():
+        raise LoadError(f"{file} is damaged (no {', '.join(sorted(missing))}): copy the folder again")
     return description
 
 

@@ -50,7 +50,7 @@ class ScoreELBO(ELBO):
         for name, site in model_trace.items():
             if site["type"] != "sample":
                 continue
-            weight, count = _weight_per_observation(site)
+            weight, count = _weight_per_observation(site, model_trace)
             if site["is_observed"]:
                 terms[name] = -weight * jnp.sum(site["fn"].log_prob(site["value"]))
                 continue
@@ -59,11 +59,14 @@ class ScoreELBO(ELBO):
         return terms
 
 
-def _weight_per_observation(site: dict[str, Any]) -> tuple[Array | float, int]:
-    """The factor of one observation's term in the loss, and the number of observations in the batch."""
+def _weight_per_observation(site: dict[str, Any], model_trace: dict[str, Any]) -> tuple[Array | float, int]:
+    """The factor of one observation's term in the loss, and the number of observations in the batch.
+
+    A site's scale is β times total / batch, by which a subsampling plate lets a batch stand for all observations.
+    """
     scale = 1.0 if site["scale"] is None else site["scale"]
-    frame = site["cond_indep_stack"][0]
-    return scale / frame.size, site["fn"].batch_shape[0]
+    total, _ = model_trace[site["cond_indep_stack"][0].name]["args"]
+    return scale / total, site["fn"].batch_shape[0]
 
 
 def site_kl(
@@ -83,14 +86,14 @@ def site_kl(
     return _kl(q, p, value)[:, None]
 
 
-def _kl(q: dist.Distribution, p: dist.Distribution, value: Array) -> Array:
+def _kl(q: Any, p: Any, value: Array) -> Array:
     try:
         return dist.kl_divergence(q, p)
     except NotImplementedError:
         return q.log_prob(value) - p.log_prob(value)
 
 
-def _elements(fn: dist.Distribution, shape: tuple[int, ...]) -> dist.Distribution | None:
+def _elements(fn: Any, shape: tuple[int, ...]) -> Any:
     """The distribution of the single elements of a site, of batch shape `shape`; None if they depend on each other."""
     while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
         fn = fn.base_dist
@@ -99,7 +102,7 @@ def _elements(fn: dist.Distribution, shape: tuple[int, ...]) -> dist.Distributio
     return None if fn.event_shape or isinstance(fn, dist.MaskedDistribution) else fn.expand(shape)
 
 
-def _full_normal_kl(q: dist.MultivariateNormal, p: dist.Distribution) -> Float[Array, " batch"]:
+def _full_normal_kl(q: Any, p: dist.Normal) -> Float[Array, " batch"]:
     """KL(N(m, LLᵀ) ‖ N(loc, diag(scale²))), closed form."""
     factor = q.scale_tril / p.scale[..., None]
     log_det = jnp.sum(jnp.log(jnp.abs(jnp.diagonal(factor, axis1=-2, axis2=-1))), -1)

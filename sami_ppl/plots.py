@@ -232,7 +232,7 @@ def _style(panel: Axes) -> Axes:
     return panel
 
 
-def _lines(panel: Axes, x: Sequence[float], series: Mapping[str, Sequence[float]], colours: Sequence[str]) -> None:
+def _lines(panel: Axes, x: Sequence[float] | np.ndarray, series: Mapping[str, Any], colours: Sequence[str]) -> None:
     for (name, values), colour in zip(series.items(), colours, strict=False):
         panel.plot(x, values, color=colour, lw=1.4, marker="o", ms=2.5, label=name)
 
@@ -240,7 +240,7 @@ def _lines(panel: Axes, x: Sequence[float], series: Mapping[str, Sequence[float]
 def _label_ends(panel: Axes) -> None:
     """Names at the right ends of the labelled lines, pushed apart where they would overlap; fixes the y range."""
     panel.set_ylim(panel.get_ylim())
-    lines = [line for line in panel.get_lines() if not line.get_label().startswith("_")]
+    lines = [line for line in panel.get_lines() if not str(line.get_label()).startswith("_")]
     ends = np.array([np.asarray(line.get_ydata(), float)[-1] for line in lines])
     to_panel = panel.transScale + panel.transLimits
     heights = np.array([to_panel.transform((0.0, end))[1] if np.isfinite(end) else 1.0 for end in ends]).clip(0, 1)

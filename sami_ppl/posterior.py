@@ -80,7 +80,7 @@ def posterior(
         groups["log_likelihood"] = _chunked(likelihood, image_key, chunk, x, drawn)
     groups = {name: {k: v[None] for k, v in group.items()} for name, group in groups.items()}
     groups["observed_data"] = {"x": x}
-    constants = {name: v.values for name, v in data.data_vars.items() if name != "x" and v.dims == ("obs",)}
+    constants = {str(name): v.values for name, v in data.data_vars.items() if name != "x" and v.dims == ("obs",)}
     if constants:
         groups["constant_data"] = constants
 
@@ -90,12 +90,14 @@ def posterior(
     return _tree(program, groups, dims, coords, attrs or {}, levels)
 
 
-def _tree(
-    program: Program, groups: dict, dims: dict, coords: dict, attrs: dict[str, Any], levels: int
-) -> xr.DataTree:
+def _tree(program: Program, groups: dict, dims: dict, coords: dict, attrs: dict[str, Any], levels: int) -> xr.DataTree:
     likelihood = groups.pop("log_likelihood", None)
     # Bool, None and nested attributes do not survive netCDF: everything structured goes in as JSON text.
-    common = {"inference_library": "sami_ppl", "versions": json.dumps(versions()), "attrs": json.dumps(attrs, default=str)}
+    common = {
+        "inference_library": "sami_ppl",
+        "versions": json.dumps(versions()),
+        "attrs": json.dumps(attrs, default=str),
+    }
     if program.origin is not None:
         common |= {"program": Path(program.origin.file).name, "config": program.origin.config}
     tree = az.from_dict(groups, dims=dims, coords=coords, attrs={"/": common})
@@ -112,7 +114,9 @@ def _tree(
     return tree
 
 
-def _chunked(function: Callable[..., dict[str, Array]], key: Array, chunk: int, x: np.ndarray, values: Any = None) -> dict:
+def _chunked(
+    function: Callable[..., dict[str, Array]], key: Array, chunk: int, x: np.ndarray, values: Any = None
+) -> dict:
     """Apply to chunks of observations, compiled once (the last chunk is padded), and gather on the host.
 
     Results have dims (draw, obs, ...); `values` likewise.
@@ -126,7 +130,7 @@ def _chunked(function: Callable[..., dict[str, Array]], key: Array, chunk: int, 
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
 
 
-def save_tree(tree: xr.DataTree, file: str) -> None:
+def save_tree(tree: xr.DataTree, file: str | Path) -> None:
     """Write a DataTree as `.nc` (netCDF) or `.zarr`. Raises ValueError for another suffix."""
     if str(file).endswith(".nc"):
         tree.to_netcdf(file, engine="h5netcdf")

@@ -5,7 +5,7 @@ the sites, their supports and shapes, and from these the code z: all sites mappe
 `biject_to(support)`, centred and scaled by the prior's own location and spread, and concatenated.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 import functools
 import math
@@ -56,13 +56,13 @@ class LatentSite:
     def to_code(self, value: Float[Array, "*batch_and_event"]) -> Float[Array, "*batch d"]:
         """Site value → its coordinates of z."""
         batch = value.shape[: value.ndim - len(self.event_shape)]
-        unconstrained = self.transform.inv(value).reshape((*batch, self.size))
+        unconstrained = jnp.asarray(self.transform.inv(value)).reshape((*batch, self.size))
         return (unconstrained - jnp.asarray(self.shift, value.dtype)) / jnp.asarray(self.scale, value.dtype)
 
     def from_code(self, z: Float[Array, "*batch d"]) -> Float[Array, "*batch_and_event"]:
         """Coordinates of z → site value."""
         unconstrained = jnp.asarray(self.shift, z.dtype) + jnp.asarray(self.scale, z.dtype) * z
-        return self.transform(unconstrained.reshape(z.shape[:-1] + self.unconstrained_shape))
+        return jnp.asarray(self.transform(unconstrained.reshape(z.shape[:-1] + self.unconstrained_shape)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,34 +100,39 @@ class Latents:
         return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-@functools.lru_cache(maxsize=128)
 def read_prior(prior: Prior) -> Latents:
     """Read a prior from its trace; reading the same function again gives the same object.
 
     Raises TypeError if it is no function, ValueError if it has no site, an observed or discrete one, or one whose
     support has no bijection from unconstrained space. The message names the site.
     """
-    if not callable(prior):
+    if not callable(prior) or isinstance(prior, dist.Distribution):
         raise TypeError(
             f"prior must be a function that calls numpyro.sample, got {type(prior).__name__}; write for instance\n"
             '    def prior():\n        numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1))'
         )
-    first, second = (_trace(prior, seed) for seed in (0, 1))
-    if not first:
+    return _read(prior) if isinstance(prior, Hashable) else _read.__wrapped__(prior)
+
+
+@functools.lru_cache(maxsize=128)
+def _read(prior: Prior) -> Latents:
+    trace = _trace(prior)
+    if not trace:
         raise ValueError(
             "prior has no latent site: call numpyro.sample at least once in it, for instance\n"
             '    numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1))'
         )
+    draws, constants = _marginal_draws(prior, trace)
     sites, start = [], 0
-    for name, traced in first.items():
-        site = _read_site(name, traced, second[name]["fn"], start)
+    for name, traced in trace.items():
+        site = _read_site(name, traced, draws[name], constants.get(name), start)
         sites.append(site)
         start += site.size
     return Latents(tuple(sites))
 
 
-def _trace(prior: Prior, seed: int) -> dict[str, Any]:
-    trace = handlers.trace(handlers.seed(prior, jax.random.key(seed))).get_trace()
+def _trace(prior: Prior) -> dict[str, Any]:
+    trace = handlers.trace(handlers.seed(prior, jax.random.key(0))).get_trace()
     for name, site in trace.items():
         if site["type"] == "sample" and site["is_observed"]:
             raise ValueError(f"prior site {name!r} is observed: a prior has latent sites only; take its obs= away")
@@ -136,17 +141,43 @@ def _trace(prior: Prior, seed: int) -> dict[str, Any]:
     return {name: site for name, site in trace.items() if site["type"] == "sample"}
 
 
-def _read_site(name: str, traced: dict[str, Any], other: dist.Distribution, start: int) -> LatentSite:
-    fn: dist.Distribution = traced["fn"]
+def _marginal_draws(prior: Prior, trace: dict[str, Any], count: int = 4096) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Draws of every site, dependences included, and location and scale of the Normal sites that depend on none."""
+    normals = [name for name, site in trace.items() if _normal_base(site["fn"]) is not None]
+
+    def draw(key: Array) -> tuple[dict[str, Array], dict[str, Any]]:
+        sites = handlers.trace(handlers.seed(prior, key)).get_trace()
+        moments = {name: _moments(sites[name]["fn"]) for name in normals}
+        return {name: sites[name]["value"] for name in trace}, moments
+
+    draws, moments = jax.vmap(draw)(jax.random.split(jax.random.key(0), count))
+    moments = {name: tuple(np.asarray(p) for p in pair) for name, pair in moments.items()}
+    constants = {
+        name: tuple(p[0] for p in pair)
+        for name, pair in moments.items()
+        if all(np.array_equal(p, np.broadcast_to(p[:1], p.shape)) for p in pair)
+    }
+    return draws, constants
+
+
+def _moments(fn: dist.Distribution) -> tuple[Array, Array]:
+    base = _normal_base(fn)
+    assert base is not None
+    loc, scale = (jnp.broadcast_to(jnp.asarray(p, jnp.float32), fn.event_shape) for p in (base.loc, base.scale))
+    return loc, scale
+
+
+def _read_site(name: str, traced: dict[str, Any], draws: Array, constant: Any, start: int) -> LatentSite:
+    fn: Any = traced["fn"]
     if fn.support.is_discrete:
         raise ValueError(
-            f"prior site {name!r} is discrete ({type(fn).__name__}): guidance differentiates log q in a continuous code. "
-            "Marginalise it, for instance by dist.MixtureSameFamily"
+            f"prior site {name!r} is discrete ({type(fn).__name__}): guidance differentiates log q in a continuous "
+            "code. Marginalise it, for instance by dist.MixtureSameFamily"
         )
     if fn.batch_shape:
         raise ValueError(
-            f"prior site {name!r} has batch shape {fn.batch_shape}; a prior describes one observation, so every dim of a "
-            f"site is an event dim: write dist.{type(fn).__name__}(...).to_event({len(fn.batch_shape)})"
+            f"prior site {name!r} has batch shape {fn.batch_shape}; a prior describes one observation, so every dim of "
+            f"a site is an event dim: write dist.{type(fn).__name__}(...).to_event({len(fn.batch_shape)})"
         )
     try:
         transform = biject_to(fn.support)
@@ -156,13 +187,21 @@ def _read_site(name: str, traced: dict[str, Any], other: dist.Distribution, star
             "unconstrained space (numpyro's biject_to): use a distribution on such a space"
         ) from error
     shape = tuple(transform.inverse_shape(fn.event_shape))
-    shift, scale, standard = _location_and_spread(fn, other, transform, math.prod(shape))
+    if constant is not None:
+        shift, scale = (np.array(p, dtype=float).reshape(-1) for p in constant)
+    else:
+        # Median and interquartile range exist for every prior, heavy tails included, and the centre and scale of the
+        # code need not be exact.
+        unconstrained = np.asarray(transform.inv(draws)).reshape(len(draws), math.prod(shape))
+        low, shift, high = np.quantile(unconstrained, [0.25, 0.5, 0.75], axis=0)
+        scale = np.maximum((high - low) / 1.349, 1e-6)
     dims = traced["infer"].get("event_dims") or _default_dims(name, fn.event_shape)
     if len(dims) != len(fn.event_shape):
         raise ValueError(
             f"prior site {name!r} has {len(fn.event_shape)} event dims but infer={{'event_dims': {list(dims)}}} names "
             f"{len(dims)}: give one name per dim"
         )
+    standard = constant is not None
     return LatentSite(name, tuple(fn.event_shape), tuple(dims), transform, shape, start, shift, scale, standard)
 
 
@@ -170,25 +209,6 @@ def _default_dims(name: str, event_shape: tuple[int, ...]) -> tuple[str, ...]:
     if len(event_shape) <= 1:
         return tuple(f"{name}_axis" for _ in event_shape)
     return tuple(f"{name}_axis{i}" for i in range(len(event_shape)))
-
-
-def _location_and_spread(
-    fn: dist.Distribution, other: dist.Distribution, transform: Transform, size: int
-) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Where a site's unconstrained coordinates lie; exact for Normal sites that depend on no other site.
-
-    Elsewhere median and interquartile range of draws: they exist for every prior, heavy tails included, and a centre
-    and scale of the code need not be exact.
-    """
-    normal, again = _normal_base(fn), _normal_base(other)
-    if normal is not None and again is not None:
-        loc, scale = (np.broadcast_to(np.asarray(p), fn.event_shape).reshape(-1) for p in (normal.loc, normal.scale))
-        same = np.array_equal(normal.loc, again.loc) and np.array_equal(normal.scale, again.scale)
-        if same:
-            return loc.copy(), scale.copy(), True
-    draws = np.asarray(transform.inv(fn.sample(jax.random.key(0), (4096,)))).reshape(4096, size)
-    low, median, high = np.quantile(draws, [0.25, 0.5, 0.75], axis=0)
-    return median, np.maximum((high - low) / 1.349, 1e-6), False
 
 
 def _normal_base(fn: dist.Distribution) -> dist.Normal | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -82,8 +82,8 @@ class Program(eqx.Module):
         check_pair(self.denoiser, self.encoder)
         if self.encoder.latent_size != self.latents.size:
             raise ValueError(
-                f"encoder.latent_size is {self.encoder.latent_size} but the prior has {self.latents.size} unconstrained "
-                f"coordinates ({', '.join(self.latents.axes)}): build the encoder with "
+                f"encoder.latent_size is {self.encoder.latent_size} but the prior has {self.latents.size} "
+                f"unconstrained coordinates ({', '.join(self.latents.axes)}): build the encoder with "
                 f"latent_size=read_prior(prior).size"
             )
         if len(self.event_dims) != len(self.denoiser.event_shape):
@@ -100,8 +100,8 @@ class Program(eqx.Module):
         """Shape of one observation."""
         return self.denoiser.event_shape
 
-    def replace(self, **changes: Any) -> Self:
-        """A copy with some of prior, denoiser, encoder, sampler, event_dims, denoiser_loss, discount, origin replaced."""
+    def replace(self, **changes: Any) -> "Program":
+        """A copy with some of its attributes replaced, under the names that `Program` takes."""
         names = [f.name for f in dataclasses.fields(self) if f.name != "latents"]
         if unknown := set(changes) - set(names):
             raise TypeError(f"replace() takes {', '.join(names)}; got {', '.join(sorted(unknown))}")
@@ -123,8 +123,8 @@ class Program(eqx.Module):
         bound. Raises ValueError for observations of another shape.
         """
         size = self._batch_size(x, size)
-        denoiser = eqx_module("denoiser", self.denoiser)
-        encoder = eqx_module("encoder", self.encoder)
+        denoiser: Any = eqx_module("denoiser", self.denoiser)
+        encoder: Any = eqx_module("encoder", self.encoder)
         key = numpyro.prng_key()
         with numpyro.plate("obs", total or size, subsample_size=size):
             with handlers.scale(scale=beta), handlers.trace() as trace:
@@ -143,9 +143,11 @@ class Program(eqx.Module):
     ) -> dict[str, Array]:
         """The amortised posterior of the factors given x; takes the arguments of `model`. Returns the sites' values."""
         if x is None:
-            raise ValueError("the guide is amortised: it needs the observations, guide(x); for draws from the prior use model")
+            raise ValueError(
+                "the guide is amortised: it needs the observations, guide(x); for draws from the prior use model"
+            )
         size = self._batch_size(x, size)
-        encoder = eqx_module("encoder", self.encoder)
+        encoder: Any = eqx_module("encoder", self.encoder)
         with numpyro.plate("obs", total or size, subsample_size=size), handlers.scale(scale=beta):
             return sample_latents(self.latents, *jax.vmap(encoder.posterior)(x))
 
@@ -158,9 +160,9 @@ class Program(eqx.Module):
         beta: Float[Array, ""] | float = 1.0,
         levels: int = 1,
     ) -> Float[Array, "obs *event"]:
-        """The denoiser alone, as a model of x without latents: what the first of two stages fits. Its guide is `no_guide`."""
+        """The denoiser alone, a model of x without latents: what the first of two stages fits. Guide: `no_guide`."""
         size = self._batch_size(x, size)
-        denoiser = eqx_module("denoiser", self.denoiser)
+        denoiser: Any = eqx_module("denoiser", self.denoiser)
         key = numpyro.prng_key()
         with numpyro.plate("obs", total or size, subsample_size=size):
             return self._observe(denoiser, None, None, x, size, levels, key)
@@ -182,9 +184,10 @@ class Program(eqx.Module):
             denoiser, encoder, z, sampler=self.sampler, key=key, levels=levels, denoiser_loss=self.denoiser_loss,
             discount=self.discount, batch_shape=(size,),
         )  # fmt: skip
-        return numpyro.sample("x", decoder, obs=x, infer={"event_dims": list(self.event_dims)})
+        drawn: Any = numpyro.sample("x", decoder, obs=x, infer={"event_dims": list(self.event_dims)})
+        return drawn
 
-    def _batch_size(self, x: Array | None, size: int | None) -> int:
+    def _batch_size(self, x: Array | np.ndarray | None, size: int | None) -> int:
         if x is None:
             return 1 if size is None else size
         if jnp.ndim(x) != 1 + len(self.event_shape) or jnp.shape(x)[1:] != self.event_shape:
@@ -203,7 +206,7 @@ class Program(eqx.Module):
         return posterior(self, data, **arguments)
 
     def encode(self, x: Array | np.ndarray, *, chunk: int = 1024) -> tuple[np.ndarray, np.ndarray]:
-        """Location (obs, D) and scale (obs, D) or (obs, D, D) of the posterior of the code z, chunk by chunk on the host."""
+        """Location (obs, D) and scale (obs, D) or (obs, D, D) of the posterior of the code z, on the host, in chunks."""
         self._batch_size(x, None)
         posterior = jax.jit(jax.vmap(self.encoder.posterior))
         parts = [jax.device_get(posterior(jnp.asarray(x[i : i + chunk]))) for i in range(0, len(x), chunk)]
@@ -214,7 +217,7 @@ class Program(eqx.Module):
         """The networks' parameters under the names that NumPyro gives them."""
         return {f"{name}$params": eqx.partition(getattr(self, name), eqx.is_inexact_array)[0] for name in NETWORKS}
 
-    def with_params(self, params: Mapping[str, Any]) -> Self:
+    def with_params(self, params: Mapping[str, Any]) -> "Program":
         """The program with parameters as SVI returns them; networks not among them keep theirs."""
         networks = {
             name: eqx.combine(params[f"{name}$params"], getattr(self, name))

@@ -52,7 +52,10 @@ def list_files(kind: str) -> dict[str, tuple[Path, str]]:
 
 
 def _first_line(file: Path) -> str:
-    docstring = ast.get_docstring(ast.parse(file.read_text())) or ""
+    try:
+        docstring = ast.get_docstring(ast.parse(file.read_text())) or ""
+    except (SyntaxError, ValueError) as error:
+        return f"(not valid Python: {error})"
     return docstring.splitlines()[0] if docstring else "(no description)"
 
 
@@ -74,15 +77,14 @@ def find(name: str, kind: str) -> Path:
 
 
 def copy(name: str, target: str | Path) -> Path:
-    """Copy a model or inference file for editing; never overwrites."""
-    listed = {**list_files("inference"), **list_files("models")}
-    if Path(name).stem in listed and not Path(name).exists():
-        source = listed[Path(name).stem][0]
-    else:
-        source = find(name, "models")
+    """Copy a model or inference file for editing; never overwrites. Returns the copy."""
+    inferences = list_files("inference").keys() - list_files("models").keys()
+    source = find(name, "inference" if Path(name).stem in inferences else "models")
     target = Path(target)
     if target.is_dir():
         target = target / source.name
+    if target.suffix != ".py":
+        raise UserError(f"{target} would not be found as a program: give a name ending in .py")
     if target.exists():
         raise UserError(f"{target} exists already and is not overwritten: give another name")
     if not target.parent.is_dir():

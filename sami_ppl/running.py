@@ -5,12 +5,13 @@ out/model/          the fitted program                                 out/metri
 out/checkpoints/    states to resume from, out/log.jsonl               out/report.html, out/figures/
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 import json
 from pathlib import Path
+import shutil
 import time
 from types import ModuleType
 from typing import Any
@@ -57,22 +58,23 @@ def run(
         configs["model"] = model_module.adapt(configs["model"], observations)
 
     description = {
-        "model": str(model_file), "inference": str(inference_file), "data": None if data is None else str(data),
+        "model": str(model_file), "inference": str(inference_file), "data": None if data is None else str(Path(data).resolve()),
         "seed": seed, "settings": {name: asdict(config) for name, config in configs.items()}, "versions": versions(),
     }  # fmt: skip
     program = programs.build_program(model_file, configs["model"], key=build_key)
     check_data(observations, event_shape=program.event_shape)
-    _claim(out, description, resume=resume)
     use_compilation_cache()
 
     seconds = {"prepare": time.perf_counter() - began}
-    with _timed(seconds, "fit"):
+    with _claimed(out, description, resume=resume), _timed(seconds, "fit"):
         tree = inference_module.run(
             program, observations, configs["inference"], key=run_key, out=out, resume=resume, progress=progress
         )
     save_tree(tree, out / "posterior.nc")
     with _timed(seconds, "figures"):
-        metrics = evaluate(load(out / "model"), observations, key=figure_key, distance=_distance(model_module, configs["model"]))
+        metrics = evaluate(
+            load(out / "model"), observations, key=figure_key, distance=_distance(model_module, configs["model"])
+        )
     metrics["seconds"] = seconds | _stage_seconds(out / "log.jsonl")
     _write_json(out / "metrics.json", metrics)
     with _timed(seconds, "report"):
@@ -100,7 +102,9 @@ def report(out: Path, *, data: xr.Dataset | None = None) -> Path:
         data = _load(module, config, source, key=data_key)
     tree = xr.open_datatree(out / "posterior.nc", engine="h5netcdf").load()
     metrics = json.loads((out / "metrics.json").read_text())
-    return write_report(out, load(out / "model"), data, tree, metrics, key=figure_key, distance=_distance(module, config))
+    return write_report(
+        out, load(out / "model"), data, tree, metrics, key=figure_key, distance=_distance(module, config)
+    )
 
 
 def summary(metrics: dict[str, Any]) -> str:
@@ -136,7 +140,9 @@ def summary(metrics: dict[str, Any]) -> str:
     )
     for kind in ("conditional", "unconditional"):
         if (rms := found.get(f"rms_{kind}")) is not None:
-            lines.append(f"{kind} samples to the nearest true image: median {rms['median']:.3f}, 90 % {rms['p90']:.3f} (rms)")
+            lines.append(
+                f"{kind} samples to the nearest true image: median {rms['median']:.3f}, 90 % {rms['p90']:.3f} (rms)"
+            )
     lines += [f"WARNING: {text}" for text in metrics["warnings"]]
     lines.append("seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in metrics["seconds"].items()))
     return "\n".join(lines)
@@ -160,12 +166,24 @@ def _distance(module: ModuleType, config: Any) -> Callable[[np.ndarray], np.ndar
     return partial(module.distance, config=config) if hasattr(module, "distance") else None
 
 
+@contextmanager
+def _claimed(out: Path, description: dict[str, Any], *, resume: bool) -> Iterator[None]:
+    """Take the folder for a run, and give it back where the run fails before it has written anything."""
+    _claim(out, description, resume=resume)
+    try:
+        yield
+    except Exception:
+        if [file.name for file in out.iterdir()] == ["config.json"]:
+            shutil.rmtree(out)
+        raise
+
+
 def _claim(out: Path, description: dict[str, Any], *, resume: bool) -> None:
     """Take the folder for this run, or say why not; nothing already there is lost."""
     file = out / "config.json"
     plain = json.loads(json.dumps(description))
     if not file.exists():
-        if out.exists() and any(out.iterdir()):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise FileExistsError(f"--out {out} exists and holds something else: choose a new folder")
         out.mkdir(parents=True, exist_ok=True)
         _write_json(file, plain)

@@ -31,7 +31,9 @@ class AbstractSampler(eqx.Module):
 
     def __check_init__(self) -> None:
         if self.evaluations < 2:
-            raise ValueError(f"evaluations must be at least 2 (one step and the last denoising), got {self.evaluations}")
+            raise ValueError(
+                f"evaluations must be at least 2 (one step and the last denoising), got {self.evaluations}"
+            )
 
     def init(self, x: Float[Array, "*event"]) -> Any:
         """What the sampler carries from step to step beside x; nothing by default."""
@@ -83,7 +85,7 @@ class DDIM(AbstractSampler):
 
     evaluations: int = eqx.field(static=True, default=50)
 
-    def step(self, schedule, x, x_hat, log_snr, next_log_snr, state, key):  # noqa: D102
+    def step(self, schedule, x, x_hat, log_snr, next_log_snr, state, key):
         return _exponential_step(schedule, x, x_hat, log_snr, next_log_snr), state
 
 
@@ -96,7 +98,7 @@ class DPMSolver(AbstractSampler):
         """The denoised mean of the step before and its length in ℓ; a length of 0 marks the first step."""
         return jnp.zeros_like(x), jnp.zeros(())
 
-    def step(self, schedule, x, x_hat, log_snr, next_log_snr, state, key):  # noqa: D102
+    def step(self, schedule, x, x_hat, log_snr, next_log_snr, state, key):
         before, h_before = state
         h = 0.5 * (next_log_snr - log_snr)
         extrapolation = jnp.where(h_before > 0, h / (2 * jnp.where(h_before > 0, h_before, 1.0)), 0.0)
@@ -112,7 +114,7 @@ class Ancestral(AbstractSampler):
 
     evaluations: int = eqx.field(static=True, default=50)
 
-    def step(self, schedule, x, x_hat, log_snr, next_log_snr, state, key):  # noqa: D102
+    def step(self, schedule, x, x_hat, log_snr, next_log_snr, state, key):
         gain = -jnp.expm1(log_snr - next_log_snr)
         alpha, next_alpha = schedule.alpha(log_snr), schedule.alpha(next_log_snr)
         mean = (1 - gain) * next_alpha / alpha * x + gain * next_alpha * x_hat

@@ -7,6 +7,8 @@ components of low-pass filtered observations: a blurred image changes monotonica
 components of the sharp image turn over.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -40,7 +42,7 @@ def transfer(source: eqx.Module, target: eqx.Module) -> eqx.Module:
 
 
 def low_pass_codes(
-    x: Float[np.ndarray, "obs *event"], size: int, components: int, *, width: float = 0.25, seed: int = 0
+    x: Float[Array | np.ndarray, "obs *event"], size: int, components: int, *, width: float = 0.25, seed: int = 0
 ) -> Float[np.ndarray, "obs D"]:
     """Codes of `size` axes, each of mean 0 and variance 1: the leading principal components of blurred observations.
 
@@ -64,7 +66,7 @@ def low_pass_codes(
 
 def fit_codes(
     program: Program,
-    x: Float[Array, "obs *event"],
+    x: Float[Array | np.ndarray, "obs *event"],
     codes: Float[np.ndarray, "obs D"],
     *,
     key: Key[Array, ""],
@@ -79,7 +81,9 @@ def fit_codes(
     `noise`: standard deviation added to the codes, so that the clean posterior keeps a width.
     """
     batch = min(batch, len(x))
-    rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(50, steps // 2 + 1), steps + 1, learning_rate / 10)
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, min(50, steps // 2 + 1), steps + 1, learning_rate / 10
+    )
     optimiser = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(rate, b2=0.99))
     params, static = eqx.partition(program.encoder, eqx.is_inexact_array)
     seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
@@ -94,7 +98,7 @@ def fit_codes(
         return -jnp.mean(jax.vmap(encoder.log_prob)(z, x_noisy, log_snr))
 
     @jax.jit
-    def update(params: AbstractEncoder, state: optax.OptState, rows: Array, key: Array) -> tuple:
+    def update(params: Any, state: optax.OptState, rows: Array, key: Array) -> tuple:
         gradient = jax.grad(loss)(params, observations[rows], targets[rows], key)
         updates, state = optimiser.update(gradient, state)
         return optax.apply_updates(params, updates), state
@@ -108,15 +112,17 @@ def fit_codes(
 
 
 def warm_start(
-    program: Program, x: Float[Array, "obs *event"], *, key: Key[Array, ""], steps: int = 500, progress: bool = True
+    program: Program, x: Float[Array | np.ndarray, "obs *event"], *, key: Key[Array, ""], steps: int = 500, progress: bool = True
 ) -> Program:
     """The program with its encoder started from its fitted denoiser and from low-pass codes of the observations.
 
     As many axes as the denoiser has found dimensions in the data carry a component; spare ones start at the prior.
     """
     dimension_key, code_key = jax.random.split(key)
-    network = transfer(program.denoiser.network, program.encoder.network)
-    program = program.replace(encoder=eqx.tree_at(lambda encoder: encoder.network, program.encoder, network))
+    source, target = (getattr(part, "network", None) for part in (program.denoiser, program.encoder))
+    if source is not None and target is not None:
+        encoder = eqx.tree_at(lambda encoder: encoder.network, program.encoder, transfer(source, target))
+        program = program.replace(encoder=encoder)
     components = max(1, manifold_dimension(program.denoiser, x[:32], key=dimension_key))
     codes = low_pass_codes(x, program.latents.size, components)
     return fit_codes(program, x, codes, key=code_key, steps=steps, progress=progress)

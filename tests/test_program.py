@@ -197,7 +197,6 @@ def test_objectives_agree(name, program):
     assert ours.std() > 0  # negative control of the comparison: it is not of constants
 
 
-@pytest.mark.xfail(reason="divided by the size of the batch, not by the number it stands for", strict=True)
 def test_loss_per_observation_does_not_depend_on_the_total(program):
     """A batch that stands for 1,000 observations: NumPyro's loss is 1,000 times the loss per observation."""
     p = Hashed(program())

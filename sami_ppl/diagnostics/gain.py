@@ -30,6 +30,8 @@ class NoiseErrors(NamedTuple):
     @property
     def gain(self) -> Array:
         """Shuffled minus own error per band, in nats: what knowing the right z is worth."""
+        if self.own is None or self.shuffled is None:
+            raise ValueError("there is no gain without guidance: call noise_errors with guided=True")
         return self.shuffled - self.own
 
 

@@ -30,7 +30,16 @@ class NoiseEmbedding(eqx.Module):
         return jax.nn.silu(self.out(jax.nn.silu(self.hidden(features))))
 
 
-def zero_init(layer: eqx.Module) -> eqx.Module:
+def embed(embedding: NoiseEmbedding | None, log_snr: Float[Array, ""] | None) -> Float[Array, " size"] | None:
+    """The embedding of λ; None for a network that ignores λ. Raises ValueError where λ is needed and None."""
+    if embedding is None:
+        return None
+    if log_snr is None:
+        raise ValueError("this network depends on the noise level: give log_snr, or build it with noise=False")
+    return embedding(log_snr)
+
+
+def zero_init[Layer: eqx.Module](layer: Layer) -> Layer:
     """The same layer with every weight and bias at zero, so that a residual block starts as the identity."""
     return jax.tree.map(lambda leaf: jnp.zeros_like(leaf) if eqx.is_inexact_array(leaf) else leaf, layer)
 

@@ -30,4 +30,3 @@ class FlaxNetwork(eqx.Module):
 
     def __call__(self, x: Float[Array, "*event"], log_snr: Float[Array, ""] | None) -> Array:
         return nnx.merge(self.graph, self.params)(x, log_snr)
-

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from sami_ppl.nn.embed import NoiseEmbedding, zero_init
+from sami_ppl.nn.embed import NoiseEmbedding, embed, zero_init
 
 
 class ResidualBlock(eqx.Module):
@@ -27,7 +27,7 @@ class ResidualBlock(eqx.Module):
 
     def __call__(self, h: Float[Array, " width"], embedding: Float[Array, " e"] | None) -> Float[Array, " width"]:
         inner = self.inner(self.norm(h))
-        if self.film is not None:
+        if self.film is not None and embedding is not None:
             gain, bias = jnp.split(self.film(embedding), 2)
             inner = (1 + gain) * inner + bias
         return h + self.outer(jax.nn.silu(inner))
@@ -68,7 +68,7 @@ class ResidualMLP(eqx.Module):
         self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
 
     def __call__(self, x: Float[Array, "*event"], log_snr: Float[Array, ""] | None) -> Float[Array, "*out"]:
-        embedding = None if self.embedding is None else self.embedding(log_snr)
+        embedding = embed(self.embedding, log_snr)
         h = self.entry(x.reshape(-1))
         for block in self.blocks:
             h = block(h, embedding)

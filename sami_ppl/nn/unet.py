@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from sami_ppl.nn.embed import NoiseEmbedding, from_patches, to_patches, zero_init
+from sami_ppl.nn.embed import NoiseEmbedding, embed, from_patches, to_patches, zero_init
 
 
 class Conv3x3(eqx.Module):
@@ -72,7 +72,7 @@ class ConvBlock(eqx.Module):
 
     def __call__(self, h: Float[Array, "h w c"], embedding: Float[Array, " e"] | None) -> Float[Array, "h w c2"]:
         inner = self.norm2(self.conv1(jax.nn.silu(self.norm1(h))))
-        if self.film is not None:
+        if self.film is not None and embedding is not None:
             gain, bias = jnp.split(self.film(embedding), 2)
             inner = (1 + gain) * inner + bias
         return (h if self.skip is None else h @ self.skip) + self.conv2(jax.nn.silu(inner))
@@ -84,9 +84,7 @@ class Down(eqx.Module):
     entry: Conv3x3
     levels: list[list[ConvBlock]]
 
-    def __init__(
-        self, c_in: int, widths: tuple[int, ...], blocks: int, embedding: int | None, *, key: Key[Array, ""]
-    ):
+    def __init__(self, c_in: int, widths: tuple[int, ...], blocks: int, embedding: int | None, *, key: Key[Array, ""]):
         entry_key, *keys = jax.random.split(key, 1 + len(widths) * blocks)
         self.entry = Conv3x3(c_in, widths[0], key=entry_key)
         self.levels, before = [], widths[0]
@@ -162,12 +160,12 @@ class HalfUNet(eqx.Module):
     norm: GroupNorm
     exit: eqx.nn.Linear
     patch: int = eqx.field(static=True)
-    out_shape: tuple[int] = eqx.field(static=True)
+    out_shape: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(
         self,
         in_shape: tuple[int, int, int],
-        out_shape: tuple[int],
+        out_shape: tuple[int, ...],
         *,
         widths: tuple[int, ...] = (32, 64, 128),
         blocks: int = 1,
@@ -186,7 +184,7 @@ class HalfUNet(eqx.Module):
         self.patch, self.out_shape = patch, tuple(out_shape)
 
     def __call__(self, x: Float[Array, "c h w"], log_snr: Float[Array, ""] | None) -> Float[Array, " out"]:
-        embedding = None if self.embedding is None else self.embedding(log_snr)
+        embedding = embed(self.embedding, log_snr)
         bottom = self.down(to_patches(x, self.patch), embedding)[-1]
         return self.exit(jax.nn.silu(self.norm(bottom)).reshape(-1))
 
@@ -202,8 +200,8 @@ def check_image_shape(in_shape: tuple[int, ...], patch: int, levels: int) -> int
     if in_shape[1] % unit:
         near = sorted({max(unit, in_shape[1] // unit * unit), (in_shape[1] // unit + 1) * unit})
         raise ValueError(
-            f"image size {in_shape[1]} is no multiple of patch · 2^(levels − 1) = {patch} · {2 ** (levels - 1)} = {unit}: "
-            f"resize the images to {' or '.join(map(str, near))}, or use a smaller patch or fewer widths"
+            f"image size {in_shape[1]} is no multiple of patch · 2^(levels − 1) = {patch} · {2 ** (levels - 1)} = {unit}"
+            f": resize the images to {' or '.join(map(str, near))}, or use a smaller patch or fewer widths"
         )
     return in_shape[0]
 

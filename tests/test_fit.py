@@ -1,0 +1,460 @@
+"""The fit loop, its checkpoints and its log: what is trained, what is kept, and that an interruption leaves no trace."""
+
+from dataclasses import replace
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sami_ppl.checkpoint import CheckpointError, Checkpoints
+from sami_ppl.fit import Fit, NonFiniteLoss, Stage, batches, fit
+from sami_ppl.history import History, read_history
+from sami_ppl.objective import ScoreELBO
+
+STAGE = Stage(steps=6, batch=8, warmup=2, validate_every=2, learning_rate=1e-2)
+KEY = jax.random.key(3)
+
+
+@pytest.fixture(scope="module")
+def x():
+    return np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+
+
+def leaves(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array))]
+
+
+def same(a, b):
+    return all(np.array_equal(u, v) for u, v in zip(leaves(a), leaves(b), strict=True))
+
+
+def scripted(monkeypatch, losses):
+    """Validations that cost nothing and find the losses given, by step."""
+
+    def record(self, params, x, key):
+        return {"bound": 0.0, "loss": losses[len(seen)], "kl": {}, "unguided": [0.0], "own": None, "shuffled": None}
+
+    seen = []
+
+    def counted(self, params, x, key):
+        found = record(self, params, x, key)
+        seen.append(jax.device_get(params))
+        return found
+
+    monkeypatch.setattr(Fit, "record", counted)
+    return seen
+
+
+# The stage's numbers
+
+
+def test_batches_cover_every_observation_once_an_epoch():
+    epoch = batches(5, 48, 8, 0, 6)
+    assert sorted(epoch.ravel()) == list(range(48))
+    later = batches(5, 48, 8, 6, 6)
+    assert sorted(later.ravel()) == list(range(48))
+    assert not np.array_equal(epoch, later)
+
+
+def test_batches_that_do_not_divide_the_data_run_on_into_the_next_epoch():
+    stream = batches(5, 10, 4, 0, 10).ravel()
+    assert all(sorted(stream[i : i + 10]) == list(range(10)) for i in range(0, 40, 10))
+
+
+def test_batches_are_a_function_of_the_step_alone():
+    whole = batches(5, 10, 4, 0, 9)
+    for first, count in ((0, 3), (3, 1), (4, 5)):
+        assert np.array_equal(batches(5, 10, 4, first, count), whole[first : first + count])
+    assert not np.array_equal(batches(6, 10, 4, 0, 9), whole)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "observations", "steps"), [(1, 64, 8), (3, 64, 24), (1, 65, 9), (2, 3, 1), (None, 64, 6)]
+)
+def test_epochs_set_the_number_of_steps(epochs, observations, steps):
+    assert replace(STAGE, epochs=epochs).count(observations) == steps
+
+
+def test_beta_goes_linearly_to_its_final_value():
+    stage = Stage(beta=1.0, beta_start=0.2, beta_steps=4)
+    assert np.allclose([stage.beta_at(i) for i in range(6)], [0.4, 0.6, 0.8, 1.0, 1.0, 1.0])
+    assert np.allclose([Stage(beta=0.7).beta_at(i) for i in (0, 5)], 0.7)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("steps", 0), ("batch", -1), ("learning_rate", 0.0), ("clip", -1.0), ("ema", 1.0)]
+)
+def test_a_stage_names_the_number_that_is_wrong(name, value):
+    with pytest.raises(ValueError, match=f"{name} must .*{value}"):
+        Stage(**{name: value})
+
+
+def test_unknown_networks_are_refused(tiny_program):
+    with pytest.raises(ValueError, match="train must name"):
+        Fit(tiny_program(), STAGE, target="joint", train=("decoder",), steps=6)
+
+
+def test_fewer_observations_than_a_batch_are_refused(tiny_program, x):
+    with pytest.raises(ValueError, match=r"batch of 8 .* got 7.*batch=7"):
+        fit(tiny_program(), x[:7], STAGE, key=KEY, held_out=x[:3])
+
+
+# One step
+
+
+def test_beta_schedule_compiles_once(tiny_program, x, counted):
+    program = tiny_program()
+    prior = counted(program.prior)
+    program = program.replace(prior=prior)
+    run = Fit(program, replace(STAGE, beta_start=0.0, beta_steps=5), target="joint", train=("encoder",), steps=6)
+    state = run.init(KEY, x)
+    rows = np.zeros((50, 8), np.int32)
+    first, _ = run.run_block(state, x, rows, 1)
+    traces = prior.calls
+    second, _ = run.run_block(first, x, rows, 3)
+    run.run_block(second, x, rows, 2)
+    assert int(second.step) == 4
+    assert prior.calls == traces
+
+
+def test_running_average(tiny_program, x):
+    """average ← average + (1 − d)(new − average) with d = min(ema, (1 + n)/(10 + n)) at step n."""
+    run = Fit(tiny_program(), replace(STAGE, ema=0.15), target="marginal", train=("denoiser",), steps=6)
+    state = run.init(KEY, x)
+    expected = leaves(state.average)
+    for n in range(3):
+        state, _ = run.run_block(state, x, np.tile(np.arange(8, dtype=np.int32), (50, 1)), 1)
+        decay = min(0.15, (1 + n) / (10 + n))
+        new = leaves(run.svi.get_params(state.svi))
+        expected = [decay * old + (1 - decay) * leaf for old, leaf in zip(expected, new, strict=True)]
+        assert not np.allclose(new[0], expected[0], rtol=0, atol=1e-7)
+        for found, wanted in zip(leaves(state.average), expected, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_denoiser_learns_in_decoupled_training_what_it_learns_alone(tiny_program, x):
+    """On the same noise: ∇_θ of the decoupled loss is that of the marginal fit, ∇_θ of the encoder's loss is zero."""
+    program = tiny_program()
+    key = jax.random.key(0)
+
+    def gradient(program, model, guide, *arguments):
+        return jax.grad(
+            lambda params: jnp.sum(ScoreELBO().terms(key, params, model(program), guide(program), *arguments)["x"])
+        )(program.params())
+
+    joint = (lambda p: p.model, lambda p: p.guide)
+    own = gradient(program.replace(denoiser_loss="own"), *joint, x[:8])
+    marginal = gradient(program, lambda p: p.marginal_model, lambda p: p.no_guide, x[:8])
+    guided = gradient(program, *joint, x[:8])
+    none = gradient(program.replace(denoiser_loss="none"), *joint, x[:8])
+    assert all(np.all(leaf == 0) for leaf in leaves(none["denoiser$params"]))
+    assert all(np.all(leaf == 0) for leaf in leaves(marginal["encoder$params"]))
+    for a, b in zip(leaves(own["encoder$params"]), leaves(guided["encoder$params"]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    # The two models draw their noise from the same place, so that the gradients can be compared sample by sample.
+    for a, b in zip(leaves(own["denoiser$params"]), leaves(marginal["denoiser$params"]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    assert not np.allclose(leaves(guided["denoiser$params"])[0], leaves(own["denoiser$params"])[0], rtol=1e-2)
+
+
+# The loop, with validations that are scripted
+
+
+@pytest.mark.parametrize(("patience", "kept"), [(2, 1), (None, 5)])
+def test_early_stopping_returns_the_best_state(tiny_program, x, monkeypatch, patience, kept):
+    seen = scripted(monkeypatch, [3.0, 1.0, 2.0, 1.5, 0.5, 0.1])
+    stage = replace(STAGE, steps=12, patience=patience)
+    fitted, history = fit(tiny_program(), x, stage, key=KEY, target="marginal", progress=False)
+    assert [record["step"] for record in history.records] == ([2, 4, 6, 8] if patience else [2, 4, 6, 8, 10, 12])
+    assert same(fitted.params()["denoiser$params"], seen[kept]["denoiser$params"])
+    assert not same(seen[1], seen[3])
+
+
+def test_callback_gets_every_record(tiny_program, x, monkeypatch):
+    scripted(monkeypatch, [3.0, 1.0, 2.0])
+    found = []
+    _, history = fit(tiny_program(), x, STAGE, key=KEY, target="marginal", progress=False, callback=found.append)
+    assert found == history.records
+    assert [record["step"] for record in found] == [2, 4, 6]
+    assert all(record["stage"] == "fit" and np.isfinite(record["train_loss"]) for record in found)
+
+
+def test_loss_not_finite_names_the_site_and_keeps_the_best_program(tiny_program, x, monkeypatch):
+    scripted(monkeypatch, [3.0, 1.0, 2.0])
+    bad = x.copy()
+    bad[batches_seed_row(x)] = np.inf
+    with pytest.raises(NonFiniteLoss, match=r"step 4; sites not finite: 'x'") as caught:
+        fit(tiny_program(), bad[:45], STAGE, key=KEY, target="marginal", progress=False, held_out=x[45:])
+    assert all(np.all(np.isfinite(leaf)) for leaf in leaves(caught.value.program))
+    assert not same(caught.value.program.denoiser, tiny_program().denoiser)
+
+
+def batches_seed_row(x):
+    """An observation that comes up in step 4 first."""
+    data_key = jax.random.split(KEY, 3)[1]
+    seed = int(jax.random.randint(data_key, (), 0, 2**31 - 1))
+    return batches(seed, 45, STAGE.batch, 3, 1)[0, 0]
+
+
+def test_loss_of_held_out_data_not_finite_is_an_error_too(tiny_program, x, monkeypatch):
+    scripted(monkeypatch, [3.0, float("nan")])
+    with pytest.raises(NonFiniteLoss, match=r"held-out data is not finite at step 4") as caught:
+        fit(tiny_program(), x, STAGE, key=KEY, target="marginal", progress=False)
+    assert all(np.all(np.isfinite(leaf)) for leaf in leaves(caught.value.program))
+
+
+def test_gradient_not_finite_is_told_from_terms_not_finite(tiny_program, x):
+    run = Fit(tiny_program(), STAGE, target="marginal", train=("denoiser",), steps=6)
+    state = run.init(KEY, x)
+    assert run.sites_not_finite(state, jnp.full((8, 4), jnp.nan)) == "'x'"
+    svi = state.svi._replace(optim_state=jax.tree.map(lambda a: a * jnp.nan, state.svi.optim_state))
+    assert "gradient" in run.sites_not_finite(state._replace(svi=svi), x[:8])
+
+
+# Interruption, in process
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(step):
+    def callback(record):
+        if record["step"] >= step:
+            raise Stop
+
+    return callback
+
+
+@pytest.mark.parametrize("stop", [2, 4])
+def test_resumed_run_is_bit_identical(tiny_program, x, monkeypatch, tmp_path, stop):
+    scripted(monkeypatch, [3.0, 1.0, 2.0] * 3)
+    arguments = {"key": KEY, "target": "marginal", "progress": False}
+    whole, history = fit(tiny_program(), x, STAGE, out=tmp_path / "whole", **arguments)
+    with pytest.raises(Stop):
+        fit(tiny_program(), x, STAGE, out=tmp_path / "cut", callback=stop_at(stop), **arguments)
+    resumed, again = fit(tiny_program(), x, STAGE, out=tmp_path / "cut", resume=True, **arguments)
+    assert same(whole, resumed)
+    keep = ("step", "train_loss", "beta")
+    assert [[r[k] for k in keep] for r in again.records] == [[r[k] for k in keep] for r in history.records]
+    logged = read_history(tmp_path / "cut" / "log.jsonl")
+    assert [r["step"] for r in logged] == [2, 4, 6]
+
+
+def test_finished_run_is_not_run_again(tiny_program, x, monkeypatch, tmp_path):
+    seen = scripted(monkeypatch, [3.0, 1.0, 2.0])
+    arguments = {"key": KEY, "target": "marginal", "progress": False, "out": tmp_path}
+    first, _ = fit(tiny_program(), x, STAGE, **arguments)
+    second, history = fit(tiny_program(), x, STAGE, resume=True, **arguments)
+    assert len(seen) == 3
+    assert same(first, second)
+    assert len(history.records) == 3
+    with pytest.raises(CheckpointError, match="holds checkpoints already"):
+        fit(tiny_program(), x, STAGE, **arguments)
+    assert len(read_history(tmp_path / "log.jsonl")) == 3
+
+    for changed, difference in (
+        ({"stage": replace(STAGE, warmup=1)}, "warmup: 2 there, 1 here"),
+        ({"stage": replace(STAGE, beta=0.3)}, "beta: 0.1 there, 0.3 here"),
+        ({"key": jax.random.key(4)}, "seed: "),
+        ({"x": x[:40]}, "observations: 45 there, 36 here"),
+        ({"target": "joint"}, "target: 'marginal' there, 'joint' here"),
+        ({"program": tiny_program().replace(denoiser_loss="own")}, "denoiser_loss: 'guided' there, 'own' here"),
+    ):
+        call = {"program": tiny_program(), "x": x, "stage": STAGE, "resume": True, **arguments, **changed}
+        with pytest.raises(CheckpointError, match="belongs to another run") as caught:
+            fit(call.pop("program"), call.pop("x"), call.pop("stage"), **call)
+        lines = str(caught.value).splitlines()
+        assert difference in lines[1]
+        assert len(lines) == 3, "only what differs is named"
+
+
+# Checkpoints
+
+
+def tree(value):
+    return {"a": jnp.full((3,), float(value)), "key": jax.random.key(value)}
+
+
+def test_latest_and_best_checkpoint_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", {"seed": 1})
+    for step, loss in ((1, 5.0), (2, 1.0), (3, 4.0), (4, 3.0)):
+        checkpoints.save(step, tree(step), loss)
+    assert sorted(checkpoints.manager.all_steps()) == [2, 4]
+    restored = checkpoints.restore(tree(0))
+    assert same(restored["a"], tree(4)["a"])
+    assert np.array_equal(jax.random.key_data(restored["key"]), jax.random.key_data(tree(4)["key"]))
+    checkpoints.close()
+
+
+def test_no_checkpoint_yet(tmp_path):
+    assert Checkpoints(tmp_path / "c", {}).restore(tree(0)) is None
+
+
+@pytest.mark.parametrize("part", ["state", "signature"])
+def test_damaged_checkpoint_says_what_to_do(tmp_path, part):
+    checkpoints = Checkpoints(tmp_path / "c", {"seed": 1})
+    checkpoints.save(1, tree(1), 0.0)
+    checkpoints.close()
+    for file in (tmp_path / "c" / "1" / part).rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match=r"(?s)step 1.*truncated or damaged: remove that folder") as caught:
+        Checkpoints(tmp_path / "c", {"seed": 1}, resume=True).restore(tree(0))
+    assert str(tmp_path / "c") in str(caught.value)
+
+
+def test_checkpoint_of_another_structure_is_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", {})
+    checkpoints.save(1, tree(1), 0.0)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoints.restore({"a": jnp.zeros(4), "key": jax.random.key(0)})
+
+
+# The log
+
+
+def test_log_is_cut_at_the_step_that_the_run_goes_on_from(tmp_path):
+    file = tmp_path / "log.jsonl"
+    first = History(file, stage="denoiser")
+    first.add({"step": 2, "loss": np.float32(1.5), "kl": {"z": np.ones(2)}, "own": None})
+    second = History(file, stage="encoder")
+    for step in (2, 4, 6):
+        second.add({"step": step, "loss": float(step)})
+    file.write_text(file.read_text() + '{"stage": "encoder", "step": 8, "lo')
+    third = History(file, keep=4, stage="encoder")
+    third.add({"step": 6, "loss": 60.0})
+    found = [(r["stage"], r["step"], r["loss"]) for r in map(json.loads, file.read_text().splitlines())]
+    assert found == [("denoiser", 2, 1.5), ("encoder", 2, 2.0), ("encoder", 4, 4.0), ("encoder", 6, 60.0)]
+    assert read_history(file)[0]["kl"] == {"z": [1.0, 1.0]}
+    assert [r["step"] for r in third.stage_records()] == [2, 4, 6]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboardX") is None, reason="needs tensorboardX")
+def test_every_number_goes_to_tensorboard(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    history = History(tmp_path / "log.jsonl", stage="encoder")
+    for step in (2, 4, 6):
+        history.add({"step": step, "loss": float(step), "kl": {"z": np.arange(2.0)}, "own": None})
+    found = []
+    for file in (tmp_path / "tensorboard" / "encoder").iterdir():
+        data, at = file.read_bytes(), 0
+        while at < len(data):
+            # A record: length (8 bytes), checksum (4), payload, checksum (4).
+            size = int.from_bytes(data[at : at + 8], "little")
+            event = Event.FromString(data[at + 12 : at + 12 + size])
+            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+            at += size + 16
+    expected = [(tag, step, v) for step in (2, 4, 6) for tag, v in (("loss", step), ("kl/z/0", 0), ("kl/z/1", 1))]
+    assert sorted(found) == sorted(expected)
+
+
+def test_log_is_written_without_tensorboard(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    History(tmp_path / "log.jsonl").add({"step": 1, "loss": 2.0})
+    assert [p.name for p in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+# Whole fits
+
+
+@pytest.mark.slow
+def test_encoder_stage_leaves_the_denoiser_as_it_was(tiny_program, x):
+    program = tiny_program()
+    fitted, history = fit(program, x, STAGE, key=KEY, train=("encoder",), progress=False)
+    assert same(program.denoiser, fitted.denoiser)
+    assert not any(np.array_equal(a, b) for a, b in zip(leaves(program.encoder), leaves(fitted.encoder), strict=True))
+    assert fitted.denoiser_loss == program.denoiser_loss
+    assert len(history.records[-1]["own"]) == len(history.records[-1]["shuffled"]) == 6
+
+
+@pytest.mark.slow
+def test_marginal_fit_leaves_the_encoder_as_it_was(tiny_program, x):
+    program = tiny_program()
+    fitted, history = fit(program, x, STAGE, key=KEY, target="marginal", progress=False)
+    assert same(program.encoder, fitted.encoder)
+    assert not any(np.array_equal(a, b) for a, b in zip(leaves(program.denoiser), leaves(fitted.denoiser), strict=True))
+    assert history.records[-1]["own"] is None
+
+
+@pytest.mark.slow
+def test_validation_reports_the_bound_whatever_is_trained(tiny_program, x):
+    """At β = 1 and without discount or free bits; `loss` at the stage's own β."""
+    program = tiny_program()
+    stage = replace(STAGE, beta=0.25, discount=2.0, free_bits=5.0)
+    run = Fit(program, stage, target="joint", train=("encoder",), steps=6)
+    key = jax.random.key(1)
+    record = run.record(program.params(), jnp.asarray(x), key)
+    term_key, _ = jax.random.split(key)
+
+    def terms(program):
+        return ScoreELBO().terms(
+            term_key, program.params(), lambda x: program.model(x, levels=4), lambda x: program.guide(x), x
+        )
+
+    expected = terms(program)
+    kl = float(jnp.sum(expected["z"]))
+    np.testing.assert_allclose(record["bound"], float(expected["x"]) + kl, rtol=1e-5)
+    np.testing.assert_allclose(record["loss"], float(expected["x"]) + 0.25 * kl, rtol=1e-5)
+    assert kl > 0.1
+    assert abs(float(terms(program.replace(discount=2.0))["x"]) - float(expected["x"])) > 1
+
+
+TRAINING = """
+import json, sys
+import jax, numpy as np
+import numpyro
+from numpyro import distributions as dist
+from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, Program, Stage, VariancePreserving, fit
+from sami_ppl.nn import ResidualMLP
+
+def prior():
+    numpyro.sample("z", dist.Normal(0, 1).expand([2]).to_event(1))
+
+out, callback = Path(sys.argv[1]), print
+keys = jax.random.split(jax.random.key(0), 3)
+schedule = VariancePreserving(-4.0, 4.0)
+size = {"width": 8, "depth": 1}
+denoiser = PreconditionedDenoiser(ResidualMLP((4,), (4,), **size, key=keys[0]), schedule, (4,))
+encoder = DiagonalEncoder(ResidualMLP((4,), (4,), **size, key=keys[1]), schedule, (4,), 2, key=keys[2])
+x = np.random.default_rng(0).normal(size=(200, 4)).astype("float32")
+stage = Stage(steps=int(sys.argv[2]), batch=16, validate_every=5, warmup=5)
+program, _ = fit(
+    Program(prior, denoiser, encoder), x, stage, key=jax.random.key(1), out=out, resume=True, progress=False,
+    callback=lambda record: print(record["step"], flush=True),
+)
+np.savez(out / "final.npz", *jax.tree.leaves(program.params()))
+"""
+
+
+@pytest.mark.slow
+def test_killed_run_goes_on_bit_identically(tmp_path):
+    steps = "400"
+    script = tmp_path / "training.py"
+    script.write_text(TRAINING)
+    arguments = [sys.executable, str(script)]
+    subprocess.run([*arguments, str(tmp_path / "whole"), steps], check=True, capture_output=True, cwd=tmp_path)
+    cut = subprocess.Popen([*arguments, str(tmp_path / "cut"), steps], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    with cut:
+        for line in cut.stdout:
+            if int(line) >= 20:
+                os.kill(cut.pid, signal.SIGKILL)
+                break
+    assert cut.returncode == -signal.SIGKILL
+    assert not (tmp_path / "cut" / "final.npz").exists(), "killed in mid-training"
+    subprocess.run([*arguments, str(tmp_path / "cut"), steps], check=True, capture_output=True, cwd=tmp_path)
+    with np.load(tmp_path / "whole" / "final.npz") as whole, np.load(tmp_path / "cut" / "final.npz") as resumed:
+        assert len(whole.files) > 10
+        assert all(np.array_equal(whole[name], resumed[name]) for name in whole.files)
+    logs = [[r["step"] for r in read_history(tmp_path / run / "log.jsonl")] for run in ("whole", "cut")]
+    assert logs[0] == logs[1] == list(range(5, 401, 5))
