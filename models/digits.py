@@ -5,7 +5,7 @@ beside a principal component analysis of the same dimension.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpyro
@@ -70,10 +70,10 @@ def build(config: Config, *, key: jax.Array) -> Program:
     shape = (1, config.size, config.size)
     schedule = VariancePreserving(config.log_snr_min, config.log_snr_max)
     denoiser_key, trunk_key, encoder_key = jax.random.split(key, 3)
-    size = {"width": config.width, "depth": config.depth}
+    size: dict[str, Any] = {"width": config.width, "depth": config.depth}
     network = ResidualMLP(shape, shape, **size, key=denoiser_key)
     trunk = ResidualMLP(shape, (64,), **size, noise=config.noise == "full", key=trunk_key)
-    statistics = {"mean": config.mean, "std": config.std}
+    statistics: dict[str, Any] = {"mean": config.mean, "std": config.std}
     return Program(
         prior=make_prior(config.latents),
         denoiser=PreconditionedDenoiser(network, schedule, shape, **statistics),

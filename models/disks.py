@@ -5,7 +5,7 @@ the disk is) change every pixel in a nonlinear way. Images are drawn as they are
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -71,13 +71,13 @@ def build(config: Config, *, key: jax.Array) -> Program:
     noise_aware = config.noise == "full"
     denoiser_key, trunk_key, encoder_key = jax.random.split(key, 3)
     if config.network == "mlp":
-        size = {"width": config.width, "depth": config.depth}
+        size: dict[str, Any] = {"width": config.width, "depth": config.depth}
         network = ResidualMLP(shape, shape, **size, key=denoiser_key)
         trunk = ResidualMLP(shape, (64,), **size, noise=noise_aware, key=trunk_key)
     else:
         network = UNet(shape, widths=(32, 64, 128), key=denoiser_key)
         trunk = HalfUNet(shape, (64,), widths=(32, 64, 128), noise=noise_aware, key=trunk_key)
-    statistics = {"mean": config.mean, "std": config.std}
+    statistics: dict[str, Any] = {"mean": config.mean, "std": config.std}
     return Program(
         prior=make_prior(config.latents),
         denoiser=PreconditionedDenoiser(network, schedule, shape, **statistics),

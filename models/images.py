@@ -5,7 +5,7 @@ of its photographs, or its 200 small pictures of faces and non-faces.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -61,7 +61,8 @@ def load(config: Config, *, key: jax.Array) -> xr.Dataset:
         from skimage import color, data
     except ImportError as error:
         raise ValueError(
-            "the images of this program come with scikit-image: pip install 'sami_ppl[images]', or give your own by --data"
+            "the images of this program come with scikit-image: pip install 'sami_ppl[images]', or give your own by "
+            "--data"
         ) from error
     patch_key, split_key = jax.random.split(key)
     dims = ("obs", "channel", "row", "column")
@@ -95,7 +96,7 @@ def build(config: Config, *, key: jax.Array) -> Program:
     schedule = VariancePreserving(config.log_snr_min, config.log_snr_max)
     denoiser_key, trunk_key, encoder_key = jax.random.split(key, 3)
     size = {"widths": config.widths, "patch": config.patch}
-    statistics = {"mean": config.mean, "std": config.std}
+    statistics: dict[str, Any] = {"mean": config.mean, "std": config.std}
     return Program(
         prior=make_prior(config.latents),
         denoiser=PreconditionedDenoiser(

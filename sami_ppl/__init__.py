@@ -7,10 +7,13 @@ from sami_ppl.denoiser import GaussianDenoiser as GaussianDenoiser
 from sami_ppl.denoiser import PreconditionedDenoiser as PreconditionedDenoiser
 from sami_ppl.encoder import DiagonalEncoder as DiagonalEncoder
 from sami_ppl.encoder import RotatedEncoder as RotatedEncoder
+from sami_ppl.evaluation import evaluate as evaluate
 from sami_ppl.fit import NonFiniteLoss as NonFiniteLoss
 from sami_ppl.fit import Stage as Stage
 from sami_ppl.fit import fit as fit
 from sami_ppl.gauge import align as align
+from sami_ppl.generate import decode as decode
+from sami_ppl.generate import generate as generate
 from sami_ppl.guidance import GuidedDenoiser as GuidedDenoiser
 from sami_ppl.io import load as load
 from sami_ppl.io import save as save

@@ -34,8 +34,8 @@ def cp(name: str, file: Path, /) -> None:
     from sami_ppl import programs
 
     copied = programs.copy(name, file)
-    use = f"sami run MODEL --with {copied}" if Path(name).stem in programs.list_files("inference") else f"sami run {copied}"
-    print(f"{copied}: edit it, then `{use} --out DIR`")
+    use = f"MODEL --with {copied}" if Path(name).stem in programs.list_files("inference") else copied
+    print(f"{copied}: edit it, then `sami run {use} --out DIR`")
 
 
 @app.command(name="run")

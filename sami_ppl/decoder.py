@@ -94,11 +94,10 @@ class ScoreDecoder(Distribution):
         for size in shape:
             count *= size
         keys = jax.random.split(key, count)
-        if self.z is None:
-            draws = jax.vmap(lambda key: self.sampler.sample(self.denoiser, key))(keys)
+        denoiser, encoder = self.denoiser, self.encoder
+        if self.z is None or encoder is None:
+            draws = jax.vmap(lambda key: self.sampler.sample(denoiser, key))(keys)
         else:
             z = jnp.broadcast_to(self.z, (*shape, self.z.shape[-1])).reshape(count, -1)
-            draws = jax.vmap(lambda key, z: self.sampler.sample(GuidedDenoiser(self.denoiser, self.encoder, z), key))(
-                keys, z
-            )
+            draws = jax.vmap(lambda key, z: self.sampler.sample(GuidedDenoiser(denoiser, encoder, z), key))(keys, z)
         return draws.reshape(shape + self.event_shape)

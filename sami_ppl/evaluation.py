@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
-from scipy import stats
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import LogisticRegression
@@ -21,9 +20,10 @@ from sklearn.preprocessing import StandardScaler
 import xarray as xr
 
 from sami_ppl.data import train_test
+from sami_ppl.diagnostics.collapse import collapse_warning
 from sami_ppl.diagnostics.gain import draw_code, noise_errors
 from sami_ppl.encoder import RotatedEncoder
-from sami_ppl.guidance import GuidedDenoiser
+from sami_ppl.generate import decode, generate
 from sami_ppl.metrics import disentanglement_report
 from sami_ppl.objective import ScoreELBO
 from sami_ppl.program import Program
@@ -39,11 +39,13 @@ def evaluate(
     *,
     key: Key[Array, ""],
     distance: Callable[[np.ndarray], np.ndarray] | None = None,
+    factors: list[str] | None = None,
     samples: int = 256,
 ) -> dict[str, Any]:
     """All figures of a fitted program on a data set with train and test parts, as plain numbers.
 
-    True factors are the real-valued variables on `obs`, classes the integer ones. `distance`: root-mean-square
+    True factors are the real-valued variables on `obs`, classes the integer ones; `factors` picks among them, and
+    raises ValueError for a name that is not there. `distance`: root-mean-square
     distance of images to the nearest possible observation, where that is known.
     """
     train, test = (part.isel(obs=slice(n)) for part, n in zip(train_test(data), (TRAIN, TEST), strict=True))
@@ -62,10 +64,9 @@ def evaluate(
     metrics["noise_errors"] = {name: np.asarray(v).tolist() for name, v in errors._asdict().items()}
 
     names = {kind: _factors(data, kind) for kind in ("f", "iu")}
-    factors = tuple(
-        np.stack([part[n].values for n in names["f"]], -1) if names["f"] else None for part in (train, test)
-    )
+    factors = None
     if names["f"]:
+        factors = tuple(np.stack([part[n].values for n in names["f"]], -1) for part in (train, test))
         metrics |= factor_figures(program, codes, factors, names["f"])
     for name in names["iu"]:
         metrics.setdefault("probes", {})[name] = probes(
@@ -73,15 +74,16 @@ def evaluate(
         )
     metrics["samples"] = sample_figures(
         program, x_test[:samples], key=sample_key, distance=distance, mean_image=x_train.mean(0),
-        predict=_forest(codes[0], factors[0]) if names["f"] else None,
-        factors=factors[1][:samples] if names["f"] else None, names=names["f"],
+        predict=None if factors is None else _forest(codes[0], factors[0]),
+        factors=None if factors is None else factors[1][:samples], names=names["f"],
     )  # fmt: skip
-    metrics["warnings"] = collapse_warnings(metrics)
+    warning = collapse_warning(list(metrics["kl_nats"].values()), metrics["z_gain"])
+    metrics["warnings"] = [] if warning is None else [warning]
     return metrics
 
 
 def factor_figures(program: Program, codes: tuple, factors: tuple, names: list[str]) -> dict[str, Any]:
-    """Recovery of known factors; axis scores beside those of a randomly rotated code and, after gauge fixing, before it."""
+    """Recovery of known factors; axis scores beside those of a rotated code and, after gauge fixing, before it."""
 
     def scores(codes: tuple) -> dict[str, Any]:
         found = disentanglement_report(codes[0], factors[0], codes[1], factors[1], names, seed=0)
@@ -102,8 +104,11 @@ def factor_figures(program: Program, codes: tuple, factors: tuple, names: list[s
     return figures
 
 
-def _factors(data: xr.Dataset, kinds: str) -> list[str]:
-    return [str(n) for n, v in data.data_vars.items() if n != "x" and v.dims == ("obs",) and v.dtype.kind in kinds]
+def _factors(data: xr.Dataset, kinds: str, chosen: list[str] | None) -> list[str]:
+    on_obs = {str(n): v.dtype.kind for n, v in data.data_vars.items() if n != "x" and v.dims == ("obs",)}
+    if chosen is not None and (unknown := sorted(set(chosen) - set(on_obs))):
+        raise ValueError(f"factors names {', '.join(unknown)}, but the data have {', '.join(on_obs) or 'none'} on obs")
+    return [name for name, kind in on_obs.items() if kind in kinds and (chosen is None or name in chosen)]
 
 
 def bound_figures(
@@ -118,7 +123,7 @@ def bound_figures(
         return objective.terms(key, params, program.model, program.guide, x)
 
     totals, kls = [], []
-    for i in range(passes):
+    for _ in range(passes):
         for j in range(0, len(x), chunk):
             key, step_key = jax.random.split(key)
             found = jax.device_get(terms(jnp.asarray(x[j : j + chunk]), step_key))
@@ -154,7 +159,7 @@ def _per_axis(kl: np.ndarray, size: int) -> np.ndarray:
 
 
 def probes(codes: tuple, pixels: tuple, labels: tuple) -> dict[str, float]:
-    """Held-out accuracy of 5-nearest-neighbour and logistic classifiers on posterior means, beside PCA of equal size."""
+    """Held-out accuracy of 5-nearest-neighbour and logistic classifiers on posterior means, beside PCA."""
     size = min(codes[0].shape[1], pixels[0].reshape(len(pixels[0]), -1).shape[1])
     flat = tuple(p.reshape(len(p), -1) for p in pixels)
     pca = PCA(size, random_state=0).fit(flat[0])
@@ -186,12 +191,8 @@ def sample_figures(
     code_key, given_key, free_key = jax.random.split(key, 3)
     z = draw_code(program, jnp.asarray(x), code_key)
 
-    def given(key: Array, z: Array) -> Array:
-        return program.sampler.sample(GuidedDenoiser(program.denoiser, program.encoder, z), key)
-
-    conditional = np.asarray(jax.jit(jax.vmap(given))(jax.random.split(given_key, len(x)), z))
-    free = jax.jit(jax.vmap(lambda key: program.sampler.sample(program.denoiser, key)))
-    unconditional = np.asarray(free(jax.random.split(free_key, len(x))))
+    conditional = decode(program, z, jax.random.split(given_key, len(x)))
+    unconditional = generate(program, key=free_key, size=len(x), guided=False)
     again = program.encode(conditional)[0]
     other = np.roll(x, 1, axis=0)
     figures: dict[str, Any] = {
@@ -204,7 +205,7 @@ def sample_figures(
         "mse_mean_image": float(np.mean((x - mean_image) ** 2)),
         "reencoded_corr": dict(zip(program.latents.axes, _column_correlation(again, np.asarray(z)), strict=True)),
     }
-    if predict is not None:
+    if predict is not None and factors is not None:
         figures["reencoded_factor_corr"] = dict(
             zip(names or [], _column_correlation(predict(again), factors), strict=True)
         )
@@ -221,21 +222,4 @@ def _forest(codes: np.ndarray, factors: np.ndarray) -> Callable[[np.ndarray], np
 
 def _column_correlation(a: np.ndarray, b: np.ndarray) -> list[float]:
     constant = (a.std(0) < 1e-12) | (b.std(0) < 1e-12)
-    return [0.0 if c else float(stats.pearsonr(a[:, j], b[:, j])[0]) for j, c in enumerate(constant)]
-
-
-def collapse_warnings(metrics: dict[str, Any]) -> list[str]:
-    """What to say about a posterior that informs nothing, and what to change."""
-    advice = (
-        "lower beta, train the denoiser longer, give spare latents, set free_bits (for instance encoder.free_bits=0.5), "
-        "or start warm"
-    )
-    warnings = []
-    if max(metrics["kl_nats"].values()) < 0.05:
-        warnings.append(f"The posterior has collapsed: KL below .05 nats on every axis. Try to {advice}.")
-    elif metrics["z_gain"] <= 0.05:
-        warnings.append(
-            f"z informs nothing: a shuffled z predicts the noise as well as an image's own (difference {metrics['z_gain']:.2f} "
-            f"nats), though the KL is not zero. Try to {advice}."
-        )
-    return warnings
+    return [0.0 if c else float(np.corrcoef(a[:, j], b[:, j])[0, 1]) for j, c in enumerate(constant)]

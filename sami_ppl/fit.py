@@ -12,6 +12,7 @@ import math
 from pathlib import Path
 import time
 from typing import Any, Literal, NamedTuple
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from numpyro.infer import SVI
 import optax
 
 from sami_ppl.checkpoint import Checkpoints
+from sami_ppl.diagnostics.collapse import CollapseWarning, collapse_warning
 from sami_ppl.diagnostics.gain import NoiseErrors, noise_errors
 from sami_ppl.history import History, progress_bar, summary_line
 from sami_ppl.objective import ScoreELBO
@@ -37,8 +39,9 @@ class Stage:
 
     `epochs`, where given, sets the number of steps by the size of the data. The learning rate warms up linearly over
     `warmup` steps and falls to zero as a cosine. β goes linearly from `beta_start` to `beta` over the first
-    `beta_steps` steps. `discount` c weights noise levels by exp(−c max(λ, 0)): less effort where the observation says it
-    all by itself; what is logged and reported stays the bound, c = 0. `patience`: validations without a better loss after which the stage ends; None, never.
+    `beta_steps` steps. `discount` c weights noise levels by exp(−c max(λ, 0)): less effort where the observation says
+    it all by itself; what is logged and reported stays the bound, c = 0. `patience`: validations without a better loss
+    after which the stage ends; None, never.
     """
 
     steps: int = 2000
@@ -228,7 +231,8 @@ def fit(
         x, held_out = x[:-cut], x[-cut:]
     if len(x) < stage.batch:
         raise ValueError(
-            f"a batch of {stage.batch} needs at least as many observations, got {len(x)}: give more data or set batch={len(x)}"
+            f"a batch of {stage.batch} needs at least as many observations, got {len(x)}: give more data or set "
+            f"batch={len(x)}"
         )
     x, held_out = jnp.asarray(x), jnp.asarray(held_out[:512])
     steps = stage.count(len(x))
@@ -240,8 +244,10 @@ def fit(
     checkpoints = None
     if out is not None:
         weights = {network: sum(leaf.size for leaf in jax.tree.leaves(p)) for network, p in program.params().items()}
-        signature = asdict(stage) | {"name": name, "target": target, "train": list(train), "steps": steps,
-                     "observations": len(x), "seed": seed, "denoiser_loss": program.denoiser_loss, **weights}  # fmt: skip
+        signature = asdict(stage) | {
+            "name": name, "target": target, "train": list(train), "steps": steps, "observations": len(x), "seed": seed,
+            "denoiser_loss": program.denoiser_loss, **weights,
+        }  # fmt: skip
         checkpoints = Checkpoints(Path(out) / "checkpoints" / name, signature, resume=resume)
         state = checkpoints.restore(state) or state
     history = History(None if out is None else Path(out) / "log.jsonl", keep=int(state.step), stage=name)
@@ -266,8 +272,8 @@ def fit(
                 record = run.record(state.average, held_out, validation_key)
                 if not math.isfinite(record["loss"]):
                     sites = not_finite(record["kl"]) or "'x'"
-                    message = f"the loss of the held-out data is not finite at step {int(state.step)}; sites not finite: {sites}"
-                    raise _non_finite(message, program, state)
+                    where = f"at step {int(state.step)}; sites not finite: {sites}"
+                    raise _non_finite(f"the loss of the held-out data is not finite {where}", program, state)
                 state = _remember_best(state, record["loss"])
                 record = {"step": int(state.step), "train_loss": float(np.mean(losses)),
                           "beta": float(stage.beta_at(state.step)),
@@ -281,8 +287,17 @@ def fit(
                     checkpoints.save(int(state.step), state, record["loss"])
     if checkpoints is not None:
         checkpoints.close()
+    if target == "joint" and history.stage_records():
+        _warn_if_collapsed(history.stage_records()[-1])
     # With early stopping the best state is the result; else the last, whose learning rate has come down to zero.
     return program.with_params(state.average if stage.patience is None else state.best), history
+
+
+def _warn_if_collapsed(record: dict[str, Any]) -> None:
+    kl = [float(v) for terms in record["kl"].values() for v in np.atleast_1d(terms)]
+    message = collapse_warning(kl, sum(record["shuffled"]) - sum(record["own"]))
+    if message is not None:
+        warnings.warn(message, CollapseWarning, stacklevel=3)
 
 
 def _remember_best(state: State, loss: float) -> State:

@@ -13,7 +13,7 @@ import hashlib
 import json
 from pathlib import Path
 import shutil
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -87,11 +87,11 @@ def load(folder: str | Path, program: Program | None = None) -> Program:
                 f"load({str(folder)!r}, program)"
             )
         build = partial(build_program, folder / "program.py", config=description["config"])
-        program = eqx.filter_eval_shape(build, key=jax.random.key(0))
+        program = cast(Program, eqx.filter_eval_shape(build, key=jax.random.key(0)))
     if description["aligned"] and not isinstance(program.encoder, RotatedEncoder):
         size = program.latents.size
         program = program.replace(
-            encoder=RotatedEncoder(program.encoder, jax.ShapeDtypeStruct((size, size), jnp.float32))
+            encoder=RotatedEncoder(program.encoder, cast(Any, jax.ShapeDtypeStruct((size, size), jnp.float32)))
         )
     latents = {site.name: list(site.event_shape) for site in program.latents.sites}
     if latents != description["latents"]:

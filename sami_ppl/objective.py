@@ -4,7 +4,7 @@
 additions: KL terms are kept per latent axis where they have a closed form, and each may be held at a floor.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -98,11 +98,12 @@ def _elements(fn: Any, shape: tuple[int, ...]) -> Any:
     while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
         fn = fn.base_dist
     if isinstance(fn, dist.Normal):
-        return dist.Normal(jnp.broadcast_to(fn.loc, shape), jnp.broadcast_to(fn.scale, shape))
+        loc, scale = (jnp.broadcast_to(cast(Array, p), shape) for p in (fn.loc, fn.scale))
+        return dist.Normal(loc, scale)
     return None if fn.event_shape or isinstance(fn, dist.MaskedDistribution) else fn.expand(shape)
 
 
-def _full_normal_kl(q: Any, p: dist.Normal) -> Float[Array, " batch"]:
+def _full_normal_kl(q: Any, p: Any) -> Float[Array, " batch"]:
     """KL(N(m, LLᵀ) ‖ N(loc, diag(scale²))), closed form."""
     factor = q.scale_tril / p.scale[..., None]
     log_det = jnp.sum(jnp.log(jnp.abs(jnp.diagonal(factor, axis1=-2, axis2=-1))), -1)

@@ -111,7 +111,9 @@ def read_prior(prior: Prior) -> Latents:
             f"prior must be a function that calls numpyro.sample, got {type(prior).__name__}; write for instance\n"
             '    def prior():\n        numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1))'
         )
-    return _read(prior) if isinstance(prior, Hashable) else _read.__wrapped__(prior)
+    # A program may be built inside a transformation, such as eval_shape when it is loaded; a prior has no inputs.
+    with jax.ensure_compile_time_eval():
+        return _read(prior) if isinstance(prior, Hashable) else _read.__wrapped__(prior)
 
 
 @functools.lru_cache(maxsize=128)

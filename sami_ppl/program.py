@@ -206,7 +206,7 @@ class Program(eqx.Module):
         return posterior(self, data, **arguments)
 
     def encode(self, x: Array | np.ndarray, *, chunk: int = 1024) -> tuple[np.ndarray, np.ndarray]:
-        """Location (obs, D) and scale (obs, D) or (obs, D, D) of the posterior of the code z, on the host, in chunks."""
+        """Location (obs, D) and scale (obs, D) or (obs, D, D) of the posterior of the code z, chunk by chunk."""
         self._batch_size(x, None)
         posterior = jax.jit(jax.vmap(self.encoder.posterior))
         parts = [jax.device_get(posterior(jnp.asarray(x[i : i + chunk]))) for i in range(0, len(x), chunk)]

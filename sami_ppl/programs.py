@@ -71,8 +71,8 @@ def find(name: str, kind: str) -> Path:
     near = difflib.get_close_matches(stem, listed, n=3, cutoff=0.4)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise UserError(
-        f"there is no {kind} file {name!r}{hint} Known: {', '.join(listed) or 'none'}. Give one of these names or the path "
-        "of a file ending in .py"
+        f"there is no {kind} file {name!r}{hint} Known: {', '.join(listed) or 'none'}. Give one of these names or the "
+        "path of a file ending in .py"
     )
 
 
@@ -99,7 +99,8 @@ def load_file(file: Path) -> ModuleType:
     # Dataclasses look their module up by name, so it must be registered; the path keeps equal names apart.
     name = f"sami_program_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

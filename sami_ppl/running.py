@@ -1,4 +1,4 @@
-"""Runs a program file under an inference file: data → program → inference → posterior → figures → report, in one folder.
+"""Runs a program file under an inference file: data, program, inference, posterior, figures, report, in one folder.
 
 out/config.json     the command's settings, seed and versions        out/posterior.nc    the DataTree
 out/model/          the fitted program                                 out/metrics.json    the figures
@@ -58,7 +58,8 @@ def run(
         configs["model"] = model_module.adapt(configs["model"], observations)
 
     description = {
-        "model": str(model_file), "inference": str(inference_file), "data": None if data is None else str(Path(data).resolve()),
+        "model": str(model_file), "inference": str(inference_file),
+        "data": None if data is None else str(Path(data).resolve()),
         "seed": seed, "settings": {name: asdict(config) for name, config in configs.items()}, "versions": versions(),
     }  # fmt: skip
     program = programs.build_program(model_file, configs["model"], key=build_key)

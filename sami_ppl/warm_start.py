@@ -112,7 +112,12 @@ def fit_codes(
 
 
 def warm_start(
-    program: Program, x: Float[Array | np.ndarray, "obs *event"], *, key: Key[Array, ""], steps: int = 500, progress: bool = True
+    program: Program,
+    x: Float[Array | np.ndarray, "obs *event"],
+    *,
+    key: Key[Array, ""],
+    steps: int = 500,
+    progress: bool = True,
 ) -> Program:
     """The program with its encoder started from its fitted denoiser and from low-pass codes of the observations.
 

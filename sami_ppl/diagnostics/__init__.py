@@ -1,5 +1,7 @@
 """Is the posterior informative, and can it be trusted?"""
 
+from sami_ppl.diagnostics.collapse import CollapseWarning as CollapseWarning
+from sami_ppl.diagnostics.collapse import collapse_warning as collapse_warning
 from sami_ppl.diagnostics.dimension import manifold_dimension as manifold_dimension
 from sami_ppl.diagnostics.gain import NoiseErrors as NoiseErrors
 from sami_ppl.diagnostics.gain import draw_code as draw_code

@@ -9,7 +9,7 @@ from sami_ppl.denoiser import AbstractDenoiser
 
 
 def manifold_dimension(
-    denoiser: AbstractDenoiser, x: Float[Array, "obs *event"], *, key: Key[Array, ""], log_snr: float = 3.0
+    denoiser: AbstractDenoiser, x: Float[Array | np.ndarray, "obs *event"], *, key: Key[Array, ""], log_snr: float = 3.0
 ) -> int:
     """Median over observations of the number of directions that the denoiser passes on rather than removes.
 

@@ -200,8 +200,8 @@ def check_image_shape(in_shape: tuple[int, ...], patch: int, levels: int) -> int
     if in_shape[1] % unit:
         near = sorted({max(unit, in_shape[1] // unit * unit), (in_shape[1] // unit + 1) * unit})
         raise ValueError(
-            f"image size {in_shape[1]} is no multiple of patch · 2^(levels − 1) = {patch} · {2 ** (levels - 1)} = {unit}"
-            f": resize the images to {' or '.join(map(str, near))}, or use a smaller patch or fewer widths"
+            f"image size {in_shape[1]} is no multiple of patch · 2^(levels − 1) = {patch} · {2 ** (levels - 1)} = "
+            f"{unit}: resize the images to {' or '.join(map(str, near))}, or use a smaller patch or fewer widths"
         )
     return in_shape[0]
 

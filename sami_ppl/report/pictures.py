@@ -13,16 +13,14 @@ from numpyro.infer import Predictive
 import xarray as xr
 
 from sami_ppl import plots
-from sami_ppl.decoder import ScoreDecoder
 from sami_ppl.diagnostics.gain import draw_code
-from sami_ppl.guidance import GuidedDenoiser
+from sami_ppl.generate import decode, generate
 from sami_ppl.program import Program
 from sami_ppl.report.page import text
 
 Distance = Callable[[Float[np.ndarray, "n *event"]], Float[np.ndarray, " n"]]
 SHOWN, DRAWS, ALONE, AXES, CODED = 8, 4, 16, 8, 512
 """Test images shown, samples of each, samples without an image, axes shown, observations encoded: at most."""
-CHUNK = 32
 ACTIVE_VARIANCE = 0.05
 """An axis is active if its posterior means vary by more than this; the prior's variance is 1."""
 STEPS = np.linspace(-2.0, 2.0, 7)
@@ -77,7 +75,7 @@ def gather(
         data = data.isel(obs=np.flatnonzero(data["split"].values == "test"))
     data = data.isel(obs=slice(CODED))
     x = np.asarray(data["x"].values, np.float32)
-    codes = np.asarray(jax.jit(jax.vmap(program.encoder.posterior))(x)[0])
+    codes = program.encode(x)[0]
     factors, names = _factors(data, metrics)
     variance = codes.var(0)
     active = np.sort(np.argsort(-variance)[:AXES])
@@ -96,27 +94,15 @@ def gather(
     keys = jax.random.split(noise_key, len(own) + ALONE)
     keys = jnp.concatenate([keys, jnp.broadcast_to(noise_key, (len(moved),))])
     first, second, third = np.split(
-        _sample(program, keys, jnp.concatenate([own, prior, moved])), [len(own), len(own) + ALONE]
+        decode(program, jnp.concatenate([own, prior, moved]), keys), [len(own), len(own) + ALONE]
     )
-    alone = ScoreDecoder(program.denoiser, None, None, sampler=program.sampler, batch_shape=(ALONE,))
     return replace(
         material,
         conditional=first.reshape(shown, DRAWS, *event),
         prior=second,
         moved=third.reshape(len(active), len(STEPS), *event),
-        marginal=np.asarray(jax.jit(alone.sample)(alone_key)),
+        marginal=generate(program, key=alone_key, size=ALONE, guided=False),
     )
-
-
-def _sample(program: Program, keys: Array, z: Array) -> np.ndarray:
-    """Samples given codes, one key each, in chunks of one size so that the sampler is compiled once."""
-
-    def sample(key: Array, z: Array) -> Array:
-        return program.sampler.sample(GuidedDenoiser(program.denoiser, program.encoder, z), key)
-
-    rows = np.resize(np.arange(len(z)), (-(-len(z) // CHUNK), CHUNK))
-    samples = jax.jit(lambda keys, z: jax.lax.map(lambda part: jax.vmap(sample)(*part), (keys, z)))(keys[rows], z[rows])
-    return np.asarray(samples).reshape(-1, *program.event_shape)[: len(z)]
 
 
 def _factors(data: xr.Dataset, metrics: Mapping[str, Any]) -> tuple[np.ndarray, list[str]]:

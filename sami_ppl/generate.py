@@ -1,0 +1,83 @@
+"""Samples of a program: given codes, given images, from the prior, or from the denoiser alone."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+import numpy as np
+from numpyro.infer import Predictive
+
+from sami_ppl.diagnostics.gain import draw_code
+from sami_ppl.guidance import GuidedDenoiser
+from sami_ppl.program import Program
+from sami_ppl.sampler import AbstractSampler
+
+CHUNK = 64
+
+
+def decode(
+    program: Program,
+    z: Float[Array | np.ndarray, "n D"],
+    keys: Key[Array, " n"],
+    *,
+    sampler: AbstractSampler | None = None,
+) -> Float[np.ndarray, "n *event"]:
+    """Observations given codes z, one key each: equal keys are common random numbers. Chunk by chunk on the host.
+
+    Raises ValueError for codes of another width.
+    """
+    z = jnp.asarray(z)
+    if z.ndim != 2 or z.shape[1] != program.latents.size:
+        raise ValueError(
+            f"z must have shape (n, {program.latents.size}), one column per axis "
+            f"({', '.join(program.latents.axes)}), got {z.shape}; for site values use program.latents.to_code(values)"
+        )
+    sampler = program.sampler if sampler is None else sampler
+
+    @jax.jit
+    def chunk(keys: Array, z: Array) -> Array:
+        return jax.vmap(lambda k, z: sampler.sample(GuidedDenoiser(program.denoiser, program.encoder, z), k))(keys, z)
+
+    return _in_chunks(chunk, keys, z)
+
+
+def generate(
+    program: Program,
+    *,
+    key: Key[Array, ""],
+    z: Float[Array | np.ndarray, "n D"] | None = None,
+    x: Float[Array | np.ndarray, "n *event"] | None = None,
+    size: int | None = None,
+    guided: bool = True,
+    sampler: AbstractSampler | None = None,
+) -> Float[np.ndarray, "n *event"]:
+    """Samples, given exactly one of: codes `z`; images `x`, whose posteriors give a code each; a `size`.
+
+    With `size`, codes are drawn from the prior, or, with `guided=False`, there are none and the denoiser alone
+    samples. `sampler` replaces the program's own. Raises ValueError unless one of the three is given.
+    """
+    if sum(given is not None for given in (z, x, size)) != 1:
+        raise ValueError(
+            "give exactly one of z (codes), x (images whose posteriors give codes), size (number of samples)"
+        )
+    code_key, sample_key = jax.random.split(key)
+    if size is not None and not guided:
+        plain = program.sampler if sampler is None else sampler
+        alone = jax.jit(jax.vmap(lambda key: plain.sample(program.denoiser, key)))
+        return _in_chunks(alone, jax.random.split(sample_key, size))
+    if size is not None:
+        z = program.latents.to_code(Predictive(program.prior, num_samples=size)(code_key))
+    elif x is not None:
+        z = jax.jit(lambda x, key: draw_code(program, x, key))(jnp.asarray(x), code_key)
+    assert z is not None
+    return decode(program, z, jax.random.split(sample_key, len(z)), sampler=sampler)
+
+
+def _in_chunks(function, *arrays: Array) -> np.ndarray:
+    """Apply in chunks of one size, the last one padded, so that the function is compiled once."""
+    count = len(arrays[0])
+    size = min(CHUNK, count)
+    parts = []
+    for start in range(0, count, size):
+        rows = np.minimum(np.arange(start, start + size), count - 1)
+        parts.append(np.asarray(function(*(array[rows] for array in arrays)))[: count - start])
+    return np.concatenate(parts)

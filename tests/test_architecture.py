@@ -1,0 +1,146 @@
+"""Who may import whom, how long a file may be, and that importing the library does nothing; read from syntax trees."""
+
+import ast
+import json
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = sorted((ROOT / "sami_ppl").rglob("*.py"))
+PROGRAMS = sorted([*(ROOT / "models").glob("*.py"), *(ROOT / "inference").glob("*.py")])
+
+# From the bottom up: a module imports modules of lower layers and of its own. Packages count as one.
+LAYERS = (
+    ("nn", "schedule", "prior", "versions", "history", "checkpoint", "plots", "data", "metrics"),
+    ("denoiser", "encoder", "guide", "objective"),
+    ("guidance", "sampler"),
+    ("bound", "exact"),
+    ("decoder",),
+    ("program",),
+    ("diagnostics", "gauge", "generate", "posterior", "programs"),
+    ("fit", "io", "evaluation", "report"),
+    ("warm_start", "results", "running"),
+    ("cli",),
+)
+# What holds beyond the layers: these files stand on nothing of the library at all.
+ALONE = ("schedule", "history", "checkpoint", "versions", "plots")
+
+
+def imports(file):
+    """Pairs of an imported module and whether it is imported inside a function."""
+    tree = ast.parse(file.read_text())
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) not in top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file}: relative import"
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "sami_ppl" else [node.module]
+            )
+            yield from ((name, id(node) not in top) for name in names)
+
+
+def module(file):
+    """`sami_ppl/nn/mlp.py` → `nn`."""
+    return file.relative_to(ROOT / "sami_ppl").parts[0].removesuffix(".py")
+
+
+def own(name):
+    """`sami_ppl.nn.mlp` → `nn`; None for other packages."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == "sami_ppl" and len(parts) > 1 else None
+
+
+@pytest.mark.parametrize("file", PROGRAMS, ids=lambda f: f.stem)
+def test_programs_import_the_library_and_third_parties_only(file):
+    forbidden = {"models", "inference", *(f.stem for f in PROGRAMS)}
+    assert not {name for name, _ in imports(file) if name.split(".")[0] in forbidden}
+
+
+def test_library_imports_no_programs():
+    for file in LIBRARY:
+        found = {name for name, _ in imports(file)}
+        assert not {name for name in found if name.split(".")[0] in ("models", "inference")}, file
+        assert not {name for name in found if name.startswith(("sami_ppl.models", "sami_ppl.inference"))}, file
+    assert not (ROOT / "sami_ppl" / "models").exists()
+    assert not (ROOT / "sami_ppl" / "inference").exists()
+
+
+@pytest.mark.parametrize("file", [f for f in LIBRARY if f.name != "__init__.py"], ids=module)
+def test_imports_go_down(file):
+    layer = {name: i for i, names in enumerate(LAYERS) for name in names}
+    here = module(file)
+    assert here in layer, f"{file.name} is new: give it a layer"
+    for name, inside_function in imports(file):
+        other = own(name)
+        if other in (None, here):
+            continue
+        # `Program.posterior` calls what is built upon programs, when it is called.
+        if (here, other) == ("program", "posterior"):
+            assert inside_function
+            continue
+        assert other in layer, f"{name} is new: give it a layer"
+        assert layer[other] <= layer[here], f"{here} imports {other}, which stands above it"
+        assert here not in ALONE, f"{here} stands on nothing of the library, yet imports {other}"
+
+
+def test_no_circle_of_modules():
+    graph = {}
+    for file in LIBRARY:
+        if file.parent == ROOT / "sami_ppl" and file.name == "__init__.py":
+            continue
+        found = {own(name) for name, inside_function in imports(file) if not inside_function}
+        graph.setdefault(module(file), set()).update(found - {None, module(file)})
+    done = set()
+    while ready := {name for name in graph.keys() - done if graph[name] <= done}:
+        done |= ready
+    assert done == graph.keys(), f"these import each other: {sorted(graph.keys() - done)}"
+
+
+@pytest.mark.parametrize("file", [*LIBRARY, *PROGRAMS], ids=lambda f: f"{f.parent.name}/{f.stem}")
+def test_no_file_is_long(file):
+    assert len(file.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("file", [*LIBRARY, *PROGRAMS], ids=lambda f: f"{f.parent.name}/{f.stem}")
+def test_every_file_says_what_it_is(file):
+    assert (ast.get_docstring(ast.parse(file.read_text())) or "").strip()
+
+
+def test_package_init_only_reexports():
+    """Explicit re-exports (`as` the same name) and the version; nothing else happens on import."""
+    body = ast.parse((ROOT / "sami_ppl" / "__init__.py").read_text()).body
+    rest = [node for node in body[1:] if not isinstance(node, ast.ImportFrom)]
+    assert [ast.unparse(node).split(" =")[0] for node in rest] == ["__version__"]
+    for node in body[1:]:
+        for alias in getattr(node, "names", []):
+            assert alias.asname in (alias.name, f"_{alias.name}"), ast.unparse(node)
+
+
+IMPORT = """
+import json
+import sami_ppl
+import jax
+from jax._src import xla_bridge
+print(json.dumps({"backends": list(xla_bridge._backends), "arrays": len(jax.live_arrays()) if xla_bridge._backends else 0,
+                  "x64": jax.config.jax_enable_x64}))
+"""
+
+
+def test_import_does_nothing(tmp_path):
+    """No device, no array, no setting, no file."""
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
+    found = subprocess.run(
+        [sys.executable, "-W", "error", "-c", IMPORT], cwd=work, env=environment, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout) == {"backends": [], "arrays": 0, "x64": False}
+    assert found.stderr == ""
+    assert not [*home.rglob("*"), *work.rglob("*")]

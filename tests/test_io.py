@@ -1,0 +1,328 @@
+"""Saved programs: what is written comes back bit for bit, and what does not fit is said by name."""
+
+import json
+from pathlib import Path
+import shutil
+
+import equinox as eqx
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from numpyro import distributions as dist
+import pytest
+
+from sami_ppl.denoiser import PreconditionedDenoiser
+from sami_ppl.encoder import DiagonalEncoder, RotatedEncoder
+from sami_ppl.io import LoadError, load, load_denoiser, save
+from sami_ppl.nn.flax import FlaxNetwork
+from sami_ppl.program import Program
+from sami_ppl.programs import build_program
+from sami_ppl.schedule import VariancePreserving
+
+PROGRAM_FILE = '''
+"""Vectors: a small program with a bounded factor."""
+
+from dataclasses import dataclass
+
+import jax
+import numpyro
+from numpyro import distributions as dist
+
+from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, Program, VariancePreserving
+from sami_ppl.nn import ResidualMLP
+
+
+@dataclass(frozen=True)
+class Inner:
+    depth: int = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    latents: int = 2
+    shape: tuple[int, ...] = (4,)
+    inner: Inner = Inner()
+
+
+def make_prior(latents):
+    def prior():
+        numpyro.sample("z", dist.Normal(0, 1).expand([latents]).to_event(1))
+        PRIOR
+
+    return prior
+
+
+def build(config, *, key):
+    keys = jax.random.split(key, 3)
+    schedule, size = VariancePreserving(-4.0, 4.0), {"width": 4, "depth": config.inner.depth}
+    denoiser = PreconditionedDenoiser(ResidualMLP(config.shape, config.shape, **size, key=keys[0]), schedule, config.shape)
+    network = ResidualMLP(config.shape, (3,), **size, key=keys[1])
+    encoder = DiagonalEncoder(network, schedule, config.shape, config.latents + EXTRA, key=keys[2])
+    return Program(make_prior(config.latents), denoiser, encoder)
+'''
+
+
+def leaves(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array))]
+
+
+def same(a, b):
+    pairs = list(zip(leaves(a), leaves(b), strict=True))
+    return bool(pairs) and all(np.array_equal(u, v) and u.dtype == v.dtype for u, v in pairs)
+
+
+def shifted(program):
+    """The same structure with other arrays."""
+    return jax.tree.map(lambda a: a + 1 if eqx.is_inexact_array(a) else a, program)
+
+
+@pytest.fixture
+def saved(tiny_program, tmp_path):
+    return save(tiny_program(), tmp_path / "saved")
+
+
+def edit(folder, **changes):
+    file = folder / "program.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+# Round trips
+
+
+def test_arrays_come_back_bit_for_bit(tiny_program, fill, tmp_path):
+    program = fill(tiny_program(), jax.random.key(1))
+    folder = save(program, tmp_path / "deep" / "saved")
+    loaded = load(folder, shifted(program))
+    assert same(program, loaded)
+    assert not same(program, shifted(program))
+    x = jnp.ones(4)
+    assert np.array_equal(program.encoder.posterior(x)[0], loaded.encoder.posterior(x)[0])
+
+
+def test_rotated_encoder(tiny_program, tmp_path):
+    program = tiny_program()
+    rotation = jnp.asarray([[0.6, 0.8], [-0.8, 0.6]])
+    rotated = program.replace(encoder=RotatedEncoder(program.encoder, rotation))
+    loaded = load(save(rotated, tmp_path / "saved"), program)
+    assert isinstance(loaded.encoder, RotatedEncoder)
+    assert same(rotated, loaded)
+    assert same(rotated, load(tmp_path / "saved", shifted(rotated)))
+
+
+def test_flax_networks(tmp_path):
+    class Network(nnx.Module):
+        def __init__(self, out, *, rngs):
+            self.layer = nnx.Linear(4, out, rngs=rngs)
+
+        def __call__(self, x, log_snr):
+            return self.layer(x)
+
+    def build(seed):
+        schedule, rngs = VariancePreserving(-4.0, 4.0), nnx.Rngs(seed)
+        denoiser = PreconditionedDenoiser(FlaxNetwork(Network(4, rngs=rngs)), schedule, (4,))
+        network = FlaxNetwork(Network(3, rngs=rngs))
+        return Program(prior, denoiser, DiagonalEncoder(network, schedule, (4,), 2, key=jax.random.key(seed)))
+
+    def prior():
+        numpyro.sample("z", dist.Normal(0, 1).expand([2]).to_event(1))
+
+    program, other = build(0), build(1)
+    loaded = load(save(program, tmp_path / "saved"), other)
+    assert same(program, loaded)
+    assert not same(program, other)
+
+
+@pytest.mark.parametrize(
+    ("site", "extra"),
+    [
+        ("pass", 0),
+        ('numpyro.sample("size", dist.Beta(2.0, 3.0))', 1),
+        ('numpyro.sample("size", dist.Gamma(2.0, 1.0))', 1),
+    ],
+    ids=["normal", "beta", "gamma"],
+)
+def test_program_of_a_file_needs_nothing_else(tmp_path, monkeypatch, site, extra):
+    source = tmp_path / "source"
+    source.mkdir()
+    file = source / "vectors.py"
+    file.write_text(PROGRAM_FILE.replace("PRIOR", site).replace("EXTRA", str(extra)))
+    config = {"latents": 3, "shape": [4], "inner": {"depth": 2}}
+    program = build_program(file, config, key=jax.random.key(5))
+    save(program, tmp_path / "saved")
+    shutil.rmtree(source)
+    monkeypatch.chdir(tmp_path)
+    moved = shutil.move(tmp_path / "saved", tmp_path / "moved")
+    loaded = load(moved)
+    assert same(program, loaded)
+    assert len(loaded.denoiser.network.blocks) == 2
+    assert loaded.latents.axes == program.latents.axes
+    for ours, theirs in zip(program.latents.sites, loaded.latents.sites, strict=True):
+        assert np.array_equal(ours.shift, theirs.shift)
+        assert np.array_equal(ours.scale, theirs.scale)
+    # What was loaded is a program of a file again.
+    assert same(load(save(loaded, tmp_path / "again")), program)
+
+
+def test_a_program_saved_again_replaces_the_old_one(tiny_program, saved):
+    save(shifted(tiny_program()), saved)
+    assert same(load(saved, tiny_program()), shifted(tiny_program()))
+    assert [p.name for p in saved.parent.iterdir()] == ["saved"]
+
+
+def test_nothing_is_pickled(saved):
+    assert sorted(p.name for p in saved.iterdir()) == ["arrays.npz", "program.json"]
+    with np.load(saved / "arrays.npz", allow_pickle=False) as arrays:
+        assert len(arrays.files) > 5
+        assert all(arrays[name].dtype.kind == "f" for name in arrays.files)
+    assert json.loads((saved / "program.json").read_text())["format"] == "sami_ppl program"
+
+
+# What cannot be saved is not half saved
+
+
+def test_a_foreign_folder_is_not_touched(tiny_program, tmp_path):
+    (tmp_path / "thesis.tex").write_text("all of it")
+    with pytest.raises(FileExistsError, match="something else"):
+        save(tiny_program(), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("fails", ["numpy.savez", "sami_ppl.io._checksum", "pathlib.Path.write_text"])
+def test_interrupted_save_leaves_the_old_one(tiny_program, saved, monkeypatch, fails):
+    def stop(*arguments, **named):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fails, stop)
+        with pytest.raises(KeyboardInterrupt):
+            save(shifted(tiny_program()), saved)
+    assert same(load(saved, tiny_program()), tiny_program())
+    save(shifted(tiny_program()), saved)
+    assert same(load(saved, tiny_program()), shifted(tiny_program()))
+
+
+def test_save_interrupted_at_the_last_moment_loses_neither(tiny_program, saved, monkeypatch):
+    """Between the two renames: the old program lies beside, whole."""
+    rename = Path.rename
+
+    def stop(self, target):
+        if self.name.endswith(".part"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", stop)
+        with pytest.raises(KeyboardInterrupt):
+            save(shifted(tiny_program()), saved)
+    found = [load(saved.with_name(name), tiny_program()) for name in ("saved.old", "saved.part")]
+    assert same(found[0], tiny_program())
+    assert same(found[1], shifted(tiny_program()))
+
+
+# What cannot be loaded says why
+
+
+def test_saved_from_python_needs_the_program(saved):
+    with pytest.raises(LoadError, match=r"saved from Python.*load\('.*saved', program\)"):
+        load(saved)
+
+
+def test_missing_folder(tiny_program, tmp_path):
+    with pytest.raises(LoadError, match=r"nowhere holds no saved program \(no program.json\)"):
+        load(tmp_path / "nowhere", tiny_program())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1}', r"program\.json is no sami_ppl program \(format None\)"),
+        ('{"format": "other"}', r"no sami_ppl program \(format 'other'\)"),
+        ("[1, 2]", r"no sami_ppl program \(format 'list'\)"),
+        ('{"format": "sami_ppl pro', r"program\.json is damaged"),
+        ("\udcff", r"program\.json is damaged"),
+        ('{"format": "sami_ppl program", "format_version": 1}', r"damaged \(no aligned"),
+    ],
+)
+def test_foreign_or_damaged_description(tiny_program, saved, text, message):
+    (saved / "program.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(LoadError, match=message):
+        load(saved, tiny_program())
+    with pytest.raises(LoadError, match=message):
+        load_denoiser(saved, tiny_program())
+
+
+def test_newer_format(tiny_program, saved):
+    edit(saved, format_version=99, versions={"sami_ppl": "7.0"})
+    with pytest.raises(LoadError, match=r"written by sami_ppl 7\.0 in a newer format: update"):
+        load(saved, tiny_program())
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def change(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, change, Path.unlink])
+def test_damaged_arrays(tiny_program, saved, damage):
+    damage(saved / "arrays.npz")
+    for read in (load, load_denoiser):
+        with pytest.raises(LoadError, match=r"arrays\.npz is missing, truncated or changed"):
+            read(saved, tiny_program())
+
+
+def test_wrong_shapes_are_named(tiny_program, mlp, saved):
+    program = tiny_program()
+    wide = mlp(4, 6, key=jax.random.key(0))
+    wide = eqx.tree_at(lambda n: (n.inner, n.outer), wide, (jnp.zeros((5, 9)), jnp.zeros((9, 6))))
+    other = program.replace(encoder=eqx.tree_at(lambda e: e.network, program.encoder, wide))
+    with pytest.raises(LoadError, match=r"\.encoder\.network\.inner: saved \(5, 6\), expected \(5, 9\)"):
+        load(saved, other)
+
+
+def test_arrays_too_many_or_too_few_are_named(tiny_program, saved):
+    variance = tiny_program(noise="variance")
+    with pytest.raises(LoadError, match=r"\.encoder\.embed.*: saved not at all, expected \(64"):
+        load(saved, variance)
+    with pytest.raises(LoadError, match=r"\.encoder\.embed.*: saved \(64.*\), expected none"):
+        load(save(variance, saved.with_name("variance")), tiny_program())
+
+
+def test_other_latents_are_named(tiny_program, saved):
+    def prior():
+        numpyro.sample("height", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+
+    with pytest.raises(LoadError, match=r"latent sites \{'z': \[2\]\}, this one has \{'height': \[2\]\}"):
+        load(saved, tiny_program(prior))
+
+
+# A denoiser alone
+
+
+def test_denoiser_of_a_program_with_other_latents(tiny_program, saved):
+    def prior():
+        numpyro.sample("height", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+
+    keys = jax.random.split(jax.random.key(9))
+    base = tiny_program()
+    encoder = DiagonalEncoder(base.encoder.network, base.encoder.schedule, (4,), 3, key=keys[0])
+    program = Program(prior, shifted(base.denoiser), encoder)
+    found = load_denoiser(saved, program)
+    assert same(found.denoiser, base.denoiser)
+    assert not same(program.denoiser, base.denoiser)
+    assert same(found.encoder, program.encoder)
+    assert found.latents.axes == program.latents.axes
+
+
+def test_denoiser_of_another_structure_is_refused(tiny_program, mlp, saved):
+    program = tiny_program()
+    denoiser = PreconditionedDenoiser(mlp(3, 3, key=jax.random.key(0)), program.denoiser.schedule, (3,))
+    encoder = DiagonalEncoder(mlp(3, 6, key=jax.random.key(0)), denoiser.schedule, (3,), 2, key=jax.random.key(0))
+    with pytest.raises(LoadError, match=r"\.denoiser\.network\.inner: saved \(5, 6\), expected \(4, 6\)"):
+        load_denoiser(saved, Program(program.prior, denoiser, encoder))
