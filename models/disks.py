@@ -20,7 +20,8 @@ from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
 
 @dataclass(frozen=True)
 class Config:
-    """Settings; sizes in pixels, radius and positions in units of the image's side."""
+    """Settings; sizes in pixels, the radius in units of the image's side. `width`, `depth` shape the perceptrons, `widths`
+    the U-Nets."""
 
     latents: int = 3
     resolution: int = 16
@@ -29,6 +30,7 @@ class Config:
     network: Literal["mlp", "unet"] = "mlp"
     width: int = 512
     depth: int = 4
+    widths: tuple[int, ...] = (16, 32, 64)
     log_snr_min: float = -6.0
     log_snr_max: float = 6.0
     noise: Literal["full", "variance", "blind"] = "full"
@@ -75,8 +77,8 @@ def build(config: Config, *, key: jax.Array) -> Program:
         network = ResidualMLP(shape, shape, **size, key=denoiser_key)
         trunk = ResidualMLP(shape, (64,), **size, noise=noise_aware, key=trunk_key)
     else:
-        network = UNet(shape, widths=(32, 64, 128), key=denoiser_key)
-        trunk = HalfUNet(shape, (64,), widths=(32, 64, 128), noise=noise_aware, key=trunk_key)
+        network = UNet(shape, widths=config.widths, key=denoiser_key)
+        trunk = HalfUNet(shape, (64,), widths=config.widths, noise=noise_aware, key=trunk_key)
     statistics: dict[str, Any] = {"mean": config.mean, "std": config.std}
     return Program(
         prior=make_prior(config.latents),

@@ -126,8 +126,7 @@ import json
 import sami_ppl
 import jax
 from jax._src import xla_bridge
-print(json.dumps({"backends": list(xla_bridge._backends), "arrays": len(jax.live_arrays()) if xla_bridge._backends else 0,
-                  "x64": jax.config.jax_enable_x64}))
+print(json.dumps({"backends": list(xla_bridge._backends), "arrays": len(jax.live_arrays()) if xla_bridge._backends else 0, "x64": jax.config.jax_enable_x64}))
 """
 
 

@@ -1,6 +1,7 @@
 """The fit loop, its checkpoints and its log: what is trained, what is kept, what an interruption leaves behind."""
 
 from dataclasses import replace
+import gc
 import importlib.util
 import json
 import os
@@ -293,6 +294,8 @@ def test_no_checkpoint_yet(tmp_path):
     assert Checkpoints(tmp_path / "c", {}).restore(tree(0)) is None
 
 
+# A read that fails half way leaves coroutines of orbax's unawaited.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning")
 @pytest.mark.parametrize("part", ["state", "signature"])
 def test_damaged_checkpoint_says_what_to_do(tmp_path, part):
     checkpoints = Checkpoints(tmp_path / "c", {"seed": 1})
@@ -304,6 +307,8 @@ def test_damaged_checkpoint_says_what_to_do(tmp_path, part):
     with pytest.raises(CheckpointError, match=r"(?s)step 1.*truncated or damaged: remove that folder") as caught:
         Checkpoints(tmp_path / "c", {"seed": 1}, resume=True).restore(tree(0))
     assert str(tmp_path / "c") in str(caught.value)
+    del caught
+    gc.collect()
 
 
 def test_checkpoint_of_another_structure_is_refused(tmp_path):
@@ -366,6 +371,7 @@ def test_encoder_stage_leaves_the_denoiser_as_it_was(tiny_program, x):
     program = tiny_program()
     fitted, history = fit(program, x, STAGE, key=KEY, train=("encoder",), progress=False)
     assert same(program.denoiser, fitted.denoiser)
+    print([(jax.tree_util.keystr(k), np.array_equal(a,b)) for (k,a),b in zip(jax.tree_util.tree_leaves_with_path(eqx.filter(program.encoder, eqx.is_array)), leaves(fitted.encoder), strict=True)])
     assert not any(np.array_equal(a, b) for a, b in zip(leaves(program.encoder), leaves(fitted.encoder), strict=True))
     assert fitted.denoiser_loss == program.denoiser_loss
     assert len(history.records[-1]["own"]) == len(history.records[-1]["shuffled"]) == 6

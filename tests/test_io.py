@@ -56,10 +56,10 @@ def make_prior(latents):
 
 def build(config, *, key):
     keys = jax.random.split(key, 3)
-    schedule, size = VariancePreserving(-4.0, 4.0), {"width": 4, "depth": config.inner.depth}
-    denoiser = PreconditionedDenoiser(ResidualMLP(config.shape, config.shape, **size, key=keys[0]), schedule, config.shape)
-    network = ResidualMLP(config.shape, (3,), **size, key=keys[1])
-    encoder = DiagonalEncoder(network, schedule, config.shape, config.latents + EXTRA, key=keys[2])
+    schedule, size, shape = VariancePreserving(-4.0, 4.0), {"width": 4, "depth": config.inner.depth}, config.shape
+    denoiser = PreconditionedDenoiser(ResidualMLP(shape, shape, **size, key=keys[0]), schedule, shape)
+    network = ResidualMLP(shape, (3,), **size, key=keys[1])
+    encoder = DiagonalEncoder(network, schedule, shape, config.latents + EXTRA, key=keys[2])
     return Program(make_prior(config.latents), denoiser, encoder)
 '''
 
@@ -92,7 +92,7 @@ def edit(folder, **changes):
 
 
 def test_arrays_come_back_bit_for_bit(tiny_program, fill, tmp_path):
-    program = fill(tiny_program(), jax.random.key(1))
+    program = fill(tiny_program(), 1)
     folder = save(program, tmp_path / "deep" / "saved")
     loaded = load(folder, shifted(program))
     assert same(program, loaded)
