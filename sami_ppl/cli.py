@@ -12,6 +12,7 @@ app = cyclopts.App(
     name="sami",
     help="Score-based autoencoders as probabilistic programs: fit a program to data, inspect its posterior.",
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,
 )
 
 

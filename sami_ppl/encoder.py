@@ -89,7 +89,7 @@ class DiagonalEncoder(AbstractEncoder):
         noise: Noise = "full",
         mean: float = 0.0,
         std: float = 1.0,
-        min_scale: float = 0.01,
+        min_scale: float = 0.03,
         key: Key[Array, ""],
     ):
         if not 0 < min_scale < 1:

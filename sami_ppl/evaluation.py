@@ -23,10 +23,12 @@ from sami_ppl.data import train_test
 from sami_ppl.diagnostics.collapse import collapse_warning
 from sami_ppl.diagnostics.gain import draw_code, noise_errors
 from sami_ppl.encoder import RotatedEncoder
+from sami_ppl.gauge import orthogonal_ica
 from sami_ppl.generate import decode, generate
 from sami_ppl.metrics import disentanglement_report
 from sami_ppl.objective import ScoreELBO
 from sami_ppl.program import Program
+from sami_ppl.warm_start import low_pass_codes
 
 TRAIN, TEST = 5000, 2500
 ACTIVE_VARIANCE = 0.05
@@ -102,6 +104,25 @@ def factor_figures(program: Program, codes: tuple, factors: tuple, names: list[s
         before = scores(tuple(c @ rotation for c in codes))
         figures["raw"] = {name: before[name] for name in ("mig", "dci_disentanglement", "corr")}
     return figures
+
+
+def baseline_figures(
+    pixels: tuple[np.ndarray, np.ndarray], factors: tuple, names: list[str], components: int
+) -> dict[str, Any]:
+    """The same scores for what an encoder may have been started from: principal components of blurred observations.
+
+    With as many components as there are active axes, rotated by the same ICA. Without them nobody could tell what the
+    fit has found from what it was given.
+    """
+    size = max(1, components)
+    codes = low_pass_codes(np.concatenate(pixels), size, size)
+    if size > 1:
+        codes = codes @ orthogonal_ica(codes, seed=0).T
+    cut = len(pixels[0])
+    found = disentanglement_report(codes[:cut], factors[0], codes[cut:], factors[1], names, seed=0)
+    best = {name: float(np.abs(found["correlation"][name]).max()) for name in names}
+    return {"linear_r2": found["linear_r2"], "forest_r2": found["forest_r2"], "best_corr": best,
+            "dci_disentanglement": found["dci"]["disentanglement"]}  # fmt: skip
 
 
 def _factors(data: xr.Dataset, kinds: str, chosen: list[str] | None) -> list[str]:

@@ -51,7 +51,7 @@ def align(
     size = program.latents.size
     rotation = np.eye(size)
     if len(axes) > 1:
-        rotation[np.ix_(axes, axes)] = _orthogonal_ica(means[:, axes], seed)
+        rotation[np.ix_(axes, axes)] = orthogonal_ica(means[:, axes], seed)
     factor = rotation @ (scale[:, :, None] * np.eye(size) if scale.ndim == 2 else scale)
     covariance = factor @ np.swapaxes(factor, -1, -2)
     marginal = np.log(np.diagonal(covariance, axis1=-2, axis2=-1)).sum(-1)
@@ -65,7 +65,7 @@ def align(
     return Alignment(program.replace(encoder=encoder), rotation, float(cost))
 
 
-def _orthogonal_ica(means: np.ndarray, seed: int) -> np.ndarray:
+def orthogonal_ica(means: Float[np.ndarray, "obs k"], seed: int) -> Float[np.ndarray, "k k"]:
     """The orthogonal matrix nearest to FastICA's, signed and ordered to be as near the identity as can be.
 
     FastICA finds the directions of whitened means; in the space of the code these are orthogonal up to the unequal

@@ -36,7 +36,7 @@ def posterior(
     """The posterior of each observation, as a DataTree.
 
     Groups: `posterior` (chain = 1, draw, obs, factor dims); `prior`, draws of the same shape; `posterior_predictive`,
-    `predictive` images per observation by guided reverse diffusion; `log_likelihood`, a **lower bound** on
+    `predictive` images per observation, at most `draws`, by guided reverse diffusion; `log_likelihood`, a **lower bound** on
     log p(x | z) in nats from `levels` noise levels, with the same noise for every draw; `observed_data`;
     `constant_data`, the other variables of `data` on `obs`, such as true factors.
 
@@ -49,11 +49,17 @@ def posterior(
             f"draws and chunk must be at least 1, predictive and levels at least 0; got draws={draws}, chunk={chunk}, "
             f"predictive={predictive}, levels={levels}"
         )
-    if not isinstance(data, xr.Dataset):
-        data = xr.Dataset({"x": (("obs", *program.event_dims), np.asarray(data))})
-    x = np.asarray(data["x"].values, dtype=np.float32)
+    if isinstance(data, xr.Dataset) and "x" not in data.data_vars:
+        raise ValueError(
+            f"data has no variable 'x', the observations; its variables are {', '.join(map(str, data.data_vars))}: "
+            'write data.rename({"<name>": "x"})'
+        )
+    x = np.asarray(data["x"].values if isinstance(data, xr.Dataset) else data, dtype=np.float32)
     if x.ndim == 0 or len(x) == 0:
         raise ValueError("data holds no observations: give an array of shape (obs, *event)")
+    program.check_observations(x)
+    if not isinstance(data, xr.Dataset):
+        data = xr.Dataset({"x": (("obs", *program.event_dims), x)})
     draw_key, prior_key, image_key = jax.random.split(key, 3)
     params = program.params()
 

@@ -190,14 +190,18 @@ class Program(eqx.Module):
     def _batch_size(self, x: Array | np.ndarray | None, size: int | None) -> int:
         if x is None:
             return 1 if size is None else size
+        self.check_observations(x)
+        if size is not None and size != len(x):
+            raise ValueError(f"size is {size} but x holds {len(x)} observations: leave size out where x is given")
+        return len(x)
+
+    def check_observations(self, x: Array | np.ndarray) -> None:
+        """Raise ValueError unless x has shape (obs, *event)."""
         if jnp.ndim(x) != 1 + len(self.event_shape) or jnp.shape(x)[1:] != self.event_shape:
             raise ValueError(
                 f"x must have shape (obs, {', '.join(map(str, self.event_shape))}), got {jnp.shape(x)}"
                 + ("; add the leading dim: x[None]" if jnp.shape(x) == self.event_shape else "")
             )
-        if size is not None and size != len(x):
-            raise ValueError(f"size is {size} but x holds {len(x)} observations: leave size out where x is given")
-        return len(x)
 
     def posterior(self, data: Any, **arguments: Any) -> Any:
         """Posterior of observations as an ArviZ DataTree: `sami_ppl.posterior.posterior(self, data, ...)`."""
@@ -207,7 +211,7 @@ class Program(eqx.Module):
 
     def encode(self, x: Array | np.ndarray, *, chunk: int = 1024) -> tuple[np.ndarray, np.ndarray]:
         """Location (obs, D) and scale (obs, D) or (obs, D, D) of the posterior of the code z, chunk by chunk."""
-        self._batch_size(x, None)
+        self.check_observations(x)
         posterior = jax.jit(jax.vmap(self.encoder.posterior))
         parts = [jax.device_get(posterior(jnp.asarray(x[i : i + chunk]))) for i in range(0, len(x), chunk)]
         loc, scale = (np.concatenate(part) for part in zip(*parts, strict=True))

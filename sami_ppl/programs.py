@@ -220,8 +220,14 @@ def _parse(text: str, hint: Any, key: str) -> Any:
         value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
     if float in allowed and type(value) is int:
         value = float(value)
-    plain = tuple(typing.get_origin(a) or a for a in allowed)
-    if (isinstance(value, bool) and bool not in plain) or not isinstance(value, plain):
+    if not any(_is_a(value, allow) for allow in allowed):
         expected = " or ".join(getattr(a, "__name__", str(a)) for a in allowed)
         raise UserError(f"--set {key}={text}: expected {expected}")
     return value
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a value is of a plain type or a tuple of one; True and False are no numbers here."""
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_a(element, typing.get_args(hint)[0]) for element in value)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))

@@ -127,6 +127,14 @@ def summary(metrics: dict[str, Any]) -> str:
             + ("" if raw is None else f" (before gauge fixing {raw:.2f})")
             + f", randomly rotated {metrics['rotated_control']['dci_disentanglement']:.2f}; MIG {metrics['mig']:.2f}"
         )
+    if (start := metrics.get("low_pass_pca")) is not None:
+        scores = ", ".join(
+            f"{name} {start['forest_r2'][name]:.3f}/{start['linear_r2'][name]:.3f}" for name in start["forest_r2"]
+        )
+        lines.append(
+            f"for comparison, principal components of blurred images: forest/linear R² {scores}; "
+            f"DCI {start['dci_disentanglement']:.2f}"
+        )
     for label, accuracies in metrics.get("probes", {}).items():
         lines.append(f"held-out accuracy for {label}: " + ", ".join(f"{k} {v:.3f}" for k, v in accuracies.items()))
     lines.append("KL per axis (nats): " + "  ".join(f"{a} {v:.2f}" for a, v in metrics["kl_nats"].items()))

@@ -126,7 +126,9 @@ import json
 import sami_ppl
 import jax
 from jax._src import xla_bridge
-print(json.dumps({"backends": list(xla_bridge._backends), "arrays": len(jax.live_arrays()) if xla_bridge._backends else 0, "x64": jax.config.jax_enable_x64}))
+backends = list(xla_bridge._backends)
+arrays = len(jax.live_arrays()) if backends else 0
+print(json.dumps({"backends": backends, "arrays": arrays, "x64": jax.config.jax_enable_x64}))
 """
 
 
@@ -135,7 +137,8 @@ def test_import_does_nothing(tmp_path):
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir()
     work.mkdir()
-    environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
+    # Matplotlib, which ArviZ imports, keeps a list of fonts.
+    environment = {"HOME": str(home), "MPLCONFIGDIR": str(tmp_path / "matplotlib"), "PYTHONDONTWRITEBYTECODE": "1"}
     found = subprocess.run(
         [sys.executable, "-W", "error", "-c", IMPORT], cwd=work, env=environment, capture_output=True, text=True
     )

@@ -92,7 +92,7 @@ def edit(folder, **changes):
 
 
 def test_arrays_come_back_bit_for_bit(tiny_program, fill, tmp_path):
-    program = fill(tiny_program(), 1)
+    program = fill(tiny_program())
     folder = save(program, tmp_path / "deep" / "saved")
     loaded = load(folder, shifted(program))
     assert same(program, loaded)

@@ -70,11 +70,12 @@ def test_the_nearest_folder_wins(tmp_path, monkeypatch):
     assert list_files("models")["disks"] == (near / "disks.py", "near")
 
 
-def test_find_by_name_and_by_path(tmp_path):
+def test_find_by_name_and_by_path(tmp_path, monkeypatch):
     mine = tmp_path / "mine.py"
     mine.write_text("")
     assert find(str(mine), "models") == mine
     expected = list_files("models")["disks"][0]
+    monkeypatch.chdir(tmp_path)
     assert find("disks", "models") == find("disks.py", "models") == find("models/disks.py", "models") == expected
     assert find("joint", "inference") == list_files("inference")["joint"][0]
 

@@ -1,0 +1,290 @@
+"""The command line: what it prints, and that a mistake is one message, exit code 2 and no trace of it on disk."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+import xarray as xr
+
+from sami_ppl import cli, io, programs, running
+
+SMALL = (
+    "observations=60", "resolution=8", "width=8", "depth=1", "posterior_obs=3", "draws=4", "model.log_snr_min=-4",
+)  # fmt: skip
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch):
+    """The compilation cache is for users: nothing is written into their folder here, no setting stays behind."""
+    monkeypatch.setattr(running, "use_compilation_cache", lambda: None)
+    monkeypatch.delenv("SAMI_TRACE", raising=False)
+
+
+@pytest.fixture
+def sami(monkeypatch, capsys, tmp_path):
+    """`sami(*arguments)` in an empty folder: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sami", *map(str, arguments)])
+        try:
+            code = cli.main() or 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def sets(*settings):
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+def stages(*names, steps=2, batch=8):
+    return [f"{n}.{k}={v}" for n in names for k, v in {"steps": steps, "batch": batch, "validate_every": 2}.items()]
+
+
+def refused(result):
+    """The message of a command that must end as the user's mistake does."""
+    code, out, err = result
+    assert code == 2, err
+    assert out == ""
+    assert err.startswith("sami: ")
+    assert "Traceback" not in err
+    return err
+
+
+# ls and cp
+
+
+def test_ls_lists_everything(sami):
+    code, out, _ = sami("ls")
+    assert code == 0
+    for kind in programs.KINDS:
+        assert f"{kind}/\n" in out
+        for name, (_, description) in programs.list_files(kind).items():
+            assert any(line.split(maxsplit=1) == [name, description] for line in out.splitlines())
+
+
+def test_cp_says_what_to_do_next(sami, tmp_path):
+    assert "sami run mine.py --out DIR" in sami("cp", "disks", "mine.py")[1]
+    assert "sami run MODEL --with other.py --out DIR" in sami("cp", "joint", "other.py")[1]
+    (tmp_path / "folder").mkdir()
+    assert "sami run folder/disks.py --out DIR" in sami("cp", "disks", "folder")[1]
+    assert "not overwritten" in refused(sami("cp", "digits", "mine.py"))
+    assert (tmp_path / "mine.py").read_bytes() == programs.find("disks", "models").read_bytes()
+
+
+def test_version(sami):
+    code, out, _ = sami("--version")
+    assert code == 0
+    assert out.strip()[0].isdigit()
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "disk"], "did you mean disks"),
+        (["run", "disks", "--with", "to_stage"], "did you mean two_stage"),
+        (["run", "disks", *sets("latent=3")], "did you mean latents"),
+        (["run", "disks", *sets("encoder.batsh=3")], "did you mean encoder.batch"),
+        (["run", "disks", *sets("latents=many")], "--set latents=many: expected int"),
+        (["run", "disks", *sets("latents")], "write KEY=VALUE"),
+        (["run", "disks", *sets("network=cnn")], "expected one of mlp, unet"),
+        (["run", "disks", *sets("encoder.steps=0")], "steps must be positive"),
+        (["run", "disks", *sets(*SMALL, "resolution=1")], "resolution must be at least 2"),
+        (["run", "disks", "--data", "none.npz"], "no data at none.npz"),
+        (["run", "disks", "--data", "bad.npz"], "no array 'x'"),
+        (["run", "disks", "--data", "vectors.npz", *sets(*SMALL)], "shape (5,), expected event_shape (1, 5, 5)"),
+        (["run", "disks", "--data", "wide.npz", *sets(*SMALL)], "shape (1, 8, 12), expected event_shape (1, 12, 12)"),
+        (["run", "disks", "--data", "nan.npz", *sets(*SMALL)], "NaN or infinite"),
+        (["run", "images", "--data", "odd.npz", *sets("widths=4,4")], "image size 9"),
+        (["run", "disks", *sets(*SMALL)], "fewer than a batch of 256"),
+        (["run", "disks", *sets(*SMALL, "denoiser.batch=55", "encoder.batch=8")], "batch"),
+        (["run", "disks", "--with", "joint", *sets(*SMALL, "both.batch=49")], "batch"),
+        (["run", "disks", "--with", "pretrained", *sets(*SMALL)], "denoiser is not given"),
+        (
+            ["run", "disks", "--with", "pretrained", *sets(*SMALL, *stages("encoder"), "inference.denoiser=none")],
+            "none holds no saved program",
+        ),
+        (["report", "folder"], "folder is no finished run (no config.json, model, posterior.nc, metrics.json)"),
+        (["report", "none"], "none is no finished run"),
+    ],
+    ids=lambda value: None if isinstance(value, list) else value[:24],
+)
+def test_a_mistake_is_one_message(sami, tmp_path, arguments, message):
+    rng = np.random.default_rng(0)
+    (tmp_path / "folder").mkdir()
+    np.savez(tmp_path / "bad.npz", y=np.zeros(3))
+    np.savez(tmp_path / "vectors.npz", x=rng.normal(size=(20, 5)))
+    np.savez(tmp_path / "wide.npz", x=rng.normal(size=(20, 1, 8, 12)))
+    np.savez(tmp_path / "odd.npz", x=rng.normal(size=(20, 1, 9, 9)))
+    np.savez(tmp_path / "nan.npz", x=np.full((20, 1, 8, 8), np.nan))
+    before = sorted(tmp_path.rglob("*"))
+    where = ["--out", "out"] if arguments[0] == "run" else []
+    assert message in refused(sami(*arguments, *where, *(["--quiet"] if where else [])))
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is left behind"
+
+
+@pytest.mark.parametrize("arguments", [["run", "disks"], ["run"], ["run", "disks", "--out"], ["fly"], ["ls", "--all"]])
+def test_the_command_itself_may_be_wrong(sami, arguments, tmp_path):
+    code, out, err = sami(*arguments)
+    assert code in (1, 2)
+    assert (out + err).strip()
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+# The folder of results, with an inference that only looks at it
+
+
+@pytest.fixture
+def looked(monkeypatch):
+    """Stands in for fitting: notes the folder, writes what it is told to, then stops as a user would."""
+
+    def stand_in(write, error):
+        def load_file(file):
+            module = right(file)
+            if hasattr(module, "run"):
+                module.run = inference
+            return module
+
+        def inference(program, data, config, *, key, out, **rest):
+            assert (out / "config.json").exists()
+            for name in write:
+                (out / name).write_text("{}")
+            raise error
+
+        right = programs.load_file
+        monkeypatch.setattr(programs, "load_file", load_file)
+
+    return stand_in
+
+
+COMMAND = ["run", "disks", "--out", "out", *sets(*SMALL)]
+
+
+def test_interrupted_run_keeps_its_folder(sami, tmp_path, looked):
+    looked(["log.jsonl"], KeyboardInterrupt())
+    code, _, err = sami(*COMMAND)
+    assert code == 130
+    assert "--resume continues" in err
+    assert "continue it with --resume or choose another --out" in refused(sami(*COMMAND))
+    assert sami(*COMMAND, "--resume")[0] == 130
+    other = refused(sami(*COMMAND, "--resume", "--set", "latents=2", "--seed", "4"))
+    assert "settings.model.latents: 3 there, 2 here" in other
+    assert "seed: 0 there, 4 here" in other
+    assert "width" not in other
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "log.jsonl"]
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["settings"]["model"]["latents"] == 3
+    assert config["versions"]["jax"] == jax.__version__
+
+
+def test_run_that_fails_late_keeps_what_it_has(sami, tmp_path, looked):
+    looked(["log.jsonl"], ValueError("late"))
+    assert refused(sami(*COMMAND)) == "sami: late\n"
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "log.jsonl"]
+
+
+def test_run_that_fails_early_leaves_no_folder(sami, tmp_path, looked):
+    looked([], ValueError("early"))
+    assert refused(sami(*COMMAND)) == "sami: early\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_foreign_folder_is_not_touched(sami, tmp_path, looked):
+    looked([], AssertionError("must not be reached"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("all of it")
+    for resume in ([], ["--resume"]):
+        assert "holds something else: choose a new folder" in refused(sami(*COMMAND, *resume))
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+    (tmp_path / "file").write_text("")
+    arguments = ["file" if a == "out" else a for a in COMMAND]
+    assert "holds something else" in refused(sami(*arguments))
+
+
+def test_data_file_is_found_from_anywhere(sami, tmp_path, looked):
+    looked(["log.jsonl"], KeyboardInterrupt())
+    np.savez(tmp_path / "mine.npz", x=np.random.default_rng(0).normal(size=(20, 1, 8, 8)))
+    sami(*COMMAND, "--data", "mine.npz")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["data"] == str(tmp_path / "mine.npz")
+
+
+def test_a_mistake_of_ours_can_be_traced(sami, monkeypatch):
+    monkeypatch.setenv("SAMI_TRACE", "1")
+    with pytest.raises(programs.UserError):
+        sami("run", "disk", "--out", "out")
+
+
+# Whole runs
+
+RUNS = {
+    "two_stage": [*stages("denoiser", "encoder"), "warm_steps=2", "align=True"],
+    "decoupled": stages("both"),
+    "joint": stages("both"),
+    "pretrained": [*stages("encoder"), "warm_steps=0"],
+}
+DOCUMENTED = [
+    "checkpoints",
+    "config.json",
+    "figures",
+    "log.jsonl",
+    "metrics.json",
+    "model",
+    "posterior.nc",
+    "report.html",
+]
+
+
+def small_posterior(tree):
+    return tree["posterior"].dataset["z"].values
+
+
+@pytest.mark.slow
+# Two steps teach nothing, which is said; some measures of constant codes are not defined.
+@pytest.mark.filterwarnings("ignore")
+def test_every_inference_leaves_what_is_documented(sami, tmp_path):
+    assert sorted(RUNS) == sorted(programs.list_files("inference")), "a new inference needs its settings here"
+    saved = None
+    for name, settings in RUNS.items():
+        if name == "pretrained":
+            settings = [*settings, f"inference.denoiser={saved}"]
+        command = ["run", "disks", "--with", name, "--out", name, "--quiet", *sets(*SMALL, *settings)]
+        code, out, err = sami(*command)
+        assert code == 0, err
+        folder = tmp_path / name
+        assert set(DOCUMENTED) <= {p.name for p in folder.iterdir()}
+        assert {p.name for p in folder.iterdir()} <= {*DOCUMENTED, "tensorboard"}
+        assert f"report: {name}/report.html" in out
+        assert "KL per axis" in out
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert np.isfinite(metrics["bound_nats"]["mean"])
+        assert metrics["seconds"].keys() >= {"fit", "report", "total"}
+        tree = xr.open_datatree(folder / "posterior.nc", engine="h5netcdf").load()
+        assert small_posterior(tree).shape == (1, 4, 3, 3)
+        program = io.load(folder / "model")
+        assert program.event_shape == (1, 8, 8)
+        steps = [(r["stage"], r["step"]) for r in map(json.loads, (folder / "log.jsonl").read_text().splitlines())]
+        assert steps == [(stage, 2) for stage in dict.fromkeys(s.split(".")[0] for s in settings if ".steps" in s)]
+        if name == "two_stage":
+            saved = folder / "model"
+            again = sami(*command, "--resume")
+            assert again[0] == 0, again[2]
+            redrawn = xr.open_datatree(folder / "posterior.nc", engine="h5netcdf").load()
+            assert np.array_equal(small_posterior(tree), small_posterior(redrawn))
+            assert len((folder / "log.jsonl").read_text().splitlines()) == 2
+            (folder / "report.html").unlink()
+            code, out, err = sami("report", name)
+            assert code == 0, err
+            assert (folder / "report.html").exists()

@@ -1,0 +1,222 @@
+"""Warm starts: what is copied, the codes to start from, the dimension found, and the fit to the codes."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from numpyro import distributions as dist
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from sami_ppl.denoiser import GaussianDenoiser
+from sami_ppl.diagnostics import manifold_dimension
+from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
+from sami_ppl.program import Program
+from sami_ppl.schedule import VariancePreserving
+from sami_ppl.warm_start import fit_codes, low_pass_codes, transfer, warm_start
+
+RNG = np.random.default_rng
+
+
+def arrays(module):
+    leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(module, eqx.is_inexact_array))
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+KEYS = jax.random.split(jax.random.key(0), 2)
+SMALL = {"width": 6, "depth": 2}
+TRANSFERS = {
+    "perceptron": (
+        lambda: ResidualMLP((4,), (4,), **SMALL, key=KEYS[0]),
+        lambda: ResidualMLP((4,), (5,), **SMALL, key=KEYS[1]),
+        {".exit.weight", ".exit.bias"},
+    ),
+    "perceptron without noise": (
+        lambda: ResidualMLP((4,), (4,), **SMALL, key=KEYS[0]),
+        lambda: ResidualMLP((4,), (5,), **SMALL, noise=False, key=KEYS[1]),
+        {".exit.weight", ".exit.bias"},
+    ),
+    "deeper perceptron": (
+        lambda: ResidualMLP((4,), (4,), **SMALL, key=KEYS[0]),
+        lambda: ResidualMLP((4,), (4,), width=6, depth=3, key=KEYS[1]),
+        {f".blocks[2].{leaf}" for leaf in ("norm.weight", "norm.bias", "inner.weight", "inner.bias", "film.weight",
+                                           "film.bias", "outer.weight", "outer.bias")},
+    ),
+    "U-Net": (
+        lambda: UNet((1, 8, 8), widths=(3, 5), key=KEYS[0]),
+        lambda: HalfUNet((1, 8, 8), (7,), widths=(3, 5), key=KEYS[1]),
+        {".norm.gain", ".norm.bias", ".exit.weight", ".exit.bias"},
+    ),
+    "nothing alike": (
+        lambda: ResidualMLP((4,), (4,), **SMALL, key=KEYS[0]),
+        lambda: ResidualMLP((4,), (4,), width=7, depth=2, noise=False, key=KEYS[1]),
+        None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRANSFERS)
+def test_transfer_copies_what_is_alike_and_leaves_the_rest(name, fill):
+    make_source, make_target, own = TRANSFERS[name]
+    source, target = fill(make_source()), make_target()
+    found = transfer(source, target)
+    assert jax.tree.structure(found) == jax.tree.structure(target)
+    before, given, after = arrays(target), arrays(source), arrays(found)
+    own = (set(before) - {".exit.bias"}) if own is None else own
+    assert own <= set(before)
+    for path, leaf in after.items():
+        np.testing.assert_array_equal(leaf, before[path] if path in own else given[path], err_msg=path)
+    assert all(not np.array_equal(before[path], given[path]) for path in set(before) - own)
+
+
+def test_transferred_half_u_net_has_the_features_of_the_u_net(fill):
+    """The maps of the descending half are the same, image for image."""
+    source = fill(UNet((1, 8, 8), widths=(3, 5), key=KEYS[0]))
+    target = transfer(source, HalfUNet((1, 8, 8), (7,), widths=(3, 5), key=KEYS[1]))
+    h, lam = jax.random.normal(jax.random.key(1), (4, 4, 4)), jnp.asarray(0.3)
+    for a, b in zip(source.down(h, source.embedding(lam)), target.down(h, target.embedding(lam)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def correlated(obs=400, size=6, seed=0):
+    rng = RNG(seed)
+    return (3 + rng.normal(size=(obs, size)) @ rng.normal(size=(size, size))).astype(np.float32)
+
+
+def test_codes_are_white_principal_components():
+    x = correlated()
+    codes = low_pass_codes(x, 4, 4)
+    assert (codes.shape, codes.dtype) == ((400, 4), np.float32)
+    np.testing.assert_allclose(codes.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(codes.T @ codes / 400, np.eye(4), atol=1e-3)
+    centred = x - x.mean(0)
+    fitted = centred @ np.linalg.lstsq(centred, codes, rcond=None)[0]
+    np.testing.assert_allclose(fitted, codes, atol=1e-3)
+    # The leading ones, in order: they explain as much of x as any four directions can.
+    values = np.sort(np.linalg.eigvalsh(centred.T @ centred / 400))[::-1]
+    explained = ((codes.T @ centred / 400) ** 2).sum(1)
+    np.testing.assert_allclose(explained, values[:4], rtol=1e-3)
+
+
+def test_spare_axes_are_independent_noise():
+    """Correlations of 2 axes with 2 components and each other at 4000 observations: five standard errors."""
+    codes = low_pass_codes(correlated(4000), 4, 2)
+    np.testing.assert_allclose(np.corrcoef(codes.T), np.eye(4), atol=5 / 4000**0.5)
+    np.testing.assert_allclose(codes.mean(0), 0, atol=5 / 4000**0.5)
+    np.testing.assert_allclose(codes.std(0), 1, atol=5 / 8000**0.5)
+    again, other = low_pass_codes(correlated(4000), 4, 2), low_pass_codes(correlated(4000), 4, 2, seed=1)
+    np.testing.assert_array_equal(codes, again)
+    assert not np.array_equal(codes[:, 2:], other[:, 2:])
+    np.testing.assert_array_equal(codes[:, :2], other[:, :2])
+
+
+def test_more_components_than_there_are_directions():
+    """Never more than axes or pixels; flat directions give no NaN."""
+    assert low_pass_codes(correlated(), 3, 9).shape == (400, 3)
+    codes = low_pass_codes(correlated(size=2), 4, 4)
+    np.testing.assert_allclose(np.abs(np.corrcoef(codes.T)[:2, 2:]).max(), 0, atol=0.25)
+    assert np.isfinite(low_pass_codes(np.repeat(correlated(size=1), 4, axis=1), 3, 3)).all()
+
+
+def test_images_are_blurred_by_a_share_of_their_side():
+    """The same as the codes of images blurred by hand; blur keeps channels and observations apart."""
+    images = RNG(2).normal(size=(200, 2, 8, 8)).astype(np.float32)
+    blurred = np.stack([[gaussian_filter(c, 0.25 * 8, mode="nearest") for c in image] for image in images])
+    codes, want = low_pass_codes(images, 3, 3), low_pass_codes(blurred.reshape(200, -1), 3, 3)
+    np.testing.assert_allclose(np.abs(np.corrcoef(codes.T, want.T)[:3, 3:]), np.eye(3), atol=2e-3)
+    sharp = np.abs(np.corrcoef(codes.T, low_pass_codes(images.reshape(200, -1), 3, 3).T)[:3, 3:])
+    assert np.abs(sharp - np.eye(3)).max() > 0.1
+
+
+def test_codes_of_a_moving_object_unfold_its_place():
+    """A disk that crosses the image: the first code of the blurred image is monotone in its place; unblurred, it folds."""
+    place = np.linspace(3, 12, 60)
+    grid = np.arange(16)
+    images = (np.hypot(grid[:, None] - 7.5, grid[None] - place[:, None, None]) < 2).astype(np.float32)[:, None]
+    steps = np.diff(low_pass_codes(images, 1, 1)[:, 0])
+    assert (np.sign(steps[np.abs(steps) > 1e-4]) == np.sign(steps.sum())).all()
+
+
+def gaussian(rank, spread=1.0, size=6):
+    """Exact denoiser of data on a plane of this dimension, and draws of them."""
+    basis = np.linalg.qr(RNG(rank).normal(size=(size, size)))[0][:, :rank] * np.linspace(1.0, 2.0, rank) * spread
+    x = RNG(7).normal(size=(16, rank)) @ basis.T
+    denoiser = GaussianDenoiser(jnp.zeros(size), jnp.asarray(basis @ basis.T, jnp.float32), VariancePreserving())
+    return denoiser, x.astype(np.float32)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4, 6])
+def test_dimension_of_linear_data_is_the_rank(rank):
+    denoiser, x = gaussian(rank)
+    assert manifold_dimension(denoiser, x, key=jax.random.key(0)) == rank
+
+
+def test_dimension_counts_directions_wider_than_the_noise():
+    """A direction of variance v is passed on by v e^λ / (1 + v e^λ): counted from v = e^−λ."""
+    denoiser, x = gaussian(3, spread=0.1)
+    assert manifold_dimension(denoiser, x, key=jax.random.key(0), log_snr=3.0) == 0
+    assert manifold_dimension(denoiser, x, key=jax.random.key(0), log_snr=5.5) == 3
+
+
+def nll(encoder, x, codes, noise=0.05):
+    """Mean negative log density of the noisy codes over all noise levels, on fixed noise."""
+    level_key, eps_key, code_key = jax.random.split(jax.random.key(5), 3)
+    log_snr, _ = encoder.schedule.stratified(level_key, len(x))
+    x_noisy = jax.vmap(encoder.schedule.add_noise)(jnp.asarray(x), log_snr, jax.random.normal(eps_key, x.shape))
+    z = codes + noise * jax.random.normal(code_key, codes.shape)
+    return float(-jnp.mean(jax.vmap(encoder.log_prob)(z, x_noisy, log_snr)))
+
+
+def test_fitting_codes_lowers_their_negative_log_likelihood(tiny_program):
+    """By more than the 2 · ½ log 2πe ≈ 2.8 nats of a posterior at the prior leave to chance; on held-out data too."""
+    program = tiny_program()
+    x = correlated(600, 4)
+    codes = low_pass_codes(x, 2, 2)
+    settings = {"key": jax.random.key(0), "steps": 150, "batch": 64, "learning_rate": 1e-2, "progress": False}
+    fitted = fit_codes(program, x[:500], codes[:500], **settings)
+    for part in (slice(500), slice(500, 600)):
+        assert nll(fitted.encoder, x[part], codes[part]) < nll(program.encoder, x[part], codes[part]) - 0.5
+    shuffled = fit_codes(program, x[:500], np.roll(codes[:500], 1, axis=0), **settings)
+    assert nll(fitted.encoder, x[500:], codes[500:]) < nll(shuffled.encoder, x[500:], codes[500:]) - 0.5
+    assert eqx.tree_equal(fitted.denoiser, program.denoiser)
+    assert eqx.tree_equal(fit_codes(program, x[:500], codes[:500], **settings).encoder, fitted.encoder)
+    assert np.abs(np.corrcoef(fitted.encode(x[500:])[0].T, codes[500:].T)[[0, 1], [2, 3]]).min() > 0.7
+
+
+def test_warm_start_copies_then_fits(tiny_program, monkeypatch, fill):
+    """The encoder is fitted from the denoiser's features, with as many components as the denoiser finds dimensions."""
+    program = tiny_program()
+    program = program.replace(denoiser=fill(program.denoiser, 0.5))
+    seen = {}
+
+    def spy(program, x, codes, **settings):
+        seen.update(program=program, codes=codes, **settings)
+        return program
+
+    monkeypatch.setattr("sami_ppl.warm_start.fit_codes", spy)
+    monkeypatch.setattr("sami_ppl.warm_start.manifold_dimension", lambda denoiser, x, **_: 1)
+    x = correlated(300, 4)
+    warm_start(program, x, key=jax.random.key(0), steps=7, progress=False)
+    network, encoder = seen["program"].encoder.network, program.encoder.network
+    np.testing.assert_array_equal(network.inner, program.denoiser.network.inner)
+    np.testing.assert_array_equal(network.outer, encoder.outer)
+    np.testing.assert_array_equal(seen["codes"], low_pass_codes(x, 2, 1))
+    assert (seen["steps"], seen["progress"]) == (7, False)
+
+
+def test_warm_start_with_a_denoiser_that_has_no_network(tiny_program, oracle):
+    """An exact denoiser has no features to copy; the encoder is fitted all the same, spare axes stay at the prior."""
+
+    def prior():
+        numpyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+
+    tiny = tiny_program(prior)
+    basis = np.linalg.qr(RNG(0).normal(size=(4, 4)))[0][:, :2] * 1.5
+    denoiser = GaussianDenoiser(jnp.zeros(4), jnp.asarray(basis @ basis.T, jnp.float32), tiny.denoiser.schedule)
+    program = Program(prior, denoiser, tiny.encoder)
+    x = (RNG(1).normal(size=(500, 2)) @ basis.T).astype(np.float32)
+    found = warm_start(program, x, key=jax.random.key(0), steps=300, progress=False)
+    variance = found.encode(x)[0].var(0)
+    assert variance[:2].min() > 0.4
+    assert variance[2] < 0.1
