@@ -23,8 +23,9 @@ import xarray as xr
 from sami_ppl import programs
 from sami_ppl.data import check_data, load_data, split
 from sami_ppl.evaluation import evaluate
+from sami_ppl.fit import NonFiniteLoss
 from sami_ppl.history import read_history
-from sami_ppl.io import load
+from sami_ppl.io import load, save
 from sami_ppl.posterior import save_tree
 from sami_ppl.programs import UserError
 from sami_ppl.report import write_report
@@ -68,9 +69,13 @@ def run(
 
     seconds = {"prepare": time.perf_counter() - began}
     with _claimed(out, description, resume=resume), _timed(seconds, "fit"):
-        tree = inference_module.run(
-            program, observations, configs["inference"], key=run_key, out=out, resume=resume, progress=progress
-        )
+        try:
+            tree = inference_module.run(
+                program, observations, configs["inference"], key=run_key, out=out, resume=resume, progress=progress
+            )
+        except NonFiniteLoss as error:
+            save(error.program, out / "model")
+            raise
     save_tree(tree, out / "posterior.nc")
     with _timed(seconds, "figures"):
         metrics = evaluate(

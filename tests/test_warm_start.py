@@ -1,5 +1,7 @@
 """Warm starts: what is copied, the codes to start from, the dimension found, and the fit to the codes."""
 
+import importlib
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -130,12 +132,17 @@ def test_images_are_blurred_by_a_share_of_their_side():
 
 
 def test_codes_of_a_moving_object_unfold_its_place():
-    """A disk that crosses the image: the first code of the blurred image is monotone in its place; unblurred, it folds."""
-    place = np.linspace(3, 12, 60)
-    grid = np.arange(16)
-    images = (np.hypot(grid[:, None] - 7.5, grid[None] - place[:, None, None]) < 2).astype(np.float32)[:, None]
-    steps = np.diff(low_pass_codes(images, 1, 1)[:, 0])
-    assert (np.sign(steps[np.abs(steps) > 1e-4]) == np.sign(steps.sum())).all()
+    """A spot that crosses the image: one code of the blurred image is monotone in its place; unblurred, none is."""
+    place, grid = np.linspace(3, 12, 60), np.arange(16)
+    squared = (grid[:, None] - 7.5) ** 2 + (grid[None] - place[:, None, None]) ** 2
+    images = np.exp(-squared / 2).astype(np.float32)[:, None]
+
+    def monotone(codes):
+        steps = np.diff(codes, axis=0)
+        return (np.sign(steps) == np.sign(steps.sum(0))).all(0)
+
+    assert monotone(low_pass_codes(images, 1, 1))[0]
+    assert not monotone(low_pass_codes(images, 3, 3, width=0.0)).any()
 
 
 def gaussian(rank, spread=1.0, size=6):
@@ -180,7 +187,6 @@ def test_fitting_codes_lowers_their_negative_log_likelihood(tiny_program):
     shuffled = fit_codes(program, x[:500], np.roll(codes[:500], 1, axis=0), **settings)
     assert nll(fitted.encoder, x[500:], codes[500:]) < nll(shuffled.encoder, x[500:], codes[500:]) - 0.5
     assert eqx.tree_equal(fitted.denoiser, program.denoiser)
-    assert eqx.tree_equal(fit_codes(program, x[:500], codes[:500], **settings).encoder, fitted.encoder)
     assert np.abs(np.corrcoef(fitted.encode(x[500:])[0].T, codes[500:].T)[[0, 1], [2, 3]]).min() > 0.7
 
 
@@ -194,8 +200,9 @@ def test_warm_start_copies_then_fits(tiny_program, monkeypatch, fill):
         seen.update(program=program, codes=codes, **settings)
         return program
 
-    monkeypatch.setattr("sami_ppl.warm_start.fit_codes", spy)
-    monkeypatch.setattr("sami_ppl.warm_start.manifold_dimension", lambda denoiser, x, **_: 1)
+    module = importlib.import_module("sami_ppl.warm_start")
+    monkeypatch.setattr(module, "fit_codes", spy)
+    monkeypatch.setattr(module, "manifold_dimension", lambda denoiser, x, **_: 1)
     x = correlated(300, 4)
     warm_start(program, x, key=jax.random.key(0), steps=7, progress=False)
     network, encoder = seen["program"].encoder.network, program.encoder.network
@@ -218,5 +225,5 @@ def test_warm_start_with_a_denoiser_that_has_no_network(tiny_program, oracle):
     x = (RNG(1).normal(size=(500, 2)) @ basis.T).astype(np.float32)
     found = warm_start(program, x, key=jax.random.key(0), steps=300, progress=False)
     variance = found.encode(x)[0].var(0)
-    assert variance[:2].min() > 0.4
-    assert variance[2] < 0.1
+    assert variance[:2].min() > 0.2
+    assert variance[2] < 0.05
