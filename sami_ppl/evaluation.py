@@ -65,19 +65,20 @@ def evaluate(
     metrics["guidance_gain"] = float(jnp.sum(errors.unguided - errors.own))
     metrics["noise_errors"] = {name: np.asarray(v).tolist() for name, v in errors._asdict().items()}
 
-    names = {kind: _factors(data, kind) for kind in ("f", "iu")}
-    factors = None
+    names = {kind: _factors(data, kind, factors) for kind in ("f", "iu")}
+    known = None
     if names["f"]:
-        factors = tuple(np.stack([part[n].values for n in names["f"]], -1) for part in (train, test))
-        metrics |= factor_figures(program, codes, factors, names["f"])
+        known = tuple(np.stack([part[n].values for n in names["f"]], -1) for part in (train, test))
+        metrics |= factor_figures(program, codes, known, names["f"])
+        metrics["low_pass_pca"] = baseline_figures((x_train, x_test), known, names["f"], metrics["active_latents"])
     for name in names["iu"]:
         metrics.setdefault("probes", {})[name] = probes(
             codes, (x_train, x_test), (train[name].values, test[name].values)
         )
     metrics["samples"] = sample_figures(
         program, x_test[:samples], key=sample_key, distance=distance, mean_image=x_train.mean(0),
-        predict=None if factors is None else _forest(codes[0], factors[0]),
-        factors=None if factors is None else factors[1][:samples], names=names["f"],
+        predict=None if known is None else _forest(codes[0], known[0]),
+        factors=None if known is None else known[1][:samples], names=names["f"],
     )  # fmt: skip
     warning = collapse_warning(list(metrics["kl_nats"].values()), metrics["z_gain"])
     metrics["warnings"] = [] if warning is None else [warning]

