@@ -20,8 +20,10 @@ from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
 
 @dataclass(frozen=True)
 class Config:
-    """Settings; sizes in pixels, the radius in units of the image's side. `width`, `depth` shape the perceptrons, `widths`
-    the U-Nets."""
+    """Settings; sizes in pixels, the radius in units of the image's side.
+
+    `width` and `depth` shape the perceptrons, `widths` the U-Nets.
+    """
 
     latents: int = 3
     resolution: int = 16

@@ -239,7 +239,10 @@ def sample_figures(
 
 
 def _forest(codes: np.ndarray, factors: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    return RandomForestRegressor(100, random_state=0, n_jobs=-1).fit(codes, factors).predict
+    # scikit-learn takes and gives a single target as a vector.
+    target = factors[:, 0] if factors.shape[1] == 1 else factors
+    forest = RandomForestRegressor(100, random_state=0, n_jobs=-1).fit(codes, target)
+    return lambda codes: forest.predict(codes).reshape(len(codes), -1)
 
 
 def _column_correlation(a: np.ndarray, b: np.ndarray) -> list[float]:

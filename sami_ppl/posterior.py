@@ -36,8 +36,8 @@ def posterior(
     """The posterior of each observation, as a DataTree.
 
     Groups: `posterior` (chain = 1, draw, obs, factor dims); `prior`, draws of the same shape; `posterior_predictive`,
-    `predictive` images per observation, at most `draws`, by guided reverse diffusion; `log_likelihood`, a **lower bound** on
-    log p(x | z) in nats from `levels` noise levels, with the same noise for every draw; `observed_data`;
+    `predictive` images per observation, at most `draws`, by guided reverse diffusion; `log_likelihood`, a **lower
+    bound** on log p(x | z) in nats from `levels` noise levels, with the same noise for every draw; `observed_data`;
     `constant_data`, the other variables of `data` on `obs`, such as true factors.
 
     `data`: a Dataset with variable x, or an array (obs, *event). `predictive=0` or `levels=0` leave their group out.

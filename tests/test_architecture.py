@@ -21,8 +21,8 @@ LAYERS = (
     ("decoder",),
     ("program",),
     ("diagnostics", "gauge", "generate", "posterior", "programs"),
-    ("fit", "io", "evaluation", "report"),
-    ("warm_start", "results", "running"),
+    ("fit", "io", "evaluation", "report", "warm_start"),
+    ("results", "running"),
     ("cli",),
 )
 # What holds beyond the layers: these files stand on nothing of the library at all.

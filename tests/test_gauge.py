@@ -146,6 +146,7 @@ def test_bound_is_the_same_with_the_same_noise(fixed):
     assert (site_kl(diagonal, standard, z).sum(-1) < kl + 1e-4).all(), "dropping correlations lowers the KL only"
 
 
+@pytest.mark.slow
 def test_bound_of_the_program_is_the_same_in_expectation(fixed):
     """Model and guide under NumPyro, correlated sites included: mean of 300 paired differences, four errors."""
     program, x, found = fixed

@@ -49,8 +49,8 @@ def installed(wheel, tmp_path_factory):
 
     def python(code, *arguments, cwd):
         path = os.pathsep.join([str(target), *dependencies])
-        home = str(target / "home")
-        return call(sys.executable, "-S", "-c", code, *arguments, cwd=cwd, PYTHONPATH=path, HOME=home)
+        environment = {"PYTHONPATH": path, "HOME": str(target / "home"), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        return call(sys.executable, "-S", "-c", code, *arguments, cwd=cwd, **environment)
 
     return target, python
 

@@ -132,7 +132,10 @@ def standardised_means(program, found, loc):
     return (codes(program, found).mean(0) - loc) / scale * np.sqrt(found["posterior"].sizes["draw"])
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 64])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("chunk", [pytest.param(1, marks=SLOW), 3, pytest.param(64, marks=SLOW)])
 def test_every_observation_has_its_own_posterior_whatever_the_chunk(program, chunk):
     """63 or fewer normal figures below 4.5 each: false alarms under 4e-4. Those of another observation exceed it."""
     found = posterior(program, X, key=jax.random.key(1), draws=400, predictive=0, levels=0, chunk=chunk)
@@ -148,6 +151,7 @@ def test_every_observation_has_its_own_posterior_whatever_the_chunk(program, chu
     assert np.abs(correlation).max() < 5 / 20, "chunks or sites share noise"
 
 
+@pytest.mark.slow
 def test_prior_draws_do_not_depend_on_the_observations(program):
     """Uniform, Gamma and Dirichlet means at 7 × 400 draws, five standard errors."""
     found = posterior(program, X, key=jax.random.key(2), draws=400, predictive=0, levels=0)["prior"]
@@ -155,6 +159,7 @@ def test_prior_draws_do_not_depend_on_the_observations(program):
         assert found[name].mean(["chain", "draw", "obs"]).values == pytest.approx(mean, abs=5 * sd / 2800**0.5)
 
 
+@pytest.mark.slow
 def test_same_key_same_tree(program):
     draw = lambda seed: posterior(program, X, key=jax.random.key(seed), draws=2, predictive=0, levels=0)  # noqa: E731
     once = draw(0)

@@ -262,6 +262,7 @@ def largest(tree):
 def test_encoder_is_one_parameter_with_the_gradient_of_both_terms(elbo, program):
     """`encoder$params` appears once; its gradient is the sum of non-zero gradients of divergence (β) and bound."""
     p = program()
+
     @jax.jit
     def gradient(beta):
         def loss(params):

@@ -72,6 +72,7 @@ def test_transfer_copies_what_is_alike_and_leaves_the_rest(name, fill):
     assert all(not np.array_equal(before[path], given[path]) for path in set(before) - own)
 
 
+@pytest.mark.slow
 def test_transferred_half_u_net_has_the_features_of_the_u_net(fill):
     """The maps of the descending half are the same, image for image."""
     source = fill(UNet((1, 8, 8), widths=(3, 5), key=KEYS[0]))
@@ -172,20 +173,19 @@ def nll(encoder, x, codes, noise=0.05):
     log_snr, _ = encoder.schedule.stratified(level_key, len(x))
     x_noisy = jax.vmap(encoder.schedule.add_noise)(jnp.asarray(x), log_snr, jax.random.normal(eps_key, x.shape))
     z = codes + noise * jax.random.normal(code_key, codes.shape)
-    return float(-jnp.mean(jax.vmap(encoder.log_prob)(z, x_noisy, log_snr)))
+    return float(-jnp.mean(jax.jit(jax.vmap(encoder.log_prob))(z, x_noisy, log_snr)))
 
 
 def test_fitting_codes_lowers_their_negative_log_likelihood(tiny_program):
-    """By more than the 2 · ½ log 2πe ≈ 2.8 nats of a posterior at the prior leave to chance; on held-out data too."""
+    """Half a nat at least, on held-out observations too, and not on those whose codes are another's."""
     program = tiny_program()
     x = correlated(600, 4)
     codes = low_pass_codes(x, 2, 2)
     settings = {"key": jax.random.key(0), "steps": 150, "batch": 64, "learning_rate": 1e-2, "progress": False}
     fitted = fit_codes(program, x[:500], codes[:500], **settings)
-    for part in (slice(500), slice(500, 600)):
-        assert nll(fitted.encoder, x[part], codes[part]) < nll(program.encoder, x[part], codes[part]) - 0.5
-    shuffled = fit_codes(program, x[:500], np.roll(codes[:500], 1, axis=0), **settings)
-    assert nll(fitted.encoder, x[500:], codes[500:]) < nll(shuffled.encoder, x[500:], codes[500:]) - 0.5
+    before, after = nll(program.encoder, x[500:], codes[500:]), nll(fitted.encoder, x[500:], codes[500:])
+    assert after < before - 0.5
+    assert nll(fitted.encoder, x[500:], np.roll(codes[500:], 1, axis=0)) > before
     assert eqx.tree_equal(fitted.denoiser, program.denoiser)
     assert np.abs(np.corrcoef(fitted.encode(x[500:])[0].T, codes[500:].T)[[0, 1], [2, 3]]).min() > 0.7
 
@@ -212,6 +212,7 @@ def test_warm_start_copies_then_fits(tiny_program, monkeypatch, fill):
     assert (seen["steps"], seen["progress"]) == (7, False)
 
 
+@pytest.mark.slow
 def test_warm_start_with_a_denoiser_that_has_no_network(tiny_program, oracle):
     """An exact denoiser has no features to copy; the encoder is fitted all the same, spare axes stay at the prior."""
 
