@@ -115,7 +115,6 @@ def main() -> None:
         FileExistsError,
         FileNotFoundError,
         ValueError,
-        TypeError,
     ) as error:
         if os.environ.get("SAMI_TRACE"):
             raise

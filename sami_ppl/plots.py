@@ -54,7 +54,7 @@ def reconstructions(x: Images, samples: Float[np.ndarray, "n k c h w"], *, limit
     rows = [[_rgb(image, limits) for image in x]]
     rows += [[_rgb(image, limits) for image in samples[:, k]] for k in range(samples.shape[1])]
     rows += [[colormaps["Blues"](d / top)[..., :3] for d in difference]]
-    labels = ["image", *(f"sample {k + 1}" for k in range(samples.shape[1])), f"|difference|\n0 to {top:.2g}"]
+    labels = ["image", *(f"sample {k + 1}" for k in range(samples.shape[1])), f"difference\n0 to {top:.2g}"]
     return _sheet(rows, row_labels=labels)
 
 
