@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3; do command -v $$p >/de
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo check test bench clean install
+.PHONY: demo check test clean install
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -25,9 +25,6 @@ check: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m "not slow" -n 2
 
 test: $(INSTALLED)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/pyright
 	$(BIN)/python -m pytest -n 2
 
 clean:
