@@ -21,7 +21,9 @@ class Config:
     """Settings; `denoiser` is the folder of a saved program."""
 
     denoiser: str = ""
-    encoder: Stage = Stage(steps=3500, batch=128, learning_rate=1.5e-3, beta=0.2, validate_every=500, clip=150.0)
+    encoder: Stage = Stage(
+        steps=4000, batch=128, learning_rate=8e-4, warmup=300, beta=0.2, validate_every=500, clip=150.0
+    )
     warm_steps: int = 500
     align: bool = False
     posterior_obs: int = 64
