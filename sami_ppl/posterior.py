@@ -139,7 +139,10 @@ def _chunked(
 def save_tree(tree: xr.DataTree, file: str | Path) -> None:
     """Write a DataTree as `.nc` (netCDF) or `.zarr`. Raises ValueError for another suffix."""
     if str(file).endswith(".nc"):
-        tree.to_netcdf(file, engine="h5netcdf")
+        # Written aside and renamed: an interruption leaves the old file, and a reader may still hold it open.
+        part = Path(f"{file}.part")
+        tree.to_netcdf(part, engine="h5netcdf")
+        part.replace(file)
     elif str(file).endswith(".zarr"):
         tree.to_zarr(file, mode="w", consolidated=False)
     else:

@@ -106,7 +106,8 @@ def report(out: Path, *, data: xr.Dataset | None = None) -> Path:
     if data is None:
         source = None if description["data"] is None else Path(description["data"])
         data = _load(module, config, source, key=data_key)
-    tree = xr.open_datatree(out / "posterior.nc", engine="h5netcdf").load()
+    with xr.open_datatree(out / "posterior.nc", engine="h5netcdf") as opened:
+        tree = opened.load()
     metrics = json.loads((out / "metrics.json").read_text())
     return write_report(
         out, load(out / "model"), data, tree, metrics, key=figure_key, distance=_distance(module, config)
