@@ -54,7 +54,7 @@ def reconstructions(x: Images, samples: Float[np.ndarray, "n k c h w"], *, limit
     rows = [[_rgb(image, limits) for image in x]]
     rows += [[_rgb(image, limits) for image in samples[:, k]] for k in range(samples.shape[1])]
     rows += [[colormaps["Blues"](d / top)[..., :3] for d in difference]]
-    labels = ["image", *(f"sample {k + 1}" for k in range(samples.shape[1])), f"difference\n0 to {top:.2g}"]
+    labels = ["image", *(f"sample {k + 1}" for k in range(samples.shape[1])), f"error\n0 to {top:.2g}"]
     return _sheet(rows, row_labels=labels)
 
 
@@ -163,7 +163,7 @@ def noise_bands(errors: Mapping[str, Any]) -> Figure:
             panels[1].bar(centres + (k - 0.5) * width, value, width * 0.92, color=colour, label=label)
         panels[1].axhline(0, color=INK, lw=0.8)
         panels[1].margins(y=0.25)
-        panels[1].legend(fontsize=SMALL, frameon=False, loc="best", borderpad=0)
+        panels[1].legend(fontsize=SMALL, frameon=False, loc="upper left", borderpad=0)
         panels[1].set_title("error saved by the own z, nats", fontsize=NORMAL, loc="left", color=INK)
     panels[-1].set_xticks(centres, [f"{c:.3g}".replace("-", "−") for c in centres])
     panels[-1].set_xlabel("log-SNR: mostly noise on the left, clean on the right", fontsize=SMALL)
