@@ -48,7 +48,9 @@ def run(
     warm_key, encoder_key, posterior_key = jax.random.split(key, 3)
     program = load_denoiser(config.denoiser, program)
     if config.warm_steps:
-        program = warm_start(program, train, key=warm_key, steps=config.warm_steps, progress=progress)
+        program = warm_start(
+            program, train, key=warm_key, steps=config.warm_steps, batch=config.encoder.batch, progress=progress
+        )
     program, _ = fit(
         program, train, config.encoder, key=encoder_key, train=("encoder",), name="encoder",
         held_out=test, out=out, resume=resume, progress=progress,

@@ -48,7 +48,9 @@ def run(
     shared = {"held_out": test, "out": out, "resume": resume, "progress": progress}
     program, _ = fit(program, train, config.denoiser, key=denoiser_key, target="marginal", name="denoiser", **shared)
     if config.warm_steps:
-        program = warm_start(program, train, key=warm_key, steps=config.warm_steps, progress=progress)
+        program = warm_start(
+            program, train, key=warm_key, steps=config.warm_steps, batch=config.encoder.batch, progress=progress
+        )
     program, _ = fit(program, train, config.encoder, key=encoder_key, train=("encoder",), name="encoder", **shared)
     return conclude(
         program, data, out, key=posterior_key,

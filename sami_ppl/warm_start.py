@@ -71,7 +71,7 @@ def fit_codes(
     *,
     key: Key[Array, ""],
     steps: int = 500,
-    batch: int = 256,
+    batch: int = 128,
     learning_rate: float = 2e-3,
     noise: float = 0.05,
     progress: bool = True,
@@ -117,6 +117,7 @@ def warm_start(
     *,
     key: Key[Array, ""],
     steps: int = 500,
+    batch: int = 128,
     progress: bool = True,
 ) -> Program:
     """The program with its encoder started from its fitted denoiser and from low-pass codes of the observations.
@@ -130,4 +131,4 @@ def warm_start(
         program = program.replace(encoder=encoder)
     components = max(1, manifold_dimension(program.denoiser, x[:32], key=dimension_key))
     codes = low_pass_codes(x, program.latents.size, components)
-    return fit_codes(program, x, codes, key=code_key, steps=steps, progress=progress)
+    return fit_codes(program, x, codes, key=code_key, steps=steps, batch=batch, progress=progress)
