@@ -192,7 +192,7 @@ class LinearGaussian(AbstractExactModel):
         return 0.5 * jnp.sum(jnp.log1p(self.gram_values / self.variance(log_snr)))
 
     def axis_information(self, log_snr: Float[Array, ""]) -> Float[Array, " D"]:
-        """I(x_λ; z_j) = −½ log Var(z_j | x_λ) of each axis alone, in nats; sums to `information` iff WᵀW is diagonal."""
+        """I(x_λ; z_j) = −½ log Var(z_j | x_λ) of each axis, in nats; they sum to `information` if WᵀW is diagonal."""
         v = self.variance(log_snr)
         return -0.5 * jnp.log(jnp.diagonal(self._by_eigenvalue(v / (v + self.gram_values))))
 

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 from numpyro.infer import Predictive
 
+from sami_ppl.chunks import padded_chunks
 from sami_ppl.diagnostics.gain import draw_code
 from sami_ppl.guidance import GuidedDenoiser
 from sami_ppl.program import Program
@@ -74,10 +75,5 @@ def generate(
 
 def _in_chunks(function, *arrays: Array) -> np.ndarray:
     """Apply in chunks of one size, the last one padded, so that the function is compiled once."""
-    count = len(arrays[0])
-    size = min(CHUNK, count)
-    parts = []
-    for start in range(0, count, size):
-        rows = np.minimum(np.arange(start, start + size), count - 1)
-        parts.append(np.asarray(function(*(array[rows] for array in arrays)))[: count - start])
-    return np.concatenate(parts)
+    chunks = padded_chunks(len(arrays[0]), CHUNK)
+    return np.concatenate([np.asarray(function(*(array[rows] for array in arrays)))[:count] for rows, count in chunks])

@@ -39,13 +39,7 @@ class ScoreELBO(ELBO):
         self, rng_key: Key[Array, ""], param_map: dict[str, Any], model: Any, guide: Any, *args: Any, **kwargs: Any
     ) -> dict[str, Array]:
         """The loss by site, in nats per observation: KL per axis at latent sites, a scalar at observed ones."""
-        model_key, guide_key = jax.random.split(rng_key)
-        seeded_guide = handlers.substitute(handlers.seed(guide, guide_key), data=param_map)
-        guide_trace = handlers.trace(seeded_guide).get_trace(*args, **kwargs)
-        replayed = handlers.replay(handlers.seed(model, model_key), guide_trace)
-        model_trace = handlers.trace(handlers.substitute(replayed, data=param_map)).get_trace(*args, **kwargs)
-        check_sites_match(model_trace, guide_trace)
-
+        model_trace, guide_trace = traces(rng_key, param_map, model, guide, *args, **kwargs)
         terms = {}
         for name, site in model_trace.items():
             if site["type"] != "sample":
@@ -57,6 +51,22 @@ class ScoreELBO(ELBO):
             kl = weight * site_kl(guide_trace[name]["fn"], site["fn"], site["value"]).sum(0)
             terms[name] = jnp.maximum(kl, self.free_bits * weight * count) if self.free_bits else kl
         return terms
+
+
+def traces(
+    rng_key: Key[Array, ""], param_map: dict[str, Any], model: Any, guide: Any, *args: Any, **kwargs: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Traces of the model and of its guide, the latent sites of both at one draw from the guide.
+
+    Raises ValueError unless both have the same latent sites: NumPyro only warns, or optimises on.
+    """
+    model_key, guide_key = jax.random.split(rng_key)
+    seeded_guide = handlers.substitute(handlers.seed(guide, guide_key), data=param_map)
+    guide_trace = handlers.trace(seeded_guide).get_trace(*args, **kwargs)
+    replayed = handlers.replay(handlers.seed(model, model_key), guide_trace)
+    model_trace = handlers.trace(handlers.substitute(replayed, data=param_map)).get_trace(*args, **kwargs)
+    check_sites_match(model_trace, guide_trace)
+    return model_trace, guide_trace
 
 
 def _weight_per_observation(site: dict[str, Any], model_trace: dict[str, Any]) -> tuple[Array | float, int]:

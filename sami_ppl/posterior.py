@@ -18,6 +18,7 @@ from numpyro import handlers
 from numpyro.infer import Predictive, log_likelihood
 import xarray as xr
 
+from sami_ppl.chunks import padded_chunks
 from sami_ppl.program import Program
 from sami_ppl.versions import versions
 
@@ -127,12 +128,11 @@ def _chunked(
 
     Results have dims (draw, obs, ...); `values` likewise.
     """
-    jitted, parts, count = jax.jit(function), [], len(x)
-    for i, start in enumerate(range(0, count, chunk)):
-        rows = np.minimum(np.arange(start, start + min(chunk, count)), count - 1)
+    jitted, parts = jax.jit(function), []
+    for i, (rows, count) in enumerate(padded_chunks(len(x), chunk)):
         arguments = () if values is None else ({name: v[:, rows] for name, v in values.items()},)
         out = jitted(jax.random.fold_in(key, i), jnp.asarray(x[rows]), *arguments)
-        parts.append({name: np.asarray(v)[:, : min(chunk, count - start)] for name, v in out.items()})
+        parts.append({name: np.asarray(v)[:, :count] for name, v in out.items()})
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
 
 

@@ -80,6 +80,31 @@ class AbstractSchedule(eqx.Module):
         return NoiseLevels(self.log_snr_max - self.span * position, jnp.full((n,), self.span))
 
 
+class NoiseProposal(eqx.Module):
+    """A density of noise levels, constant on equal bins of a schedule's range: importance sampling of ∫ f(λ) dλ.
+
+    With `probabilities` (bins,) near the bins' shares of the standard deviation of f, an integral costs less noise
+    than with the uniform density; it is unbiased with any positive ones. They are normalised to sum to 1. One bin is
+    the uniform density.
+    """
+
+    schedule: AbstractSchedule
+    probabilities: Float[Array, " bins"]
+
+    def __init__(self, schedule: AbstractSchedule, probabilities: Float[Array, " bins"] | None = None):
+        self.schedule = schedule
+        self.probabilities = jnp.ones(1) if probabilities is None else probabilities / probabilities.sum()
+
+    def at(self, position: Float[Array, "*n"]) -> NoiseLevels:
+        """The levels at quantiles `position` in [0, 1] of the density, λmin at 0, each with weight 1/density."""
+        bins = self.probabilities.shape[0]
+        edges = jnp.concatenate([jnp.zeros(1), jnp.cumsum(self.probabilities)])
+        index = jnp.clip(jnp.searchsorted(edges, position, side="right") - 1, 0, bins - 1)
+        share = self.probabilities[index]
+        place = (index + jnp.clip((position - edges[index]) / share, 0, 1)) / bins
+        return NoiseLevels(self.schedule.log_snr_min + self.schedule.span * place, self.schedule.span / (bins * share))
+
+
 class VariancePreserving(AbstractSchedule):
     """α² = sigmoid(λ), σ² = sigmoid(−λ): the noisy observation keeps the variance of a unit-variance one."""
 

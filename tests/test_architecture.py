@@ -14,19 +14,19 @@ PROGRAMS = sorted([*(ROOT / "models").glob("*.py"), *(ROOT / "inference").glob("
 
 # From the bottom up: a module imports modules of lower layers and of its own. Packages count as one.
 LAYERS = (
-    ("nn", "schedule", "prior", "versions", "history", "checkpoint", "plots", "data", "metrics"),
+    ("nn", "schedule", "prior", "versions", "history", "checkpoint", "chunks", "plots", "data", "metrics"),
     ("denoiser", "encoder", "guide", "objective"),
     ("guidance", "sampler"),
     ("bound", "exact"),
     ("decoder",),
     ("program",),
-    ("diagnostics", "gauge", "generate", "posterior", "programs"),
+    ("diagnostics", "evidence", "gauge", "generate", "posterior", "programs"),
     ("fit", "io", "evaluation", "report", "warm_start"),
     ("results", "running"),
     ("cli",),
 )
 # What holds beyond the layers: these files stand on nothing of the library at all.
-ALONE = ("schedule", "history", "checkpoint", "versions", "plots")
+ALONE = ("chunks", "schedule", "history", "checkpoint", "versions", "plots")
 
 
 def imports(file):

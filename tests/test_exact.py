@@ -112,7 +112,9 @@ def test_mean_field_posterior_is_the_nearest_diagonal(x64):
     assert float(divergence(loc, scale)) == pytest.approx(float(expected), rel=1e-9)
     np.testing.assert_allclose(jax.grad(divergence, argnums=(0, 1))(loc, scale), 0, atol=1e-9)
     aligned = LinearGaussian(jnp.asarray(np.eye(5, 3) * [2.0, 1.0, 0.5]), 0.6, model.schedule)
-    np.testing.assert_allclose(aligned.mean_field_encoder(x, level)[1] ** 2, jnp.diagonal(aligned.posterior(x, level)[1]))
+    np.testing.assert_allclose(
+        aligned.mean_field_encoder(x, level)[1] ** 2, jnp.diagonal(aligned.posterior(x, level)[1])
+    )
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -245,7 +247,9 @@ def test_bound_with_the_exact_posterior_is_the_evidence(d, x64):
 
 def test_wrong_shapes_are_refused():
     """Messages name the argument, the shape expected and the shape that came."""
-    with pytest.raises(ValueError, match=r"weights must be a matrix \(d, D\), one column per axis of z, got shape \(3,"):
+    with pytest.raises(
+        ValueError, match=r"weights must be a matrix \(d, D\), one column per axis of z, got shape \(3,"
+    ):
         LinearGaussian(jnp.ones(3), 0.5, VariancePreserving())
     with pytest.raises(ValueError, match=r"locs \(K, D\) and scales \(K, D\), got \(2,\), \(2, 1\) and \(2, 2\)"):
         LinearMixture(
