@@ -6,3 +6,4 @@ from sami_ppl.diagnostics.dimension import manifold_dimension as manifold_dimens
 from sami_ppl.diagnostics.gain import NoiseErrors as NoiseErrors
 from sami_ppl.diagnostics.gain import draw_code as draw_code
 from sami_ppl.diagnostics.gain import noise_errors as noise_errors
+from sami_ppl.diagnostics.information import information_spectrum as information_spectrum
