@@ -8,6 +8,11 @@ from sami_ppl.denoiser import PreconditionedDenoiser as PreconditionedDenoiser
 from sami_ppl.encoder import DiagonalEncoder as DiagonalEncoder
 from sami_ppl.encoder import RotatedEncoder as RotatedEncoder
 from sami_ppl.evaluation import evaluate as evaluate
+from sami_ppl.evidence import evidence_bound as evidence_bound
+from sami_ppl.evidence import flow_log_prob as flow_log_prob
+from sami_ppl.evidence import importance_weighted_bound as importance_weighted_bound
+from sami_ppl.exact import LinearGaussian as LinearGaussian
+from sami_ppl.exact import LinearMixture as LinearMixture
 from sami_ppl.fit import NonFiniteLoss as NonFiniteLoss
 from sami_ppl.fit import Stage as Stage
 from sami_ppl.fit import fit as fit

@@ -23,10 +23,10 @@ from sami_ppl.data import train_test
 from sami_ppl.diagnostics.collapse import collapse_warning
 from sami_ppl.diagnostics.gain import draw_code, noise_errors
 from sami_ppl.encoder import RotatedEncoder
+from sami_ppl.evidence import evidence_bound, summarise
 from sami_ppl.gauge import orthogonal_ica
 from sami_ppl.generate import decode, generate
 from sami_ppl.metrics import disentanglement_report
-from sami_ppl.objective import ScoreELBO
 from sami_ppl.program import Program
 from sami_ppl.warm_start import low_pass_codes
 
@@ -134,31 +134,17 @@ def _factors(data: xr.Dataset, kinds: str, chosen: list[str] | None) -> list[str
 
 
 def bound_figures(
-    program: Program, x: Float[np.ndarray, "obs *event"], *, key: Key[Array, ""], passes: int = 8
-) -> dict:
-    """The bound on −log p(x) per observation in nats and bits per dim, with standard errors, and KL per axis."""
-    objective, params, chunk = ScoreELBO(), program.params(), 512
-    x = x[: max(1, len(x) // chunk) * chunk] if len(x) >= chunk else x
-
-    @jax.jit
-    def terms(x: Array, key: Array) -> dict[str, Array]:
-        return objective.terms(key, params, program.model, program.guide, x)
-
-    totals, kls = [], []
-    for _ in range(passes):
-        for j in range(0, len(x), chunk):
-            key, step_key = jax.random.split(key)
-            found = jax.device_get(terms(jnp.asarray(x[j : j + chunk]), step_key))
-            nll = found.pop("x")
-            totals.append(float(nll) + sum(float(kl.sum()) for kl in found.values()))
-            kls.append(np.concatenate([_per_axis(found[site.name], site.size) for site in program.latents.sites]))
-    mean, se = float(np.mean(totals)), float(np.std(totals, ddof=1) / np.sqrt(len(totals))) if len(totals) > 1 else 0.0
-    dims = float(np.prod(program.event_shape)) * np.log(2)
+    program: Program, x: Float[np.ndarray, "obs *event"], *, key: Key[Array, ""], levels: int = 16
+) -> dict[str, Any]:
+    """The bound on −log p(x) in nats and bits per dim, with standard errors over observations, and the KL per axis."""
+    found = evidence_bound(program, x, key=key, levels=levels)
+    figures = summarise(found, int(np.prod(program.event_shape)))
+    kl = found["kl_axis"].mean("obs")
     return {
-        "bound_nats": {"mean": mean, "se": se},
-        "bits_per_dim": {"mean": mean / dims, "se": se / dims},
-        "kl_nats": dict(zip(program.latents.axes, np.mean(kls, 0).tolist(), strict=True)),
-        "kl_total_nats": float(np.mean(kls, 0).sum()),
+        "bound_nats": figures["bound"],
+        "bits_per_dim": figures["bits_per_dim"],
+        "kl_nats": dict(zip(program.latents.axes, kl.values.tolist(), strict=True)),
+        "kl_total_nats": float(kl.sum()),
     }
 
 
@@ -173,11 +159,6 @@ def marginal_kl(program: Program, x: Float[np.ndarray, "obs *event"]) -> dict[st
     kl = (0.5 * (loc**2 + variance - 1 - np.log(variance))).mean(0)
     standard = np.concatenate([np.full(site.size, site.standard) for site in program.latents.sites])
     return {axis: float(v) for axis, v, normal in zip(program.latents.axes, kl, standard, strict=True) if normal}
-
-
-def _per_axis(kl: np.ndarray, size: int) -> np.ndarray:
-    """KL per axis; a site whose axes depend on each other has one KL, shared evenly among them."""
-    return kl if len(kl) == size else np.full(size, kl.sum() / size)
 
 
 def probes(codes: tuple, pixels: tuple, labels: tuple) -> dict[str, float]:

@@ -7,12 +7,14 @@ diag(s²) into R diag(s²) Rᵀ. Among all R the one is taken that makes the pos
 """
 
 from typing import NamedTuple
+import warnings
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import FastICA
+from sklearn.exceptions import ConvergenceWarning
 
 from sami_ppl.encoder import RotatedEncoder
 from sami_ppl.program import Program
@@ -71,7 +73,11 @@ def orthogonal_ica(means: Float[np.ndarray, "obs k"], seed: int) -> Float[np.nda
     FastICA finds the directions of whitened means; in the space of the code these are orthogonal up to the unequal
     spread of the axes, which the polar factor removes.
     """
-    ica = FastICA(whiten="unit-variance", max_iter=2000, tol=1e-6, random_state=seed).fit(means - means.mean(0))
+    ica = FastICA(whiten="unit-variance", max_iter=2000, tol=1e-6, random_state=seed)
+    with warnings.catch_warnings():
+        # Where means are Gaussian no direction is better than another, and the search for one does not end.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        ica.fit(means - means.mean(0))
     directions = ica.components_ / np.linalg.norm(ica.components_, axis=1, keepdims=True)
     left, _, right = np.linalg.svd(directions)
     rotation = left @ right
