@@ -1,4 +1,4 @@
-"""The command line: `sami ls`, `sami cp`, `sami run`, `sami report`."""
+"""The command line: `sami ls`, `sami cp`, `sami run`, `sami report`, `sami evaluate`."""
 
 import os
 from pathlib import Path
@@ -90,6 +90,46 @@ def report(folder: Path, /) -> None:
     from sami_ppl.running import report as write
 
     print(write(folder))
+
+
+@app.command(name="evaluate")
+def evaluate(
+    folder: Path,
+    /,
+    *,
+    data: Path | None = None,
+    limit: int = 1000,
+    levels: int = 64,
+    draws: int = 64,
+    weighted: int = 64,
+    flow: int = 0,
+    seed: int = 0,
+) -> None:
+    """Estimate the evidence of held-out observations under a finished run, in nats, with standard errors.
+
+    Parameters
+    ----------
+    folder
+        The run's --out folder; evidence.json and evidence.nc are written to it.
+    data
+        Observations: a .npz, .nc or .zarr with a variable x, or a folder of images; default, the run's own test part.
+    limit
+        At most so many observations, the first ones.
+    levels
+        Noise levels per observation.
+    draws
+        Draws of z per observation for the importance-weighted bound, a power of two.
+    weighted
+        Number of observations for the importance-weighted bound; 0 leaves it out.
+    flow
+        Number of observations for the density of the probability flow, another model; 0 leaves it out.
+    seed
+        Seed of z, noise and noise levels.
+    """
+    from sami_ppl.evaluating import evaluate_run
+
+    print(evaluate_run(folder, data=data, limit=limit, levels=levels, draws=draws, weighted=weighted, flow=flow,
+                       seed=seed))  # fmt: skip
 
 
 def _user_error(message: str) -> Exception:

@@ -14,7 +14,7 @@ from pathlib import Path
 import shutil
 import time
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,6 +27,7 @@ from sami_ppl.fit import NonFiniteLoss
 from sami_ppl.history import read_history
 from sami_ppl.io import load, save
 from sami_ppl.posterior import save_tree
+from sami_ppl.program import Program
 from sami_ppl.programs import UserError
 from sami_ppl.report import write_report
 from sami_ppl.versions import versions
@@ -82,36 +83,54 @@ def run(
             load(out / "model"), observations, key=figure_key, distance=_distance(model_module, configs["model"])
         )
     metrics["seconds"] = seconds | _stage_seconds(out / "log.jsonl")
-    _write_json(out / "metrics.json", metrics)
+    write_json(out / "metrics.json", metrics)
     with _timed(seconds, "report"):
         page = report(out, data=observations)
     metrics["seconds"] |= {"report": seconds["report"], "total": time.perf_counter() - began}
-    _write_json(out / "metrics.json", metrics)
+    write_json(out / "metrics.json", metrics)
     print(summary(metrics))
     print(f"report: {page}")
     return tree
 
 
-def report(out: Path, *, data: xr.Dataset | None = None) -> Path:
-    """Write `report.html` and its figures from the results in a folder; returns the page."""
+class Finished(NamedTuple):
+    """A finished run, opened again: its program, the program file as it was saved, its settings, data and key."""
+
+    program: Program
+    module: ModuleType
+    config: Any
+    data: xr.Dataset
+    key: jax.Array
+
+
+def open_run(out: Path, *, data: xr.Dataset | None = None) -> Finished:
+    """Open a finished run, with the data it was fitted to unless they are given.
+
+    Raises UserError where the folder holds no finished run.
+    """
     out = Path(out)
     missing = [n for n in ("config.json", "model", "posterior.nc", "metrics.json") if not (out / n).exists()]
     if missing:
         raise UserError(f"{out} is no finished run (no {', '.join(missing)}): run `sami run MODEL --out {out}` first")
     description = json.loads((out / "config.json").read_text())
-    seed, saved = description["seed"], out / "model" / "program.py"
-    module = programs.load_file(saved)
+    module = programs.load_file(out / "model" / "program.py")
     config = programs.make_config(module.Config, description["settings"]["model"])
-    data_key, *_, figure_key = jax.random.split(jax.random.key(seed), 4)
+    data_key, *_, figure_key = jax.random.split(jax.random.key(description["seed"]), 4)
     if data is None:
         source = None if description["data"] is None else Path(description["data"])
         data = _load(module, config, source, key=data_key)
+    return Finished(load(out / "model"), module, config, data, figure_key)
+
+
+def report(out: Path, *, data: xr.Dataset | None = None) -> Path:
+    """Write `report.html` and its figures from the results in a folder; returns the page."""
+    out = Path(out)
+    found = open_run(out, data=data)
     with xr.open_datatree(out / "posterior.nc", engine="h5netcdf") as opened:
         tree = opened.load()
     metrics = json.loads((out / "metrics.json").read_text())
-    return write_report(
-        out, load(out / "model"), data, tree, metrics, key=figure_key, distance=_distance(module, config)
-    )
+    distance = _distance(found.module, found.config)
+    return write_report(out, found.program, found.data, tree, metrics, key=found.key, distance=distance)
 
 
 def summary(metrics: dict[str, Any]) -> str:
@@ -201,7 +220,7 @@ def _claim(out: Path, description: dict[str, Any], *, resume: bool) -> None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise FileExistsError(f"--out {out} exists and holds something else: choose a new folder")
         out.mkdir(parents=True, exist_ok=True)
-        _write_json(file, plain)
+        write_json(file, plain)
         return
     found = json.loads(file.read_text())
     different = sorted(_differences(found, plain))
@@ -224,7 +243,8 @@ def _stage_seconds(file: Path) -> dict[str, float]:
     return {r["stage"]: r["seconds"] for r in (read_history(file) if file.exists() else [])}
 
 
-def _write_json(file: Path, content: Any) -> None:
+def write_json(file: Path, content: Any) -> None:
+    """Write JSON aside and rename it, so that no half-written file is left."""
     part = file.with_suffix(".part")
     part.write_text(json.dumps(content, indent=1))
     part.rename(file)

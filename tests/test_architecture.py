@@ -23,6 +23,7 @@ LAYERS = (
     ("diagnostics", "evidence", "gauge", "generate", "posterior", "programs"),
     ("fit", "io", "evaluation", "report", "warm_start"),
     ("results", "running"),
+    ("evaluating",),
     ("cli",),
 )
 # What holds beyond the layers: these files stand on nothing of the library at all.

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 import xarray as xr
 
-from sami_ppl.bound import noise_error, prior_loss, reconstruction_loss
+from sami_ppl.bound import bound, prior_loss, reconstruction_loss
 from sami_ppl.chunks import padded_chunks
 from sami_ppl.objective import site_kl, traces
 from sami_ppl.program import Program
@@ -43,14 +43,6 @@ def draw_latents(program: Program, x: Float[Array, "obs *event"], key: Key[Array
     return LatentDraw(program.latents.to_code(values), jnp.concatenate(kls, axis=1), log_q, log_p)
 
 
-def guided_errors(
-    program: Program, x: Float[Array, "obs *event"], z: Float[Array, "obs D"], log_snr: Array, key: Key[Array, ""]
-) -> Float[Array, " obs"]:
-    """‖ε − ε̂(x_λ, λ; z)‖² of each observation at its own noise level (obs,), with fresh noise."""
-    eps = jax.random.normal(key, x.shape, x.dtype)
-    return jax.vmap(lambda *inputs: noise_error(program.denoiser, program.encoder, *inputs))(x, z, log_snr, eps)
-
-
 class _Pass(NamedTuple):
     diffusion: Array
     kl: Array
@@ -66,8 +58,10 @@ def _passes(program: Program, proposal: NoiseProposal, x: Array, key: Array, lev
         stratum, key = inputs
         latent_key, noise_key = jax.random.split(key)
         latent = draw_latents(program, x, latent_key)
-        log_snr, weight = proposal.at((stratum + offset) / levels)
-        return _Pass(0.5 * weight * guided_errors(program, x, latent.z, log_snr, noise_key), latent.kl)
+        level = proposal.at((stratum + offset) / levels)
+        eps = jax.random.normal(noise_key, x.shape, x.dtype)
+        parts = jax.vmap(lambda *inputs: bound(program.denoiser, program.encoder, *inputs))(x, latent.z, *level, eps)
+        return _Pass(parts.diffusion, latent.kl)
 
     return jax.lax.map(one, (jnp.arange(levels), jax.random.split(pass_key, levels)))
 
@@ -142,18 +136,19 @@ def importance_proposal(
     return NoiseProposal(program.denoiser.schedule, (1 - floor) * spread / spread.sum() + floor / bins)
 
 
-def summarise(bound: xr.Dataset, dimensions: int) -> dict[str, dict[str, float]]:
+def summarise(estimates: xr.Dataset, dimensions: int) -> dict[str, dict[str, float]]:
     """Means over observations with standard errors, in nats, of the bound, its parts and the KL of each site.
 
     `bits_per_dim` = bound / (`dimensions` · ln 2), with the number of pixels times channels as `dimensions`. The
     standard errors are over observations, noise of the estimates included.
     """
-
-    def mean(values: np.ndarray) -> dict[str, float]:
-        se = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
-        return {"mean": float(values.mean()), "se": se}
-
-    found = {name: mean(bound[name].values) for name in ("bound", "prior", "diffusion", "reconstruction")}
-    found |= {f"kl[{site}]": mean(bound["kl"].sel(site=site).values) for site in bound["site"].values}
+    found = {name: mean_and_error(estimates[name].values) for name in ("bound", "prior", "diffusion", "reconstruction")}
+    found |= {f"kl[{site}]": mean_and_error(estimates["kl"].sel(site=site).values) for site in estimates["site"].values}
     bits = found["bound"]
     return {**found, "bits_per_dim": {name: value / (dimensions * np.log(2)) for name, value in bits.items()}}
+
+
+def mean_and_error(values: Float[np.ndarray, " obs"]) -> dict[str, float]:
+    """Mean over observations and its standard error; NaN for a single one."""
+    se = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+    return {"mean": float(values.mean()), "se": se}

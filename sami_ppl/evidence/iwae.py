@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import logsumexp
 import xarray as xr
 
-from sami_ppl.bound import noise_error, prior_loss, reconstruction_loss
+from sami_ppl.bound import bound
 from sami_ppl.chunks import padded_chunks
 from sami_ppl.evidence.elbo import draw_latents
 from sami_ppl.program import Program
@@ -22,14 +22,13 @@ def _log_weights(program: Program, proposal: NoiseProposal, x: Array, key: Array
     z_key, offset_key, noise_key = jax.random.split(key, 3)
     latent = jax.lax.map(lambda key: draw_latents(program, x, key), jax.random.split(z_key, draws))
     offset = jax.random.uniform(offset_key, (2, len(x)))
-    ends = jax.vmap(lambda x: prior_loss(proposal.schedule, x) + reconstruction_loss(proposal.schedule, x))(x)
 
     def add_level(total: Array, inputs: tuple[Array, Array]) -> tuple[Array, None]:
         stratum, key = inputs
 
         def one(z: Array, x: Array, log_snr: Array, weight: Array, key: Array) -> Array:
             eps = jax.random.normal(key, x.shape, x.dtype)
-            return 0.5 * weight * noise_error(program.denoiser, program.encoder, x, z, log_snr, eps)
+            return bound(program.denoiser, program.encoder, x, z, log_snr, weight, eps).total
 
         log_snr, weight = proposal.at((stratum + offset) / levels)
         keys = jax.random.split(key, (2, len(x)))
@@ -40,7 +39,7 @@ def _log_weights(program: Program, proposal: NoiseProposal, x: Array, key: Array
 
     start = jnp.zeros((2, draws, len(x)))
     total, _ = jax.lax.scan(add_level, start, (jnp.arange(levels), jax.random.split(noise_key, levels)))
-    return latent.log_p - latent.log_q - ends - total / levels
+    return latent.log_p - latent.log_q - total / levels
 
 
 def importance_weighted_bound(

@@ -1,0 +1,121 @@
+"""The library broken on purpose: every classical mistake is caught by a named test, in a copy of the source.
+
+A row is a mistake, the text of the source that it replaces, and the test that must fail for it. Each runs in a process
+of its own; the same tests pass on the copy left whole. The table is told in docs/exactness.md.
+"""
+
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# mistake: (file, right, wrong, test that catches it)
+MISTAKES = {
+    "alpha missing in the noisy observation": (
+        "schedule.py", "return self.alpha(log_snr) * x + self.sigma(log_snr) * eps",
+        "return x + self.sigma(log_snr) * eps",
+        "test_bound.py::test_guided_bound_is_the_conditional_likelihood[vp]",
+    ),
+    "alpha missing in the denoised mean": (
+        "denoiser.py", "return (x_noisy - sigma * self(x_noisy, log_snr)) / alpha",
+        "return x_noisy - sigma * self(x_noisy, log_snr)",
+        "test_sampler.py::test_order_of_convergence[ddim-vp]",
+    ),
+    "standard deviation for variance": (
+        "encoder.py", "0.5 * ((z - loc) / scale) ** 2", "0.5 * (z - loc) ** 2 / scale",
+        "test_bound.py::test_guided_bound_is_the_conditional_likelihood[vp]",
+    ),
+    "KL taken at a noisy observation": (
+        "encoder.py", "log_snr = jnp.asarray(self.schedule.log_snr_max, dtype=x.dtype)",
+        "log_snr = jnp.asarray(0.0, dtype=x.dtype)",
+        "test_evidence.py::test_bound_equals_the_evidence_in_every_dimension[6-vp]",
+    ),
+    "guidance of the wrong sign": (
+        "guidance.py", "return jax.grad(encoder.log_prob, argnums=1)(z, x_noisy, log_snr)",
+        "return -jax.grad(encoder.log_prob, argnums=1)(z, x_noisy, log_snr)",
+        "test_exact.py::test_guided_denoiser_is_that_of_the_conditional[vp-0.4]",
+    ),
+    "sigma missing in the guided noise prediction": (
+        "guidance.py", "return eps - self.schedule.sigma(log_snr) * guidance(", "return eps - guidance(",
+        "test_exact.py::test_guided_denoiser_is_that_of_the_conditional[vp-0.4]",
+    ),
+    "mean over pixels instead of the sum": (
+        "bound.py", "return jnp.sum(residual**2) + _gradient_only(surrogate)",
+        "return jnp.mean(residual**2) + _gradient_only(surrogate)",
+        "test_bound.py::test_guided_bound_is_the_conditional_likelihood[vp]",
+    ),
+    "detached z": (
+        "bound.py", "jax.jvp(lambda at: encoder.log_prob(z, at, log_snr)",
+        "jax.jvp(lambda at: encoder.log_prob(frozen_z, at, log_snr)",
+        "test_bound.py::test_gradient_is_that_of_reverse_over_reverse[forward-guided]",
+    ),
+    "last denoising step dropped": (
+        "sampler.py", "return denoiser.x_hat(x, levels[-1])", "return x",
+        "test_sampler.py::test_deterministic_samplers_ignore_their_key_and_end_with_the_denoised_mean",
+    ),
+    "clipped denoised mean": (
+        "denoiser.py", "return (x_noisy - sigma * self(x_noisy, log_snr)) / alpha",
+        "return jnp.clip((x_noisy - sigma * self(x_noisy, log_snr)) / alpha, -1, 1)",
+        "test_sampler.py::test_order_of_convergence[ddim-vp]",
+    ),
+    "doubled likelihood weight": (
+        "bound.py", "return Bound(prior_loss(schedule, x), 0.5 * weight * error,",
+        "return Bound(prior_loss(schedule, x), weight * error,",
+        "test_evidence.py::test_bound_equals_the_evidence_in_every_dimension[6-vp]",
+    ),
+    "beta in the model only": (
+        "program.py", 'subsample_size=size), handlers.scale(scale=beta):', 'subsample_size=size):',
+        "test_program.py::test_beta_scales_the_divergence_and_nothing_else[mean field-gaussian]",
+    ),
+}  # fmt: skip
+
+
+def run(folder, test):
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", f"tests/{test}"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the library and its tests, to be broken."""
+    for name in ("sami_ppl", "tests", "models", "inference"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_is_caught(mistake, copy):
+    """The named test fails on the broken copy, as a failed assertion, not for want of something to run."""
+    file, right, wrong, test = MISTAKES[mistake]
+    source = copy / "sami_ppl" / file
+    text = source.read_text()
+    assert text.count(right) == 1, "the table no longer fits the source"
+    source.write_text(text.replace(right, wrong))
+    result = run(copy, test)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "AssertionError" in result.stdout or "Failed" in result.stdout, result.stdout
+
+
+@pytest.mark.slow
+def test_named_tests_pass_on_the_whole_copy(copy):
+    """Control of the control: nothing but the mistake makes them fail."""
+    tests = sorted({test for *_, test in MISTAKES.values()})
+    result = run(copy, tests[0]) if len(tests) == 1 else subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist",
+         *(f"tests/{test}" for test in tests)],
+        cwd=copy, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_table_is_told_in_the_documentation():
+    """docs/exactness.md has a row for every mistake, with the test that catches it."""
+    text = (ROOT / "docs" / "exactness.md").read_text()
+    for mistake, (*_, test) in MISTAKES.items():
+        assert f"| {mistake} | `{test}` |" in text
