@@ -2,6 +2,7 @@
 
 from importlib.metadata import version as _version
 
+from sami_ppl import plots as plots
 from sami_ppl.decoder import ScoreDecoder as ScoreDecoder
 from sami_ppl.denoiser import GaussianDenoiser as GaussianDenoiser
 from sami_ppl.denoiser import PreconditionedDenoiser as PreconditionedDenoiser

@@ -118,7 +118,7 @@ def evaluate(
     levels
         Noise levels per observation.
     draws
-        Draws of z per observation for the importance-weighted bound, a power of two.
+        Draws of z per observation for the importance-weighted bound, a power of two, at least 32.
     weighted
         Number of observations for the importance-weighted bound; 0 leaves it out.
     flow

@@ -170,6 +170,32 @@ def noise_bands(errors: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def spectrum(information: Any) -> Figure:
+    """Rate of information per axis against the noise level, and its integral, in nats.
+
+    `information`: what `diagnostics.information_spectrum` returns. The dashed line is how much the guidance lowers the
+    denoising error: it lies on the total where the noisy posterior is the true one.
+    """
+    log_snr = np.asarray(information["log_snr"], float)
+    figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
+    rate, integral = (_style(panel) for panel in figure.subplots(2, 1, sharex=True))
+    total = 0.5 * np.asarray(information["energy"], float)
+    rate.plot(log_snr, total, color=INK, lw=1.6, label="all axes")
+    rate.plot(log_snr, 0.5 * np.asarray(information["gain"], float), color=INK, lw=1.0, ls="--", label="error saved")
+    for j, axis in enumerate(information["axis"].values[: len(COLOURS)]):
+        own = information.sel(axis=axis)
+        rate.plot(log_snr, 0.5 * own["axis_energy"], color=COLOURS[j], lw=1.4, label=str(axis))
+        integral.plot(log_snr, own["axis_information"], color=COLOURS[j], lw=1.4)
+    integral.plot(log_snr, information["information"], color=INK, lw=1.6)
+    rate.set_title("information rate, nats per unit of log-SNR", fontsize=NORMAL, loc="left", color=INK)
+    integral.set_title("information so far, nats", fontsize=NORMAL, loc="left", color=INK)
+    integral.set_xlabel("log-SNR: mostly noise on the left, clean on the right", fontsize=SMALL)
+    rate.legend(fontsize=SMALL, frameon=False, loc="upper left", borderpad=0)
+    for panel in (rate, integral):
+        panel.set_ylim(bottom=min(0.0, panel.get_ylim()[0]))
+    return figure
+
+
 def kl_bars(kl: Mapping[str, float], *, largest: int = 24) -> Figure:
     """KL from posterior to prior of each axis, in nats; of many axes the `largest`."""
     order = sorted(kl, key=lambda axis: -np.nan_to_num(_number(kl[axis])))[:largest]

@@ -272,7 +272,7 @@ def test_bad_arguments_are_named():
         evidence_bound(program(model), x, key=key, levels=1)
     with pytest.raises(ValueError, match=r"x must have shape \(obs, 6\), got \(4, 5\)"):
         evidence_bound(program(model), x[:, :5], key=key)
-    with pytest.raises(ValueError, match=r"draws must be a power of two, at least 8.*got 12"):
+    with pytest.raises(ValueError, match=r"draws must be a power of two, at least 32.*got 12"):
         importance_weighted_bound(program(model), x, key=key, draws=12)
     with pytest.raises(ValueError, match=r"x must have shape \(obs, 6\), got \(4, 5\)"):
         flow_log_prob(model.denoiser, x[:, :5], key=key)

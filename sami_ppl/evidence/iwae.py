@@ -64,11 +64,14 @@ def importance_weighted_bound(
     variance of log w between draws that is owed to the noise set, estimated from a second one: about half of it is
     the upward bias at large K, in nats; `log_weight` (draw, obs).
 
-    Raises ValueError for observations of another shape and unless `draws` is a power of two, at least 8.
+    Raises ValueError for observations of another shape and unless `draws` is a power of two, at least 32.
     """
     program.check_observations(x)
-    if draws < 8 or draws & (draws - 1):
-        raise ValueError(f"draws must be a power of two, at least 8, so that groups of draws nest; got {draws}")
+    if draws < 32 or draws & (draws - 1):
+        raise ValueError(
+            "draws must be a power of two, at least 32, so that groups of draws nest and the tail of the weights can "
+            f"be fitted; got {draws}"
+        )
     proposal = NoiseProposal(program.denoiser.schedule) if proposal is None else proposal
     parts = []
     for i, (rows, count) in enumerate(padded_chunks(len(x), chunk)):
