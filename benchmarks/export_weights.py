@@ -78,8 +78,8 @@ def export_golden(file: Path) -> None:
     shape, schedule, count, latents = (2, 8, 8), VariancePreserving(-4.0, 4.0), 3, 2
     keys, rng, found = jax.random.split(jax.random.key(0), 5), np.random.default_rng(0), {}
     networks = {
-        "unet": UNet(shape, widths=(4, 6), key=keys[0]),
-        "half": HalfUNet(shape, (5,), widths=(4, 6), key=keys[1]),
+        "unet": UNet(shape, widths=(10, 12), key=keys[0]),
+        "half": HalfUNet(shape, (5,), widths=(10, 12), key=keys[1]),
         "mlp": ResidualMLP(shape, (5,), width=6, depth=1, key=keys[2]),
     }
     denoiser = PreconditionedDenoiser(networks["unet"], schedule, shape, mean=0.2, std=0.7)
@@ -95,7 +95,7 @@ def export_golden(file: Path) -> None:
 
 def _rounded(leaf: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Random weights of the usual size around the leaf's mean (1 for gains), in integers: exact, and small on disk."""
-    scale = 0.3 if leaf.ndim == 1 else 1 / math.sqrt(min(leaf.shape[0], 128))
+    scale = 0.2 if leaf.ndim == 1 else 0.6 / math.sqrt(min(leaf.shape[0], 128))
     return np.clip(np.rint(UNIT * (leaf.mean() + scale * rng.normal(size=leaf.shape))), -127, 127).astype(np.int8)
 
 

@@ -19,7 +19,7 @@ class NoiseEmbedding(nn.Module):
     def __init__(self, features: int, size: int):
         super().__init__()
         frequencies = 2 * np.pi / np.geomspace(120.0, 3.0, features // 2)
-        self.register_buffer("frequencies", torch.tensor(frequencies, dtype=torch.float32))
+        self.register_buffer("frequencies", torch.tensor(frequencies))
         self.hidden, self.out = nn.Linear(features, size), nn.Linear(size, size)
 
     def forward(self, log_snr: Tensor) -> Tensor:

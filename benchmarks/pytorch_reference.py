@@ -29,7 +29,7 @@ VARIANTS = {  # name → (memory format, bfloat16 by autocast)
     "bfloat16": (torch.contiguous_format, True),
     "bfloat16, channels last": (torch.channels_last, True),
 }
-KEPT = 256
+KEPT = 128
 """Entries kept of each array of gradients, evenly spaced."""
 
 
@@ -56,7 +56,10 @@ def calls(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Ca
 
 
 def golden(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The pairs with PyTorch's loss and gradients added, in float64; z is the encoder's own draw."""
+    """The pairs with PyTorch's loss and gradients added, in float64; z is the encoder's own draw.
+
+    The first pair trains both networks; the second its encoder alone, against the same denoiser.
+    """
     found, double = dict(arrays), torch.float64
     x, eps, noise, log_snr = (torch.tensor(arrays[k], dtype=double) for k in ("x", "eps", "noise", "log_snr"))
     for pair in ("half", "mlp"):
@@ -65,12 +68,14 @@ def golden(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         config = read(weights)
         denoiser, encoder = build(config, {k: v for k, v in weights.items() if k != "config"}, double)
         loc, scale = encoder.posterior(x)
-        loss = noise_error(denoiser, encoder, x, loc + scale * noise, log_snr, eps, train_denoiser=True).sum()
+        trained = {"encoder": encoder} | ({"denoiser": denoiser} if pair == "half" else {})
+        z, both = loc + scale * noise, len(trained) == 2
+        loss = noise_error(denoiser, encoder, x, z, log_snr, eps, train_denoiser=both).sum()
         loss.backward()
         found[f"{pair}/loss"] = loss.detach().numpy()
-        for name, part in (("denoiser", denoiser), ("encoder", encoder)):
+        for name, part in trained.items():
             for leaf, parameter in named(part).items():
-                gradient = to_ours(parameter.grad).flatten().numpy()
+                gradient = to_ours(parameter.grad).flatten().numpy().astype(np.float32)
                 found[f"{pair}/gradient/{name}.{leaf}"] = gradient[:: max(1, gradient.size // KEPT)]
     return found
 
