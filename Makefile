@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3; do command -v $$p >/de
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo check test clean install
+.PHONY: demo check test bench clean install
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -26,6 +26,10 @@ check: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2
+
+# Times of steps against each other and against this machine's own ceilings; BENCH=--quick for two configurations.
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.steps $(BENCH)
 
 clean:
 	rm -rf .venv runs dist build

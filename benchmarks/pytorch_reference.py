@@ -1,0 +1,109 @@
+"""The encoder step and guided sampling in PyTorch, in an environment of its own (PyTorch and NumPy; no JAX):
+
+    python -m benchmarks.export_weights runs/bench/weights.npz
+    PYTORCH_PYTHON -m benchmarks.pytorch_reference runs/bench/weights.npz --out runs/bench/pytorch.json
+    python -m benchmarks.compare runs/bench/steps.json runs/bench/pytorch.json
+
+`--golden FILE` writes loss and gradients of the tiny pairs instead, for the parity test:
+
+    python -m benchmarks.export_weights --golden /tmp/pairs.npz
+    PYTORCH_PYTHON -m benchmarks.pytorch_reference /tmp/pairs.npz --golden tests/data/pytorch_parity.npz
+"""
+
+import argparse
+from collections.abc import Callable
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.pytorch_model import TrainingStep, build, guided_sampling, noise_error
+from benchmarks.pytorch_networks import named, to_ours
+from benchmarks.timing import interleaved, machine, spread
+
+VARIANTS = {  # name → (memory format, bfloat16 by autocast)
+    "float32": (torch.contiguous_format, False),
+    "float32, channels last": (torch.channels_last, False),
+    "bfloat16": (torch.contiguous_format, True),
+    "bfloat16, channels last": (torch.channels_last, True),
+}
+KEPT = 128
+"""Entries kept of each array of gradients, evenly spaced."""
+
+
+def read(arrays: dict[str, np.ndarray], name: str = "config") -> dict[str, Any]:
+    return json.loads(arrays[name].tobytes())
+
+
+def calls(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Callable[[], Any]]:
+    """Every step in every variant, each with networks of its own."""
+    table, weights = {}, {name: array for name, array in arrays.items() if name != "config"}
+    shape, count = config["denoiser"]["size"]["shape"], config["batch"]
+    for variant, (layout, low) in VARIANTS.items():
+        for step in ("plain", "encoder", "guided sampling"):
+            denoiser, encoder = (part.to(memory_format=layout) for part in build(config, weights))
+            x = torch.randn(count, *shape).to(memory_format=layout)
+            if step == "guided sampling":
+                z, levels = torch.randn(count, config["encoder"]["latents"]), torch.full((count,), 0.3)
+                arguments = (denoiser.requires_grad_(False), encoder.requires_grad_(False), x, z, levels, low)
+                table[f"{step}, {variant}"] = lambda arguments=arguments: guided_sampling(*arguments)
+            else:
+                trained = None if step == "plain" else encoder
+                table[f"{step}, {variant}"] = TrainingStep(denoiser, trained, x, config["stage"], low)
+    return table
+
+
+def golden(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The pairs with PyTorch's loss and gradients added, in float64; z is the encoder's own draw.
+
+    The first pair trains both networks; the second its encoder alone, against the same denoiser.
+    """
+    found, double = dict(arrays), torch.float64
+    x, eps, noise, log_snr = (torch.tensor(arrays[k], dtype=double) for k in ("x", "eps", "noise", "log_snr"))
+    for pair in ("half", "mlp"):
+        own = {name.removeprefix(f"{pair}/"): array for name, array in arrays.items() if name.startswith(f"{pair}/")}
+        weights = own | {name: array for name, array in arrays.items() if name.startswith("denoiser.")}
+        config = read(weights)
+        denoiser, encoder = build(config, {k: v for k, v in weights.items() if k != "config"}, double)
+        loc, scale = encoder.posterior(x)
+        trained = {"encoder": encoder} | ({"denoiser": denoiser} if pair == "half" else {})
+        z, both = loc + scale * noise, len(trained) == 2
+        loss = noise_error(denoiser, encoder, x, z, log_snr, eps, train_denoiser=both).sum()
+        loss.backward()
+        found[f"{pair}/loss"] = loss.detach().numpy()
+        for name, part in trained.items():
+            for leaf, parameter in named(part).items():
+                gradient = to_ours(parameter.grad).flatten().numpy().astype(np.float32)
+                found[f"{pair}/gradient/{name}.{leaf}"] = gradient[:: max(1, gradient.size // KEPT)]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--golden", type=Path, help="write the parity test's file instead of timing")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=None, help="default: the cores this process may use")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/pytorch.json"))
+    arguments = parser.parse_args()
+    with np.load(arguments.weights) as file:
+        arrays = dict(file)
+    if arguments.golden:
+        arguments.golden.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(arguments.golden, **golden(arrays))
+        return
+    torch.set_num_threads(arguments.threads or machine()["cores"])
+    config = read(arrays)
+    seconds = interleaved(calls(config, arrays), arguments.rounds)
+    report = {"machine": machine(), "torch": torch.__version__, "threads": torch.get_num_threads(),
+              "case": config["case"], "steps": {name: spread(taken) for name, taken in seconds.items()}}  # fmt: skip
+    for name, taken in report["steps"].items():
+        print(f"{name:44s} {1e3 * taken['median']:9.1f} ms ({1e3 * taken['low']:.1f}–{1e3 * taken['high']:.1f})")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
