@@ -61,7 +61,7 @@ def p_value(score):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("d", [1, 6, 64, 1024])
+@pytest.mark.parametrize("d", [6, *(pytest.param(d, marks=pytest.mark.slow) for d in (1, 64, 1024))])
 def test_bound_equals_the_evidence_in_every_dimension(d, kind):
     """Exact networks, float32: E bound − (−log p(x)) within Monte-Carlo error plus the known end-point excess.
 
@@ -108,7 +108,7 @@ def test_parts_are_those_of_the_closed_form():
     np.testing.assert_allclose(found["kl_axis"].sum("axis"), found["kl"].sum("site"), rtol=1e-5)
 
 
-@pytest.mark.parametrize("d", [1, 6, 64, 1024])
+@pytest.mark.parametrize("d", [6, *(pytest.param(d, marks=pytest.mark.slow) for d in (1, 64, 1024))])
 def test_float_error_is_stated(d):
     """The same noise in float32 and float64: the bound of an observation differs by at most 3e-6·d + 3e-5 nats.
 
@@ -150,6 +150,7 @@ class Blurred(LinearGaussian):
         return super().log_posterior(z, x_noisy, log_snr - 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_bound_never_falls_below_with_wrong_networks(seed, tiny_program, fill):
     """With random networks, as with an untrained or badly trained program, the mean bound stays above the entropy.
@@ -170,6 +171,7 @@ def test_bound_never_falls_below_with_wrong_networks(seed, tiny_program, fill):
     assert z_score(exact["bound"] - 0.5 * exact["diffusion"], truth) < stats.norm.ppf(FALSE_ALARM)
 
 
+@pytest.mark.slow
 def test_wrong_posteriors_cost_nats():
     """A noisy posterior of the wrong noise level, and a diagonal one where WᵀW is not, cost more than .02 nats."""
     model = oracle(6)
@@ -237,6 +239,7 @@ class UniformWeights(NoiseProposal):
         return levels._replace(weight=jnp.full_like(levels.weight, self.schedule.span))
 
 
+@pytest.mark.slow
 def test_fitted_proposal_lowers_the_variance():
     """On the oracle over a wide range, most of which costs nothing, the fitted density needs ≤ half the levels."""
     model = oracle(6, low=-16.0, high=12.0)
@@ -304,6 +307,7 @@ def test_importance_weights_are_flat_with_the_exact_posterior():
     )
 
 
+@pytest.mark.slow
 def test_importance_weights_mend_a_shrunken_guide():
     """A guide twice too narrow: the bound rises with K towards the evidence, never above it by more than its noise."""
     model = oracle(6, low=-12.0, high=10.0)
@@ -341,6 +345,7 @@ def test_pareto_k_has_its_sign_right():
 # --- probability flow -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("law", ["gaussian", "mixture", "conditional"])
 def test_flow_density_is_exact_on_the_oracle(law, kind, x64):
@@ -365,6 +370,7 @@ def test_flow_density_is_exact_on_the_oracle(law, kind, x64):
     assert np.abs(found - flow_log_prob(denoiser, x + 0.1, key=jax.random.key(1), tolerance=1e-7)).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_random_divergence_is_unbiased(x64):
     """Hutchinson's estimate over 256 keys: a z-test against the exact divergence, false-alarm rate 1e-4."""
     model = oracle(5, low=-8.0, high=8.0)

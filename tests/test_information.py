@@ -13,6 +13,7 @@ from sami_ppl.program import Program
 from sami_ppl.schedule import VarianceExploding, VariancePreserving
 
 OBS = 16384
+pytestmark = pytest.mark.slow
 
 
 def prior():
