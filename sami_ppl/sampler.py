@@ -13,8 +13,8 @@ and is exact where D is the denoised mean x̂ all along the step. What a sampler
     x̂(x_t) + (e^h/2) (x̂(x_s by DDIM) − x̂(x_t))               Heun
 
 The first row is of order 1, the others of order 2: for deterministic samplers the order of the sample's error, for
-stochastic ones, on Gaussians, that of its variance (their mean is exact). Every sampler ends by returning the denoised
-mean at λmax.
+stochastic ones, on Gaussians, that of its variance (their mean is exact). Every sampler starts from a Gaussian at λmin,
+which `FromPureNoise` corrects, and ends by returning the denoised mean at λmax.
 """
 
 import abc
@@ -150,6 +150,41 @@ class StochasticDPMSolver(AbstractSampler):
     def step(self, denoiser, x, log_snr, next_log_snr, state, key):
         direction, state = _extrapolate(denoiser.x_hat(x, log_snr), next_log_snr - log_snr, state)
         return _stochastic_step(denoiser.schedule, x, direction, log_snr, next_log_snr, key), state
+
+
+class FromPureNoise(AbstractSampler):
+    """Another sampler, begun at infinite noise instead of at λmin, for two evaluations more.
+
+    Samplers start from N(0, α² + σ²) at λmin, as if x had mean 0 and variance 1 in every direction. Along a principal
+    component of variance V ≫ 1, such as the brightness of images, x_λ has the variance α²V + σ². Stochastic samplers
+    forget most of the difference, deterministic ones keep it to the end.
+
+    The probability flow d(x/σ) = x̂ d(α/σ) starts at α/σ = 0 from pure noise, x/σ = n, where x̂ is the mean of the data.
+    Up to λmin it is one step of the trapezoidal rule, with ½(x̂(n) + x̂(−n)) for that mean:
+
+        x = σ n + α (¾ x̂(n) + ¼ x̂(−n)).
+    """
+
+    sampler: AbstractSampler
+
+    @property
+    def evaluations(self) -> int:
+        return self.sampler.evaluations + 2
+
+    def init(self, x: Float[Array, "*event"]) -> Any:
+        return self.sampler.init(x)
+
+    def step(self, denoiser, x, log_snr, next_log_snr, state, key):
+        return self.sampler.step(denoiser, x, log_snr, next_log_snr, state, key)
+
+    def sample(self, denoiser, key, start=None):
+        if start is None:
+            schedule, log_snr = denoiser.schedule, jnp.asarray(denoiser.schedule.log_snr_min)
+            noise = jax.random.normal(jax.random.split(key)[0], denoiser.event_shape)
+            scale = jnp.sqrt(schedule.reference_variance())
+            own, opposite = (denoiser.x_hat(sign * scale * noise, log_snr) for sign in (1, -1))
+            start = schedule.sigma(log_snr) * noise + schedule.alpha(log_snr) * (0.75 * own + 0.25 * opposite)
+        return self.sampler.sample(denoiser, key, start)
 
 
 def _deterministic_step(

@@ -1,5 +1,7 @@
 """Samplers on Gaussians: orders of convergence, exact steps, evaluations. For their laws see test_sampler_law.py."""
 
+from functools import partial
+
 import jax
 from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
@@ -7,19 +9,22 @@ import numpy as np
 import pytest
 
 from sami_ppl.denoiser import GaussianDenoiser
-from sami_ppl.sampler import DDIM, Ancestral, DPMSolver, Heun, StochasticDPMSolver
+from sami_ppl.sampler import DDIM, Ancestral, DPMSolver, FromPureNoise, Heun, StochasticDPMSolver
 from sami_ppl.schedule import VarianceExploding, VariancePreserving
 
 # Samplers and their orders.
-DETERMINISTIC = {DDIM: 1, DPMSolver: 2, Heun: 2}
-STOCHASTIC = {Ancestral: 1, StochasticDPMSolver: 2}
-SAMPLERS = [*DETERMINISTIC, *STOCHASTIC]
+DETERMINISTIC = {"ddim": (DDIM, 1), "dpm": (DPMSolver, 2), "heun": (Heun, 2)}
+STOCHASTIC = {"ancestral": (Ancestral, 1), "sde": (StochasticDPMSolver, 2)}
 SCHEDULES = [VariancePreserving(-4.0, 4.0), VarianceExploding(-4.0, 4.0)]
 VARIANCES = np.array([2.0, 0.3, 0.05])
 MEAN = np.array([0.5, -1.0, 2.0])
 STEPS = (40, 80, 160)
 
 by_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=["vp", "ve"])
+deterministic = pytest.mark.parametrize(("sampler", "order"), DETERMINISTIC.values(), ids=DETERMINISTIC)
+stochastic = pytest.mark.parametrize(("sampler", "order"), STOCHASTIC.values(), ids=STOCHASTIC)
+SAMPLERS = [sampler for sampler, _ in (DETERMINISTIC | STOCHASTIC).values()]
+every = pytest.mark.parametrize("sampler", SAMPLERS)
 
 
 def build(sampler, steps):
@@ -46,7 +51,7 @@ def last_orders(errors):
 
 
 @by_schedule
-@pytest.mark.parametrize(("sampler", "order"), DETERMINISTIC.items())
+@deterministic
 def test_order_of_convergence(sampler, order, schedule, x64):
     """The error against the exact probability flow falls by 2^order when the steps are halved, to 10 % of the order."""
     rotation, denoiser = gaussian(schedule)
@@ -57,15 +62,18 @@ def test_order_of_convergence(sampler, order, schedule, x64):
     np.testing.assert_allclose(last_orders(errors), order, atol=0.1 * order)
 
 
-@pytest.mark.parametrize(("sampler", "order"), STOCHASTIC.items())
 @by_schedule
+@stochastic
 def test_order_of_the_variance(sampler, order, schedule, x64):
     """The error of the variance at λmax falls by 2^order when the steps are halved, to 10 % of the order."""
-    for variance in VARIANCES:
-        denoiser = GaussianDenoiser(jnp.zeros(1), jnp.asarray([[variance]]), schedule)
+
+    def error(steps, variance):
+        denoiser = GaussianDenoiser(jnp.zeros(1), variance[None, None], schedule)
         truth = noisy_variance(denoiser, jnp.asarray(schedule.log_snr_max))
-        errors = [float(abs(variance_of_samples(build(sampler, steps), denoiser) - truth)) for steps in STEPS]
-        np.testing.assert_allclose(last_orders(errors), order, atol=0.1 * order)
+        return abs(variance_of_samples(build(sampler, steps), denoiser) - truth)
+
+    errors = [jax.vmap(partial(error, steps))(jnp.asarray(VARIANCES)) for steps in STEPS]
+    np.testing.assert_allclose(last_orders(errors), order, atol=0.1 * order)
 
 
 def noisy_variance(denoiser, level):
@@ -97,8 +105,8 @@ def variance_of_samples(sampler, denoiser):
     return jax.lax.scan(body, (values, cov), (levels[:-1], levels[1:]))[0][1][0, 0]
 
 
-@pytest.mark.parametrize("sampler", STOCHASTIC)
-def test_mean_of_stochastic_samples(sampler, x64):
+@stochastic
+def test_mean_of_stochastic_samples(sampler, order, x64):
     """E[sample | start] is the denoised mean of the start in any number of steps: x̂ of a Gaussian is a martingale.
 
     With equal keys the noise of a Gaussian and of the same one, centred, is equal: the difference is the mean.
@@ -150,11 +158,11 @@ def test_deterministic_samplers_ignore_their_key_and_end_with_the_denoised_mean(
     for sampler in SAMPLERS:
         np.testing.assert_allclose(sampler(5).sample(point, jax.random.key(0)), MEAN, rtol=1e-9)
         draws = [sampler(5).sample(denoiser, jax.random.key(seed), jnp.ones(3)) for seed in (0, 1)]
-        assert np.array_equal(*draws) == (sampler in DETERMINISTIC)
+        assert np.array_equal(*draws) == (sampler not in (Ancestral, StochasticDPMSolver))
 
 
-@pytest.mark.parametrize("sampler", STOCHASTIC)
-def test_stochastic_step_draws_from_the_posterior_of_the_forward_process(sampler, x64):
+@stochastic
+def test_stochastic_step_draws_from_the_posterior_of_the_forward_process(sampler, order, x64):
     """q(x_s | x_t, x) by conditioning the joint Gaussian of (x_s, x_t) given x: mean and noise exact, step by step."""
     schedule = VariancePreserving(-4.0, 4.0)
     x, x_t = jnp.asarray([0.8, -1.0]), jnp.asarray([-0.4, 0.1])
@@ -173,14 +181,45 @@ def test_stochastic_step_draws_from_the_posterior_of_the_forward_process(sampler
         x_t = got
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+class Start(DDIM):
+    """Returns where it would start."""
+
+    def sample(self, denoiser, key, start=None):
+        return start
+
+
+@pytest.mark.parametrize("kind", [VariancePreserving, VarianceExploding], ids=["vp", "ve"])
+def test_start_from_pure_noise_has_the_law_at_the_noisiest_level(kind, x64):
+    """For N(m, V) in one dimension, start = mean + deviation × noise: its errors against N(α m, α²V + σ²).
+
+    Relative to σ and with e^λmin → 0, that of the mean is of order 3/2 and that of the deviation of order 2; of the
+    start of the other samplers, which has mean 0 and deviation √(α² + σ²), they are of order 1/2 and 1.
+    """
+    key, levels = jax.random.key(0), (-10.0, -12.0)
+    noise = jax.random.normal(jax.random.split(key)[0], (1,))[0]
+
+    def errors(level):
+        schedule = kind(level, 4.0)
+        alpha, sigma = schedule.alpha(jnp.asarray(level)), schedule.sigma(jnp.asarray(level))
+        denoisers = [GaussianDenoiser(jnp.asarray([m]), jnp.asarray([[3.0]]), schedule) for m in (2.0, 0.0)]
+        start, centred = (FromPureNoise(Start(5)).sample(denoiser, key)[0] for denoiser in denoisers)
+        mean, deviation = 2.0 * alpha, jnp.sqrt(3.0 * alpha**2 + sigma**2)
+        plain = jnp.sqrt(schedule.reference_variance())
+        of = [start - centred - mean, centred / noise - deviation, 0 - mean, plain - deviation]
+        return np.abs(np.array(of) / sigma)
+
+    orders = np.log(errors(levels[0]) / errors(levels[1])) / (levels[0] - levels[1])
+    np.testing.assert_allclose(orders, [1.5, 2.0, 0.5, 1.0], atol=0.02)
+
+
+@every
 def test_samples_do_not_depend_on_the_schedule(sampler, x64):
     """With one key, variance preserving and exploding reverse diffusions are one another, scaled by α."""
     samples = [sampler(9).sample(gaussian(schedule)[1], jax.random.key(0)) for schedule in SCHEDULES]
     np.testing.assert_allclose(*samples, rtol=1e-9)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [*SAMPLERS, lambda n: FromPureNoise(DDIM(n - 2))])
 def test_evaluations_are_the_calls_of_the_denoiser(sampler):
     """Counted without compilation, where a loop calls its body at each step."""
     calls = []
@@ -191,20 +230,22 @@ def test_evaluations_are_the_calls_of_the_denoiser(sampler):
             return super().__call__(x_noisy, log_snr)
 
     denoiser = Counted(jnp.zeros(3), jnp.eye(3), SCHEDULES[0])
-    for evaluations in (3, 7):
+    for evaluations in (5, 7):
         calls.clear()
         with jax.disable_jit():
             sampler(evaluations).sample(denoiser, jax.random.key(0))
-        assert len(calls) == evaluations
+        assert len(calls) == sampler(evaluations).evaluations == evaluations
         assert (calls[0], calls[-1]) == (-4.0, 4.0)
 
 
-@pytest.mark.parametrize(
-    ("sampler", "wrong", "possible"),
-    [*((sampler, (0, 1), "2, 3, 4") for sampler in SAMPLERS if sampler is not Heun), (Heun, (1, 2, 20), "3, 5, 7")],
-)
-def test_impossible_evaluations_are_refused(sampler, wrong, possible):
-    """One step and one last denoising are the least; a number that steps do not add up to is not rounded."""
-    for evaluations in wrong:
-        with pytest.raises(ValueError, match=rf"evaluations must be .*{possible}.* got {evaluations}"):
-            sampler(evaluations)
+@every
+def test_too_few_evaluations_are_refused(sampler):
+    """One step and one last denoising are the least."""
+    with pytest.raises(ValueError, match=r"evaluations must be . for each step, at least one step, .* got 1"):
+        sampler(1)
+
+
+def test_evaluations_are_not_rounded():
+    """What steps do not add up to is refused, with the numbers that are possible."""
+    with pytest.raises(ValueError, match=r"2 for each step, .* \(3, 5, 7, \.\.\.\), got 20"):
+        Heun(20)

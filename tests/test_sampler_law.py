@@ -21,7 +21,7 @@ from scipy.stats import chi2
 from sami_ppl.denoiser import AbstractDenoiser
 from sami_ppl.exact import ExactEncoder, LinearGaussian, LinearMixture
 from sami_ppl.guidance import GuidedDenoiser
-from sami_ppl.sampler import DDIM, Ancestral, DPMSolver, Heun, StochasticDPMSolver
+from sami_ppl.sampler import DDIM, Ancestral, DPMSolver, FromPureNoise, Heun, StochasticDPMSolver
 from sami_ppl.schedule import AbstractSchedule, VarianceExploding, VariancePreserving
 
 DRAWS, FALSE_ALARM, DEGREES = 4_000, 1e-4, (1, 2, 3, 4)
@@ -126,6 +126,14 @@ def test_unconditional_samples_have_the_exact_law(name, law):
 def test_samples_given_codes_have_the_exact_joint_law(name, law):
     """Codes from the prior, guidance with the exact posterior; λmax = 3, so that the last denoising counts."""
     assert p_given_codes(SAMPLERS[name], law, SCHEDULES[law](-12.0, 3.0)) > FALSE_ALARM
+
+
+@pytest.mark.parametrize("law", MODES)
+def test_start_from_pure_noise_leaves_less_of_the_start(law):
+    """At λmin = −4 the data still show: a start from N(0, α² + σ²) is seen in the samples, the corrected one is not."""
+    schedule = VariancePreserving(-4.0, 9.0)
+    assert p_unconditional(FromPureNoise(DPMSolver(60)), law, schedule) > FALSE_ALARM
+    assert p_unconditional(DPMSolver(60), law, schedule) < FALSE_ALARM
 
 
 class Changed(AbstractDenoiser):
