@@ -30,6 +30,9 @@ from sami_ppl.program import Program as Program
 from sami_ppl.sampler import DDIM as DDIM
 from sami_ppl.sampler import Ancestral as Ancestral
 from sami_ppl.sampler import DPMSolver as DPMSolver
+from sami_ppl.sampler import FromPureNoise as FromPureNoise
+from sami_ppl.sampler import Heun as Heun
+from sami_ppl.sampler import StochasticDPMSolver as StochasticDPMSolver
 from sami_ppl.schedule import VarianceExploding as VarianceExploding
 from sami_ppl.schedule import VariancePreserving as VariancePreserving
 from sami_ppl.warm_start import warm_start as warm_start

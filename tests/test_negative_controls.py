@@ -57,6 +57,10 @@ MISTAKES = {
         "sampler.py", "return denoiser.x_hat(x, levels[-1])", "return x",
         "test_sampler.py::test_deterministic_samplers_ignore_their_key_and_end_with_the_denoised_mean",
     ),
+    "variance for standard deviation in the noise of a step": (
+        "sampler.py", "mean + jnp.sqrt(gain) * schedule.sigma", "mean + gain * schedule.sigma",
+        "test_sampler.py::test_stochastic_step_draws_from_the_posterior_of_the_forward_process[sde]",
+    ),
     "clipped denoised mean": (
         "denoiser.py", "return (x_noisy - sigma * self(x_noisy, log_snr)) / alpha",
         "return jnp.clip((x_noisy - sigma * self(x_noisy, log_snr)) / alpha, -1, 1)",
