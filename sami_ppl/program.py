@@ -210,11 +210,16 @@ class Program(eqx.Module):
         return posterior(self, data, **arguments)
 
     def encode(self, x: Array | np.ndarray, *, chunk: int = 1024) -> tuple[np.ndarray, np.ndarray]:
-        """Location (obs, D) and scale (obs, D) or (obs, D, D) of the posterior of the code z, chunk by chunk."""
+        """Location (obs, D) and scale (obs, D) or (obs, D, D) of the posterior of the code z, chunk by chunk.
+
+        For a store larger than memory there is `sami_ppl.encode`, which gives the same values.
+        """
         self.check_observations(x)
+        count, chunk = len(x), min(chunk, len(x))
         posterior = jax.jit(jax.vmap(self.encoder.posterior))
-        parts = [jax.device_get(posterior(jnp.asarray(x[i : i + chunk]))) for i in range(0, len(x), chunk)]
-        loc, scale = (np.concatenate(part) for part in zip(*parts, strict=True))
+        rows = (np.minimum(np.arange(i, i + chunk), count - 1) for i in range(0, count, chunk))
+        parts = [jax.device_get(posterior(jnp.asarray(x[row]))) for row in rows]
+        loc, scale = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
         return loc, scale
 
     def params(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ LAYERS = (
     ("bound", "exact"),
     ("decoder",),
     ("program",),
-    ("diagnostics", "gauge", "generate", "posterior", "programs"),
+    ("diagnostics", "encode", "gauge", "generate", "posterior", "programs"),
     ("fit", "io", "evaluation", "report", "warm_start"),
     ("results", "running"),
     ("cli",),
