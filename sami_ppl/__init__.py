@@ -6,6 +6,7 @@ from sami_ppl import plots as plots
 from sami_ppl.decoder import ScoreDecoder as ScoreDecoder
 from sami_ppl.denoiser import GaussianDenoiser as GaussianDenoiser
 from sami_ppl.denoiser import PreconditionedDenoiser as PreconditionedDenoiser
+from sami_ppl.encode import encode as encode
 from sami_ppl.encoder import DiagonalEncoder as DiagonalEncoder
 from sami_ppl.encoder import RotatedEncoder as RotatedEncoder
 from sami_ppl.evaluation import evaluate as evaluate

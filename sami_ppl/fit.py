@@ -132,7 +132,9 @@ class Fit:
         """The state before the first step."""
         svi = self.svi.init(key, x[:1], beta=jnp.asarray(self.stage.beta))
         params = self.svi.get_params(svi)
-        return State(svi, params, params, jnp.asarray(jnp.inf), jnp.asarray(0), jnp.asarray(0))
+        # Of the types that later states have, to the letter: the block would be compiled again for a weak type.
+        zero = jnp.zeros((), jnp.int32)
+        return State(svi, params, params, jnp.full((), jnp.inf, jnp.float32), zero, zero)
 
     def update(self, state: State, batch: Float[Array, "batch *event"]) -> tuple[State, Array]:
         """One step of SVI and of the running average of the weights."""
@@ -163,6 +165,16 @@ class Fit:
         terms = ScoreELBO().terms(term_key, params, partial(model, levels=4), guide, x)
         program = self.program.with_params(params)
         return terms, noise_errors(program, x, error_key, guided=self.target == "joint")
+
+    @partial(jax.jit, static_argnums=0)
+    def remember_best(self, state: State, loss: Array) -> State:
+        """The state after a validation that found this loss."""
+        better = loss < state.best_loss
+        return state._replace(
+            best=jax.tree.map(partial(jnp.where, better), state.average, state.best),
+            best_loss=jnp.where(better, loss, state.best_loss),
+            waited=jnp.where(better, 0, state.waited + 1),
+        )
 
     def record(self, params: dict, x: Array, key: Key[Array, ""]) -> dict[str, Any]:
         """What a validation finds, in nats per observation: `bound` is at β = 1, `loss` at the stage's final β."""
@@ -274,7 +286,7 @@ def fit(
                     sites = not_finite(record["kl"]) or "'x'"
                     where = f"at step {int(state.step)}; sites not finite: {sites}"
                     raise _non_finite(f"the loss of the held-out data is not finite {where}", program, state)
-                state = _remember_best(state, record["loss"])
+                state = run.remember_best(state, record["loss"])
                 record = {"step": int(state.step), "train_loss": float(np.mean(losses)),
                           "beta": float(stage.beta_at(state.step)),
                           "seconds": time.perf_counter() - began, **record}  # fmt: skip
@@ -298,15 +310,6 @@ def _warn_if_collapsed(record: dict[str, Any]) -> None:
     message = collapse_warning(kl, sum(record["shuffled"]) - sum(record["own"]))
     if message is not None:
         warnings.warn(message, CollapseWarning, stacklevel=3)
-
-
-def _remember_best(state: State, loss: float) -> State:
-    better = loss < float(state.best_loss)
-    return state._replace(
-        best=state.average if better else state.best,
-        best_loss=jnp.asarray(loss if better else state.best_loss, jnp.float32),
-        waited=jnp.asarray(0) if better else state.waited + 1,
-    )
 
 
 def _first_not_finite(run: Fit, state: State, x: Array, rows: np.ndarray) -> tuple[int, str]:

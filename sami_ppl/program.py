@@ -14,6 +14,7 @@ from numpyro import handlers
 from numpyro.contrib.module import eqx_module
 
 from sami_ppl.bound import DenoiserLoss
+from sami_ppl.chunks import padded_chunks
 from sami_ppl.decoder import ScoreDecoder
 from sami_ppl.denoiser import AbstractDenoiser
 from sami_ppl.encoder import AbstractEncoder
@@ -210,10 +211,15 @@ class Program(eqx.Module):
         return posterior(self, data, **arguments)
 
     def encode(self, x: Array | np.ndarray, *, chunk: int = 1024) -> tuple[np.ndarray, np.ndarray]:
-        """Location (obs, D) and scale (obs, D) or (obs, D, D) of the posterior of the code z, chunk by chunk."""
+        """Location (obs, D) and scale (obs, D) or (obs, D, D) of the posterior of the code z, chunk by chunk.
+
+        For a store larger than memory there is `sami_ppl.encode`, which gives the same values.
+        """
         self.check_observations(x)
         posterior = jax.jit(jax.vmap(self.encoder.posterior))
-        parts = [jax.device_get(posterior(jnp.asarray(x[i : i + chunk]))) for i in range(0, len(x), chunk)]
+        parts = []
+        for rows, count in padded_chunks(len(x), chunk):
+            parts.append(tuple(leaf[:count] for leaf in jax.device_get(posterior(jnp.asarray(x[rows])))))
         loc, scale = (np.concatenate(part) for part in zip(*parts, strict=True))
         return loc, scale
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 import json
+import os
 from pathlib import Path
 import shutil
 import time
@@ -183,10 +184,13 @@ def summary(metrics: dict[str, Any]) -> str:
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled steps in the user's cache folder, so that a second run starts at once."""
-    cache = Path.home() / ".cache" / "sami_ppl" / "compiled"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    """Keep compiled steps in the user's cache folder, so that a second run starts at once.
+
+    A folder that the user has set, in JAX_COMPILATION_CACHE_DIR or by `jax.config`, stays.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "sami_ppl" / "compiled"))
 
 
 def _load(module: ModuleType, config: Any, data: Path | None, *, key: jax.Array) -> xr.Dataset:

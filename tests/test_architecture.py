@@ -20,7 +20,7 @@ LAYERS = (
     ("bound", "exact"),
     ("decoder",),
     ("program",),
-    ("diagnostics", "evidence", "gauge", "generate", "posterior", "programs"),
+    ("diagnostics", "encode", "evidence", "gauge", "generate", "posterior", "programs"),
     ("fit", "io", "evaluation", "report", "warm_start"),
     ("results", "running"),
     ("evaluating",),

@@ -214,6 +214,14 @@ def test_foreign_folder_is_not_touched(sami, tmp_path, looked):
     assert "holds something else" in refused(sami(*arguments))
 
 
+def test_a_run_keeps_what_it_compiles(sami, looked, monkeypatch):
+    looked([], KeyboardInterrupt())
+    called = []
+    monkeypatch.setattr(running, "use_compilation_cache", lambda: called.append(True))
+    sami(*COMMAND)
+    assert called == [True]
+
+
 def test_data_file_is_found_from_anywhere(sami, tmp_path, looked):
     looked(["log.jsonl"], KeyboardInterrupt())
     np.savez(tmp_path / "mine.npz", x=np.random.default_rng(0).normal(size=(20, 1, 8, 8)))

@@ -1,6 +1,7 @@
 """Data sets: procedural ones, small real ones, a user's own files; and the checks every data set passes."""
 
 from sami_ppl.data.checks import check_data as check_data
+from sami_ppl.data.checks import check_shape as check_shape
 from sami_ppl.data.checks import split as split
 from sami_ppl.data.checks import train_test as train_test
 from sami_ppl.data.digits import digits as digits
@@ -8,3 +9,5 @@ from sami_ppl.data.disks import disks as disks
 from sami_ppl.data.disks import fit_disks as fit_disks
 from sami_ppl.data.disks import render as render
 from sami_ppl.data.local import load_data as load_data
+from sami_ppl.data.local import open_data as open_data
+from sami_ppl.data.local import scale_bytes as scale_bytes

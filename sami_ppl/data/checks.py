@@ -26,12 +26,7 @@ def check_data(data: xr.Dataset, *, event_shape: tuple[int, ...] | None = None, 
             f"data must be an xarray.Dataset with a variable x, got {type(data).__name__}: write "
             'xr.Dataset({"x": (("obs", "channel", "row", "column"), array)})'
         )
-    if "x" not in data.data_vars:
-        raise ValueError(
-            f"data has no variable 'x', the observations; its variables are {_names(data)}: "
-            'write data.rename({"<name>": "x"})'
-        )
-    _check_shape(data, event_shape, batch)
+    check_shape(data, event_shape=event_shape, batch=batch)
     if not np.issubdtype(data.x.dtype, np.floating):
         raise TypeError(
             f"x must be floating point of about unit scale, got {data.x.dtype}: for 8-bit images write "
@@ -46,7 +41,13 @@ def _names(data: xr.Dataset) -> str:
     return ", ".join(map(repr, data.data_vars)) or "none"
 
 
-def _check_shape(data: xr.Dataset, event_shape: tuple[int, ...] | None, batch: int | None) -> None:
+def check_shape(data: xr.Dataset, *, event_shape: tuple[int, ...] | None = None, batch: int | None = None) -> None:
+    """The part of `check_data` that reads no values."""
+    if "x" not in data.data_vars:
+        raise ValueError(
+            f"data has no variable 'x', the observations; its variables are {_names(data)}: "
+            'write data.rename({"<name>": "x"})'
+        )
     dims, shape = data.x.dims, data.x.shape
     if not dims or dims[0] != "obs":
         write = 'transpose("obs", ...)' if "obs" in dims else f'rename({{"{dims[0] if dims else "?"}": "obs"}})'

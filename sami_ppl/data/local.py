@@ -41,11 +41,30 @@ def load_data(path: str | Path) -> xr.Dataset:
             f"{path.name} has the suffix {path.suffix!r}, expected {', '.join(READERS)} or a folder of images: "
             'write for instance np.savez("data.npz", x=array)'
         )
-    return data.assign(x=(data.x.dims, _scale_bytes(data.x.values))) if data.x.dtype == np.uint8 else data
+    if data.x.dtype != np.uint8:
+        return data
+    x = data.x.values
+    return data.assign(x=(data.x.dims, scale_bytes(x, 1 if x.size and x.max() <= 1 else 255)))
 
 
-def _scale_bytes(x: np.ndarray) -> np.ndarray:
-    top = 1 if x.size and x.max() <= 1 else 255
+def open_data(path: str | Path) -> xr.Dataset:
+    """Open a `.zarr` or `.nc` dataset with the variable x without reading it; uint8 stays uint8.
+
+    Raises FileNotFoundError where nothing is at `path`, ValueError for what is no such dataset.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no data at {path}: expected a .zarr or .nc file")
+    if path.suffix not in (".zarr", ".nc"):
+        raise ValueError(
+            f"{path.name} has the suffix {path.suffix!r}, expected .zarr or .nc, which can be read in parts: "
+            f'write load_data("{path}").to_zarr("{path.stem}.zarr")'
+        )
+    return _open_xarray(path)
+
+
+def scale_bytes(x: np.ndarray, top: int) -> np.ndarray:
+    """[0, top] to [−1, 1] in float32; `top` is 255, or 1 for masks."""
     return x.astype(np.float32) * np.float32(2 / top) - np.float32(1)
 
 
@@ -90,10 +109,15 @@ def _event_dims(rank: int) -> tuple[str, ...]:
 
 
 def _read_xarray(path: Path) -> xr.Dataset:
+    with _open_xarray(path) as data:
+        return data.load()
+
+
+def _open_xarray(path: Path) -> xr.Dataset:
     # Without consolidated=False, a zarr store that has no consolidated metadata is read with a warning.
     options = {"engine": "zarr", "consolidated": False} if path.suffix == ".zarr" else {}
     try:
-        data = xr.load_dataset(path, **options)
+        data = xr.open_dataset(path, **options)
     except (ValueError, OSError, KeyError) as error:
         raise ValueError(
             f"{path.name} cannot be read as a dataset ({error}): write it by xarray, "

@@ -1,0 +1,117 @@
+"""What compiles, compiles once: the training block of a stage, and, with the cache on disk, the second run of all."""
+
+from dataclasses import replace
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sami_ppl import running
+from sami_ppl.fit import BLOCK, Fit, Stage, fit
+
+STAGE = Stage(steps=130, batch=8, warmup=2, validate_every=60, beta_start=0.0, beta_steps=100)
+KEY = jax.random.key(3)
+
+
+@pytest.fixture
+def traced(monkeypatch, counted):
+    """Counts the traces of a training step; validations cost nothing."""
+    found = {"bound": 0.0, "loss": 1.0, "kl": {"z": [1.0]}, "unguided": [0.0], "own": [0.0], "shuffled": [9.0]}
+    step = counted(Fit.update)
+    monkeypatch.setattr(Fit, "update", lambda self, *arguments: step(self, *arguments))
+    monkeypatch.setattr(Fit, "record", lambda self, params, x, key: dict(found))
+    return step
+
+
+def train(program, stage=STAGE, **options):
+    x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    fit(program, x, stage, key=KEY, train=("encoder",), progress=False, **options)
+
+
+def test_a_stage_traces_its_block_once(tiny_program, traced):
+    """Blocks of 50, 10, 50, 10 and 10 steps, β from 0 to its end, two validations between."""
+    train(tiny_program())
+    assert traced.calls == 1
+
+
+def test_a_resumed_stage_traces_its_block_once(tiny_program, traced, tmp_path):
+    def stop(record):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_program(), replace(STAGE, validate_every=120), out=tmp_path, callback=stop)
+    train(tiny_program(), replace(STAGE, validate_every=120), out=tmp_path, resume=True)
+    assert traced.calls == 2, "once in each run"
+
+
+def test_what_would_trace_it_again_is_seen(tiny_program, traced):
+    """The controls: a number of the state that changes its type, and a last block that is not filled up."""
+    run = Fit(tiny_program(), STAGE, target="joint", train=("encoder",), steps=130)
+    x, rows = jnp.ones((8, 4)), np.zeros((BLOCK, 8), np.int32)
+    state = run.init(KEY, x)
+    state, _ = run.run_block(state._replace(best_loss=jnp.asarray(jnp.inf)), x, rows, 3)
+    state, _ = run.run_block(state._replace(best_loss=jnp.asarray(1.0, jnp.float32)), x, rows, 3)
+    assert traced.calls == 2
+    run.run_block(state, x, rows[:3], 3)
+    assert traced.calls == 3
+
+
+# The cache on disk
+
+
+@pytest.fixture
+def settings(monkeypatch, tmp_path):
+    """JAX's settings as a user has them, put back afterwards."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield jax.config
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_compiled_steps_are_kept_in_the_users_cache_folder(settings, monkeypatch, tmp_path):
+    running.use_compilation_cache()
+    assert settings.jax_compilation_cache_dir == str(tmp_path / ".cache" / "sami_ppl" / "compiled")
+    settings.update("jax_compilation_cache_dir", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    running.use_compilation_cache()
+    assert settings.jax_compilation_cache_dir == str(tmp_path / "elsewhere" / "sami_ppl" / "compiled")
+
+
+def test_the_users_own_settings_stay(settings, tmp_path):
+    settings.update("jax_compilation_cache_dir", str(tmp_path / "theirs"))
+    settings.update("jax_persistent_cache_min_compile_time_secs", 0.25)
+    running.use_compilation_cache()
+    assert settings.jax_compilation_cache_dir == str(tmp_path / "theirs")
+    assert settings.jax_persistent_cache_min_compile_time_secs == 0.25
+
+
+CACHED = """
+import jax
+from sami_ppl.running import use_compilation_cache
+use_compilation_cache()
+jax.jit(lambda x: x @ x + 1)(jax.numpy.ones((3, 3)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("theirs", [False, True])
+def test_what_is_compiled_is_found_there(tmp_path, theirs):
+    environment = os.environ | {
+        "XDG_CACHE_HOME": str(tmp_path / "xdg"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }  # fmt: skip
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    if theirs:
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "theirs")
+    found = subprocess.run([sys.executable, "-c", CACHED], env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    expected = tmp_path / "theirs" if theirs else tmp_path / "xdg" / "sami_ppl" / "compiled"
+    assert any(expected.iterdir())
+    assert (tmp_path / "xdg" / "sami_ppl").exists() != theirs
