@@ -221,7 +221,7 @@ def _sheet(
 ) -> Figure:
     """Pictures (h, w, 3) on one panel in units of their width: cheaper than a panel each, and evenly spaced."""
     columns, height = max(map(len, rows)), rows[0][0].shape[0] / rows[0][0].shape[1]
-    left = 0.1 + 0.06 * max((len(line) for label in row_labels for line in label.split("\n")), default=0)
+    left = 0.2 + 0.075 * max((len(line) for label in row_labels for line in label.split("\n")), default=0)
     size = min(1.0, (WIDTH - left) / columns)
     room = 0.17 / size if titles else 0.0
     pitch = 1.06 * height + room
@@ -235,6 +235,7 @@ def _sheet(
             if titles:
                 panel.text(j + 0.47, at - 0.04, titles[i][j], fontsize=SMALL, ha="center", va="bottom", color=INK)
     panel.set(xlim=(0, columns - 0.06), ylim=(len(rows) * pitch - 0.12 * height, 0), frame_on=False)
+    panel.set_anchor("E")  # what width is left over goes to the labels
     panel.xaxis.tick_top()
     panel.set_xticks([j + 0.47 for j in range(len(column_labels))], column_labels, fontsize=SMALL, color=INK)
     centres = [i * pitch + room + 0.47 * height for i in range(len(row_labels))]
