@@ -1,4 +1,4 @@
-"""Linear-Gaussian: vectors x = W z + noise, the one family in which every quantity of the method is known exactly.
+"""Linear Gaussian: vectors x = W z + noise, the one family in which every quantity of the method is known exactly.
 
 A fit is read beside the truth: `sami evaluate` sets the bound beside the exact evidence log p(x), and
 docs/linear_gaussian.md goes through posterior, guidance, information and samples. With `networks=exact` the program is
