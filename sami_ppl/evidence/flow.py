@@ -8,6 +8,9 @@ With r² = 1 + e^{−λ} and u = x_λ/√(α² + σ²), the flow that carries p(
 and along it d log p/dλ = −div. It ends at λmin in N(0, I), and an observation is taken for x_λmax/α.
 """
 
+import math
+from typing import Any
+
 import diffrax
 import equinox as eqx
 import jax
@@ -43,10 +46,10 @@ def flow_log_prob(
     """
     if jnp.shape(x)[1:] != denoiser.event_shape:
         raise ValueError(f"x must have shape (obs, {', '.join(map(str, denoiser.event_shape))}), got {jnp.shape(x)}")
-    exact = np.prod(denoiser.event_shape) <= EXACT_UP_TO if exact is None else exact
+    every_term = math.prod(denoiser.event_shape) <= EXACT_UP_TO if exact is None else exact
     keys, parts = jax.random.split(key, len(x)), []
     for rows, count in padded_chunks(len(x), chunk):
-        found = _solve(denoiser, jnp.asarray(x[rows]), keys[rows], bool(exact), probes, tolerance)
+        found = _solve(denoiser, jnp.asarray(x[rows]), keys[rows], every_term, probes, tolerance)
         parts.append(np.asarray(found)[:count])
     return np.concatenate(parts)
 
@@ -65,7 +68,7 @@ def _solve(denoiser: AbstractDenoiser, x: Array, keys: Array, exact: bool, probe
     def one(x: Array, key: Array) -> Array:
         directions = jax.random.rademacher(key, (probes, *x.shape), x.dtype)
 
-        def field(log_snr: Array, state: tuple[Array, Array], _: None) -> tuple[Array, Array]:
+        def field(log_snr: Any, state: Any, _: Any) -> Any:
             u, _ = state
             flow, push = jax.linearize(lambda u: velocity(u, log_snr), u)
             if exact:

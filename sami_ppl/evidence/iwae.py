@@ -1,6 +1,6 @@
 """Importance-weighted bounds: tighter ones from several draws of z, and what their weights say about the guide."""
 
-from arviz_stats.base import array_stats
+from arviz_stats.base import array_stats  # pyright: ignore[reportPrivateImportUsage]
 import equinox as eqx
 import jax
 import jax.numpy as jnp
