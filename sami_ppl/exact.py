@@ -86,13 +86,10 @@ class ExactDenoiser(AbstractDenoiser):
         return -self.schedule.sigma(log_snr) * jax.grad(self.model.log_prob_noisy)(x_noisy, log_snr)
 
 
-class ExactEncoder(AbstractEncoder):
-    """p(z | x_λ) of a model: its density is exact; location and scale are its mean and a root of its covariance."""
+class AbstractModelEncoder(AbstractEncoder):
+    """An encoder that is made of a model alone."""
 
-    model: AbstractExactModel
-
-    def __init__(self, model: AbstractExactModel):
-        self.model = model
+    model: eqx.AbstractVar[AbstractExactModel]
 
     @property
     def schedule(self) -> AbstractSchedule:
@@ -105,6 +102,15 @@ class ExactEncoder(AbstractEncoder):
     @property
     def latent_size(self) -> int:
         return self.model.shape[1]
+
+
+class ExactEncoder(AbstractModelEncoder):
+    """p(z | x_λ) of a model: its density is exact; location and scale are its mean and a root of its covariance."""
+
+    model: AbstractExactModel
+
+    def __init__(self, model: AbstractExactModel):
+        self.model = model
 
     def __call__(
         self, x_noisy: Float[Array, " d"], log_snr: Float[Array, ""]
@@ -240,7 +246,7 @@ class LinearGaussian(AbstractExactModel):
         return -0.5 * (square + log_det + self.shape[0] * jnp.log(2 * jnp.pi))
 
 
-class MeanFieldEncoder(AbstractEncoder):
+class MeanFieldEncoder(AbstractModelEncoder):
     """The diagonal Gaussian nearest to p(z | x_λ) in KL(q ‖ p): its mean, and one over the diagonal of its precision.
 
     KL(q ‖ p) = ½ (Σ log P_jj − log det P): what restricting the posterior to a diagonal costs, in nats.
@@ -250,18 +256,6 @@ class MeanFieldEncoder(AbstractEncoder):
 
     def __init__(self, model: LinearGaussian):
         self.model = model
-
-    @property
-    def schedule(self) -> AbstractSchedule:
-        return self.model.schedule
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return self.model.shape[:1]
-
-    @property
-    def latent_size(self) -> int:
-        return self.model.shape[1]
 
     def __call__(
         self, x_noisy: Float[Array, " d"], log_snr: Float[Array, ""]
