@@ -85,7 +85,7 @@ def program_of(case: Case) -> Program:
 
 
 def _training_step(
-    program: Program, batch: int, trained: tuple[str, ...], kind: DenoiserLoss, *, guided: bool, nested: bool = False
+    program: Program, batch: int, trained: tuple[str, ...], kind: DenoiserLoss, *, guided: bool, forward: bool = False
 ) -> Step:
     """One step of Adam on the bound per observation, for the networks `trained`."""
     networks = {"denoiser": program.denoiser, "encoder": program.encoder}
@@ -106,7 +106,7 @@ def _training_step(
             loc, scale = encoder.posterior(x)
             kl = jnp.sum(0.5 * (loc**2 + scale**2 - 1) - jnp.log(scale))
             z = loc + scale * noise
-            error = noise_error(denoiser, encoder, x, z, log_snr, eps, denoiser_loss=kind, nested_reverse=nested)
+            error = noise_error(denoiser, encoder, x, z, log_snr, eps, denoiser_loss=kind, reverse_over_forward=forward)
             return error, kl
 
         error, kl = jax.vmap(one)(x, log_snr, eps, noise)
@@ -168,6 +168,6 @@ def steps_of(case: Case) -> dict[str, Step]:
     both, encoder = ("denoiser", "encoder"), ("encoder",)
     training = {"plain": _training_step(program, batch, ("denoiser",), "guided", guided=False)}
     for name, trained, kind in (("encoder", encoder, "none"), ("decoupled", both, "own"), ("joint", both, "guided")):
-        for suffix, nested in (("", False), (", nested reverse", True)):
-            training[name + suffix] = _training_step(program, batch, trained, kind, guided=True, nested=nested)
+        for suffix, forward in (("", False), (", reverse over forward", True)):
+            training[name + suffix] = _training_step(program, batch, trained, kind, guided=True, forward=forward)
     return {**training, "encoder, by Fit": _fit_step(program, batch), **_inference_steps(program, batch)}

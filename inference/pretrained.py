@@ -22,7 +22,7 @@ class Config:
 
     denoiser: str = ""
     encoder: Stage = Stage(
-        steps=4000, batch=128, learning_rate=8e-4, warmup=300, beta=0.2, validate_every=500, clip=150.0
+        steps=3000, batch=128, learning_rate=8e-4, warmup=300, beta=0.2, validate_every=500, clip=150.0
     )
     warm_steps: int = 500
     align: bool = False

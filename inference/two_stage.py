@@ -21,9 +21,9 @@ from sami_ppl.warm_start import warm_start
 class Config:
     """Settings; the posterior is drawn for `posterior_obs` held-out observations, `draws` times each."""
 
-    denoiser: Stage = Stage(steps=4000, batch=256, learning_rate=3e-3, validate_every=500)
+    denoiser: Stage = Stage(steps=3000, batch=256, learning_rate=3e-3, validate_every=500)
     encoder: Stage = Stage(
-        steps=4000, batch=128, learning_rate=8e-4, warmup=300, beta=0.2, validate_every=500, clip=150.0
+        steps=3000, batch=128, learning_rate=8e-4, warmup=300, beta=0.2, validate_every=500, clip=150.0
     )
     warm_steps: int = 500
     align: bool = False

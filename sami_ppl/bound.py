@@ -9,11 +9,13 @@ For any noise prediction ε̂ and any event of dimension d (Kingma et al. 2021, 
 
 Nothing here is averaged over pixels: every term is a sum over the event, so that it adds up with KL terms in nats.
 
-The gradient needs no reverse mode inside reverse mode. With r = ε − ε_θ + σ g and v = stop_gradient(r),
+The guidance is itself a gradient, so training differentiates it once more. Reverse over reverse does so in six passes
+through the encoder, the least there is: forward, back to x_λ, and through both of these back to the weights, twice the
+price each. The other form has seven. With r = ε − ε_θ + σ g and v = stop_gradient(r),
 
     d‖r‖²/dθ = −2 J_θᵀ v,         d‖r‖²/dφ = 2σ ∂_φ [ d/ds log q_φ(z_φ | x_λ + s v) ]_{s=0},
 
-a forward-mode derivative of a scalar and one reverse pass through it.
+a forward-mode derivative of a scalar and one reverse pass through it: here it is the independent implementation.
 """
 
 from typing import Literal, NamedTuple
@@ -64,14 +66,14 @@ def noise_error(
     eps: Float[Array, "*event"],
     *,
     denoiser_loss: DenoiserLoss = "guided",
-    nested_reverse: bool = False,
+    reverse_over_forward: bool = False,
 ) -> Float[Array, ""]:
     """‖ε − ε̂(x_λ, λ; z)‖² of one observation at one noise level, with the gradient asked for.
 
     Without an encoder ε̂ is the denoiser's own. `denoiser_loss` says what trains the denoiser: `"guided"`, this very
     error (joint training); `"own"`, its error without guidance, ‖ε − ε_θ‖² (its value is not returned, its gradient
-    is); `"none"`, nothing. `nested_reverse` differentiates the guidance by reverse over reverse instead, at a higher
-    price: the independent implementation of the tests.
+    is); `"none"`, nothing. `reverse_over_forward` differentiates the guidance by the module's other form, which
+    tests and benchmarks compare.
     """
     schedule = denoiser.schedule
     sigma = schedule.sigma(log_snr)
@@ -85,7 +87,7 @@ def noise_error(
         raise ValueError("z must be given with an encoder: guidance is the gradient of log q(z | x_λ, λ)")
     own = jax.lax.stop_gradient(eps - eps_theta)
 
-    if nested_reverse:
+    if not reverse_over_forward:
         trained = eps_theta if denoiser_loss == "guided" else jax.lax.stop_gradient(eps_theta)
         guided = jnp.sum((eps - trained + sigma * guidance(encoder, z, x_noisy, log_snr)) ** 2)
         return guided + (_gradient_only(-2 * jnp.sum(own * eps_theta)) if denoiser_loss == "own" else 0.0)

@@ -21,7 +21,7 @@ from sami_ppl.encoder import AbstractEncoder
 from sami_ppl.guidance import check_pair
 from sami_ppl.guide import sample_latents
 from sami_ppl.prior import Latents, Prior, read_prior
-from sami_ppl.sampler import AbstractSampler, Ancestral
+from sami_ppl.sampler import AbstractSampler, StochasticDPMSolver
 
 NETWORKS = ("denoiser", "encoder")
 
@@ -75,7 +75,7 @@ class Program(eqx.Module):
     ):
         self.prior, self.latents = prior, read_prior(prior)
         self.denoiser, self.encoder = denoiser, encoder
-        self.sampler = Ancestral() if sampler is None else sampler
+        self.sampler = StochasticDPMSolver(20) if sampler is None else sampler
         self.event_dims = default_event_dims(denoiser.event_shape) if event_dims is None else tuple(event_dims)
         self.denoiser_loss, self.discount, self.origin = denoiser_loss, discount, origin
 
