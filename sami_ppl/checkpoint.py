@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
@@ -28,7 +30,13 @@ class Checkpoints:
             preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(1), best]),
             best_fn=lambda metrics: -metrics["loss"],
             enable_async_checkpointing=False,
+            create=False,
+            # Of several processes only the first has checkpoints: no other is waited for.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=jax.process_index(), active_processes={jax.process_index()}
+            ),
         )
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.manager = ocp.CheckpointManager(self.folder, options=options)
         if not resume and self.manager.latest_step() is not None:
             raise CheckpointError(
@@ -38,7 +46,8 @@ class Checkpoints:
     def save(self, step: int, state: Any, loss: float) -> None:
         """Write the state after `step` steps."""
         arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), signature=ocp.args.JsonSave({"signature": self.signature})
+            state=ocp.args.StandardSave(jax.tree.map(_to_host, state)),
+            signature=ocp.args.JsonSave({"signature": self.signature}),
         )
         self.manager.save(step, args=arguments, metrics={"loss": loss}, force=True)
 
@@ -59,16 +68,28 @@ class Checkpoints:
                 f"the checkpoint in {self.folder} belongs to another run:\n" + "\n".join(lines)
                 + "\nrepeat the call with the settings of that run, or choose another --out"
             )  # fmt: skip
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        abstract = jax.tree.map(lambda leaf: ocp.utils.to_shape_dtype_struct(_to_host(leaf)), like)
         try:
             restored = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
         except Exception as error:
             raise CheckpointError(_damaged(self.folder, step, error)) from error
-        return restored["state"]
+        return jax.tree.map(_from_host, restored["state"], like)
 
     def close(self) -> None:
         """Wait for what is being written."""
         self.manager.close()
+
+
+# Orbax refuses arrays of one device where there are several processes, and takes them from the host anywhere.
+def _to_host(leaf: jax.Array) -> np.ndarray:
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+
+def _from_host(leaf: np.ndarray, like: jax.Array) -> jax.Array:
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(leaf), impl=jax.random.key_impl(like))
+    return jnp.asarray(leaf)
 
 
 def _damaged(folder: Path, step: int, error: Exception) -> str:

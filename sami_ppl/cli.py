@@ -51,6 +51,8 @@ def run(
     out: Path,
     resume: bool = False,
     quiet: bool = False,
+    devices: int | None = None,
+    distributed: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Fit a program, draw its posterior, measure it, and write a report.
 
@@ -72,7 +74,17 @@ def run(
         Continue an interrupted run in the same folder.
     quiet
         No progress bars.
+    devices
+        Split every batch over so many devices.
+    distributed
+        One of several processes, started with the same command on every host: all devices of all hosts are used. Who
+        takes part is found out from the cluster (Slurm, Kubernetes, cloud TPUs) or read from JAX_COORDINATOR_ADDRESS,
+        JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     """
+    if distributed:
+        from sami_ppl.parallel import join_processes
+
+        join_processes()
     from sami_ppl.running import run as run_program
 
     settings = {}
@@ -81,7 +93,8 @@ def run(
         if not equals:
             raise _user_error(f"--set {item}: write KEY=VALUE, for instance --set latents=6")
         settings[key.strip()] = value.strip()
-    run_program(model, with_, data=data, settings=settings, seed=seed, out=out, resume=resume, progress=not quiet)
+    run_program(model, with_, data=data, settings=settings, seed=seed, out=out, resume=resume, progress=not quiet,
+                devices=devices)  # fmt: skip
 
 
 @app.command(name="report")

@@ -21,6 +21,7 @@ import numpy as np
 from numpyro.infer import SVI
 import optax
 
+from sami_ppl import parallel
 from sami_ppl.checkpoint import Checkpoints
 from sami_ppl.diagnostics.collapse import CollapseWarning, collapse_warning
 from sami_ppl.diagnostics.gain import NoiseErrors, noise_errors
@@ -112,6 +113,7 @@ class Fit:
         self.model, self.guide = self._sides(trained)
         self.objective = ScoreELBO(stage.free_bits)
         self.svi = SVI(self.model, self.guide, self._optimiser(train), self.objective)
+        self.mesh = parallel.current_mesh()
 
     def _sides(self, program: Program) -> tuple[Callable, Callable]:
         if self.target == "marginal":
@@ -152,10 +154,10 @@ class Fit:
 
         def body(i: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
             state, losses = carry
-            state, loss = self.update(state, x[rows[i]])
+            state, loss = self.update(state, parallel.split_rows(x[rows[i]], self.mesh))
             return state, losses.at[i].set(loss)
 
-        return jax.lax.fori_loop(0, count, body, (state, jnp.zeros(len(rows))))
+        return parallel.keep_whole(jax.lax.fori_loop(0, count, body, (state, jnp.zeros(len(rows)))), self.mesh)
 
     @partial(jax.jit, static_argnums=0)
     def validate(self, params: dict, x: Array, key: Key[Array, ""]) -> tuple[dict[str, Array], NoiseErrors]:
@@ -164,17 +166,19 @@ class Fit:
         model, guide = self._sides(self.program)
         terms = ScoreELBO().terms(term_key, params, partial(model, levels=4), guide, x)
         program = self.program.with_params(params)
-        return terms, noise_errors(program, x, error_key, guided=self.target == "joint")
+        errors = noise_errors(program, x, error_key, guided=self.target == "joint")
+        return parallel.keep_whole((terms, errors), self.mesh)
 
     @partial(jax.jit, static_argnums=0)
     def remember_best(self, state: State, loss: Array) -> State:
         """The state after a validation that found this loss."""
         better = loss < state.best_loss
-        return state._replace(
+        after = state._replace(
             best=jax.tree.map(partial(jnp.where, better), state.average, state.best),
             best_loss=jnp.where(better, loss, state.best_loss),
             waited=jnp.where(better, 0, state.waited + 1),
         )
+        return parallel.keep_whole(after, self.mesh)
 
     def record(self, params: dict, x: Array, key: Key[Array, ""]) -> dict[str, Any]:
         """What a validation finds, in nats per observation: `bound` is at β = 1, `loss` at the stage's final β."""
@@ -233,7 +237,8 @@ def fit(
 
     `held_out`: observations for validation (default: the last tenth of `x`, which is then not trained on). With
     `out`, checkpoints go to `out/checkpoints/name` and the log to `out/log.jsonl`; with `resume`, the run continues
-    from the latest checkpoint. `callback` receives every record of the log.
+    from the latest checkpoint. `callback` receives every record of the log. In the context `data_parallel` batches are
+    split over devices; of several processes, the first writes.
 
     Raises ValueError for fewer observations than a batch, CheckpointError for a checkpoint of another run or, without
     `resume`, for any, and NonFiniteLoss, which names the site and carries the best program so far.
@@ -249,6 +254,13 @@ def fit(
     x, held_out = jnp.asarray(x), jnp.asarray(held_out[:512])
     steps = stage.count(len(x))
     run = Fit(program, stage, target=target, train=train, steps=steps)
+    if run.mesh is not None and stage.batch % run.mesh.size:
+        raise ValueError(
+            f"a batch of {stage.batch} cannot be split evenly over {run.mesh.size} devices: set "
+            f"batch={-(-stage.batch // run.mesh.size) * run.mesh.size}"
+        )
+    if not parallel.is_first_process():
+        out, progress = None, False
     init_key, data_key, validation_key = jax.random.split(key, 3)
     seed = int(jax.random.randint(data_key, (), 0, 2**31 - 1))
     state = run.init(init_key, x)
@@ -262,6 +274,8 @@ def fit(
         }  # fmt: skip
         checkpoints = Checkpoints(Path(out) / "checkpoints" / name, signature, resume=resume)
         state = checkpoints.restore(state) or state
+    state = parallel.replicate(parallel.from_first_process(state), run.mesh)
+    x, held_out = parallel.replicate((x, held_out), run.mesh)
     history = History(None if out is None else Path(out) / "log.jsonl", keep=int(state.step), stage=name)
 
     began, losses = time.perf_counter(), []
@@ -302,7 +316,8 @@ def fit(
     if target == "joint" and history.stage_records():
         _warn_if_collapsed(history.stage_records()[-1])
     # With early stopping the best state is the result; else the last, whose learning rate has come down to zero.
-    return program.with_params(state.average if stage.patience is None else state.best), history
+    params = state.average if stage.patience is None else state.best
+    return program.with_params(parallel.gather(params, run.mesh)), history
 
 
 def _warn_if_collapsed(record: dict[str, Any]) -> None:

@@ -6,13 +6,14 @@ out/checkpoints/    states to resume from, out/log.jsonl               out/repor
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 import json
 import os
 from pathlib import Path
 import shutil
+from tempfile import TemporaryDirectory
 import time
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from sami_ppl.evaluation import evaluate
 from sami_ppl.fit import NonFiniteLoss
 from sami_ppl.history import read_history
 from sami_ppl.io import load, save
+from sami_ppl.parallel import data_parallel, is_first_process
 from sami_ppl.posterior import save_tree
 from sami_ppl.program import Program
 from sami_ppl.programs import UserError
@@ -44,8 +46,12 @@ def run(
     out: Path,
     resume: bool = False,
     progress: bool = True,
+    devices: int | None = None,
 ) -> xr.DataTree:
     """Fit a program file under an inference file and write everything to `out`; returns the DataTree.
+
+    `devices`: over how many batches are split; None leaves them whole. Of several processes, which make the same call
+    and use all devices, the first writes.
 
     Raises UserError for unknown names or settings, ValueError for data that do not fit, FileExistsError if `out` holds
     another run, or a finished one without `resume`.
@@ -69,12 +75,16 @@ def run(
     check_data(observations, event_shape=program.event_shape)
     use_compilation_cache()
 
+    parallel = nullcontext() if devices is None and jax.process_count() == 1 else data_parallel(devices)
+    infer = partial(inference_module.run, program, observations, configs["inference"], key=run_key, resume=resume)
+    if not is_first_process():
+        with TemporaryDirectory() as aside, parallel:
+            return infer(out=Path(aside), progress=False)
+
     seconds = {"prepare": time.perf_counter() - began}
-    with _claimed(out, description, resume=resume), _timed(seconds, "fit"):
+    with _claimed(out, description, resume=resume), _timed(seconds, "fit"), parallel:
         try:
-            tree = inference_module.run(
-                program, observations, configs["inference"], key=run_key, out=out, resume=resume, progress=progress
-            )
+            tree = infer(out=out, progress=progress)
         except NonFiniteLoss as error:
             save(error.program, out / "model")
             raise

@@ -14,7 +14,7 @@ PROGRAMS = sorted([*(ROOT / "models").glob("*.py"), *(ROOT / "inference").glob("
 
 # From the bottom up: a module imports modules of lower layers and of its own. Packages count as one.
 LAYERS = (
-    ("nn", "schedule", "prior", "versions", "history", "checkpoint", "chunks", "plots", "data", "metrics"),
+    ("nn", "schedule", "prior", "versions", "history", "checkpoint", "chunks", "parallel", "plots", "data", "metrics"),
     ("denoiser", "encoder", "guide", "objective"),
     ("guidance", "sampler"),
     ("bound", "exact"),
@@ -27,7 +27,7 @@ LAYERS = (
     ("cli",),
 )
 # What holds beyond the layers: these files stand on nothing of the library at all.
-ALONE = ("chunks", "schedule", "history", "checkpoint", "versions", "plots")
+ALONE = ("chunks", "parallel", "schedule", "history", "checkpoint", "versions", "plots")
 
 
 def imports(file):
