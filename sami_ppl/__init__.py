@@ -2,13 +2,16 @@
 
 from importlib.metadata import version as _version
 
+from sami_ppl import families as families
 from sami_ppl import plots as plots
 from sami_ppl.decoder import ScoreDecoder as ScoreDecoder
 from sami_ppl.denoiser import GaussianDenoiser as GaussianDenoiser
 from sami_ppl.denoiser import PreconditionedDenoiser as PreconditionedDenoiser
 from sami_ppl.encode import encode as encode
 from sami_ppl.encoder import DiagonalEncoder as DiagonalEncoder
+from sami_ppl.encoder import FamilyEncoder as FamilyEncoder
 from sami_ppl.encoder import RotatedEncoder as RotatedEncoder
+from sami_ppl.encoder import encoder_for as encoder_for
 from sami_ppl.evaluation import evaluate as evaluate
 from sami_ppl.evidence import evidence_bound as evidence_bound
 from sami_ppl.evidence import flow_log_prob as flow_log_prob

@@ -68,12 +68,15 @@ class Checkpoints:
                 f"the checkpoint in {self.folder} belongs to another run:\n" + "\n".join(lines)
                 + "\nrepeat the call with the settings of that run, or choose another --out"
             )  # fmt: skip
-        abstract = jax.tree.map(lambda leaf: ocp.utils.to_shape_dtype_struct(_to_host(leaf)), like)
+        host = jax.tree.map(_to_host, like)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, host)
         try:
             restored = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
+            state = restored["state"]
+            jax.tree.map(_check_same_kind, state, host)
         except Exception as error:
             raise CheckpointError(_damaged(self.folder, step, error)) from error
-        return jax.tree.map(_from_host, restored["state"], like)
+        return jax.tree.map(_from_host, state, like)
 
     def close(self) -> None:
         """Wait for what is being written."""
@@ -84,6 +87,11 @@ class Checkpoints:
 def _to_host(leaf: jax.Array) -> np.ndarray:
     is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+
+def _check_same_kind(found: np.ndarray, wanted: np.ndarray) -> None:
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        raise ValueError(f"{found.dtype}{list(found.shape)} where {wanted.dtype}{list(wanted.shape)} should be")
 
 
 def _from_host(leaf: np.ndarray, like: jax.Array) -> jax.Array:

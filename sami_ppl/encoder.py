@@ -6,23 +6,26 @@ the gradient of its log density guides the denoiser. Encoders are written for on
 """
 
 import abc
-from collections.abc import Callable
-import math
-from typing import Literal
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
+from numpyro.distributions import Distribution
 
+from sami_ppl.families import AbstractFamily, Diagonal, check_min_scale, choose_families, squashed_scale
 from sami_ppl.nn.embed import NoiseEmbedding
+from sami_ppl.prior import Latents, Prior, read_prior
 from sami_ppl.schedule import AbstractSchedule
 
 Noise = Literal["full", "variance", "blind"]
 
 
 class AbstractEncoder(eqx.Module):
-    """Gaussian noisy posterior q(z | x_λ, λ) over the `latent_size` = D unconstrained latent coordinates."""
+    """Noisy posterior q(z | x_λ, λ) over the `latent_size` = D coordinates of the code z."""
 
     schedule: eqx.AbstractVar[AbstractSchedule]
     event_shape: eqx.AbstractVar[tuple[int, ...]]
@@ -34,6 +37,10 @@ class AbstractEncoder(eqx.Module):
     ) -> tuple[Float[Array, " D"], Float[Array, "*scale"]]:
         """Location (D,) and scale of q: a vector (D,) of standard deviations, or a factor A (D, D), cov = A Aᵀ."""
 
+    def parameters(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Any:
+        """What determines q at one noisy observation: location and scale, or what a subclass needs."""
+        return self(x_noisy, log_snr)
+
     @abc.abstractmethod
     def log_prob(
         self, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
@@ -41,9 +48,13 @@ class AbstractEncoder(eqx.Module):
         """Log q(z | x_λ, λ) in nats. Guidance is its gradient in x_λ."""
 
     def posterior(self, x: Float[Array, "*event"]) -> tuple[Float[Array, " D"], Float[Array, "*scale"]]:
-        """The guide: location and scale of q(z | x), the noisy posterior at the clean end, without noise added."""
+        """Location and scale of q(z | x), the noisy posterior at the clean end, without noise added."""
+        return self(*self.clean(x))
+
+    def clean(self, x: Float[Array, "*event"]) -> tuple[Float[Array, "*event"], Float[Array, ""]]:
+        """Noisy observation and noise level at which q is the guide, q(z | x)."""
         log_snr = jnp.asarray(self.schedule.log_snr_max, dtype=x.dtype)
-        return self(self.schedule.alpha(log_snr) * x, log_snr)
+        return self.schedule.alpha(log_snr) * x, log_snr
 
 
 def diagonal_log_prob(z: Float[Array, " D"], loc: Float[Array, " D"], scale: Float[Array, " D"]) -> Float[Array, ""]:
@@ -51,19 +62,57 @@ def diagonal_log_prob(z: Float[Array, " D"], loc: Float[Array, " D"], scale: Flo
     return -jnp.sum(0.5 * ((z - loc) / scale) ** 2 + jnp.log(scale) + 0.5 * jnp.log(2 * jnp.pi))
 
 
-class DiagonalEncoder(AbstractEncoder):
-    """Diagonal Gaussian noisy posterior on the features of a network.
+class NetworkEncoder(AbstractEncoder):
+    """A noisy posterior on the features of a network; what the features parametrise is up to the subclass.
 
     `noise` says what may depend on the noise level:
 
-    - `"full"` (default): location and scale. Exact for a linear-Gaussian model.
+    - `"full"` (default): everything. Exact for a linear-Gaussian model.
     - `"variance"`: the scale only; the network is called with `log_snr=None`.
     - `"blind"`: nothing, as in the paper; on Gaussian data it collapses at every setting.
 
     The network is called on the observation scaled to unit variance at each noise level (as the denoiser's is), on
-    the noisy observation itself where it must not see λ. Log scales are
-    squashed between `min_scale` and 2, in units of the prior's spread, and start at 1: a posterior wider than the prior
-    never helps, and one far narrower makes reverse diffusion stiff.
+    the noisy observation itself where it must not see λ.
+    """
+
+    network: eqx.AbstractVar[Callable]
+    noise: eqx.AbstractVar[Noise]
+    mean: eqx.AbstractVar[float]
+    std: eqx.AbstractVar[float]
+
+    def features(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Float[Array, " features"]:
+        """What the network says of one noisy observation."""
+        if self.noise != "full":
+            return self.network(x_noisy, None)
+        alpha, sigma = self.schedule.alpha(log_snr), self.schedule.sigma(log_snr)
+        scaled = (x_noisy - alpha * self.mean) / jnp.sqrt((alpha * self.std) ** 2 + sigma**2)
+        return self.network(scaled, log_snr)
+
+
+def feature_size(network: Callable, event_shape: tuple[int, ...], *, sees_noise: bool) -> int:
+    """Length of the network's feature vector. Raises ValueError unless it maps one observation to a vector."""
+    x = jax.ShapeDtypeStruct(event_shape, jnp.float32)
+    log_snr = jax.ShapeDtypeStruct((), jnp.float32) if sees_noise else None
+    try:
+        features = jax.eval_shape(lambda x, lam: network(x, lam), x, log_snr)
+    except Exception as error:
+        raise ValueError(
+            f"the encoder network failed on one observation of shape {event_shape}"
+            f"{'' if log_snr is not None else ' with log_snr=None'}: {error}"
+        ) from error
+    if features.ndim != 1:
+        raise ValueError(
+            f"the encoder network must map one observation of shape {event_shape} to a feature vector, "
+            f"got an output of shape {features.shape}: end it with a reshape(-1)"
+        )
+    return features.shape[0]
+
+
+class DiagonalEncoder(NetworkEncoder):
+    """Diagonal Gaussian noisy posterior of the whole code.
+
+    Log scales are squashed between `min_scale` and 2, in units of the prior's spread, and start at 1: a posterior wider
+    than the prior never helps, and one far narrower makes reverse diffusion stiff.
     """
 
     network: Callable
@@ -92,14 +141,13 @@ class DiagonalEncoder(AbstractEncoder):
         min_scale: float = 0.03,
         key: Key[Array, ""],
     ):
-        if not 0 < min_scale < 1:
-            raise ValueError(f"min_scale must lie between 0 and 1, the prior's own spread, got {min_scale}")
+        check_min_scale(min_scale)
         if noise not in ("full", "variance", "blind"):
             raise ValueError(f"noise must be 'full', 'variance' or 'blind', got {noise!r}")
         self.network, self.schedule, self.noise = network, schedule, noise
         self.event_shape, self.latent_size = tuple(event_shape), latent_size
         self.mean, self.std, self.min_scale = mean, std, min_scale
-        features = self._feature_size()
+        features = feature_size(network, self.event_shape, sees_noise=noise == "full")
         loc_key, scale_key, embed_key, embedded_key = jax.random.split(key, 4)
         self.loc = eqx.nn.Linear(features, latent_size, key=loc_key)
         self.log_scale = eqx.nn.Linear(features, latent_size, key=scale_key)
@@ -107,36 +155,14 @@ class DiagonalEncoder(AbstractEncoder):
         self.embedding = NoiseEmbedding(64, key=embed_key) if depends else None
         self.embedded_log_scale = eqx.nn.Linear(64, latent_size, key=embedded_key) if depends else None
 
-    def _feature_size(self) -> int:
-        x = jax.ShapeDtypeStruct(self.event_shape, jnp.float32)
-        log_snr = jax.ShapeDtypeStruct((), jnp.float32) if self.noise == "full" else None
-        try:
-            features = jax.eval_shape(lambda x, lam: self.network(x, lam), x, log_snr)
-        except Exception as error:
-            raise ValueError(
-                f"the encoder network failed on one observation of shape {self.event_shape}"
-                f"{'' if log_snr is not None else ' with log_snr=None'}: {error}"
-            ) from error
-        if features.ndim != 1:
-            raise ValueError(
-                f"the encoder network must map one observation of shape {self.event_shape} to a feature vector, "
-                f"got an output of shape {features.shape}: end it with a reshape(-1)"
-            )
-        return features.shape[0]
-
     def __call__(
         self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
     ) -> tuple[Float[Array, " D"], Float[Array, " D"]]:
-        if self.noise == "full":
-            alpha, sigma = self.schedule.alpha(log_snr), self.schedule.sigma(log_snr)
-            scaled = (x_noisy - alpha * self.mean) / jnp.sqrt((alpha * self.std) ** 2 + sigma**2)
-            features = self.network(scaled, log_snr)
-        else:
-            features = self.network(x_noisy, None)
+        features = self.features(x_noisy, log_snr)
         raw = self.log_scale(features)
         if self.embedding is not None and self.embedded_log_scale is not None:
             raw = raw + self.embedded_log_scale(self.embedding(log_snr))
-        return self.loc(features), jnp.exp(_squash(raw, math.log(self.min_scale), math.log(2.0)))
+        return self.loc(features), squashed_scale(raw, self.min_scale)
 
     def log_prob(
         self, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
@@ -144,9 +170,102 @@ class DiagonalEncoder(AbstractEncoder):
         return diagonal_log_prob(z, *self(x_noisy, log_snr))
 
 
-def _squash(raw: Float[Array, " D"], low: float, high: float) -> Float[Array, " D"]:
-    """A sigmoid from `low` < 0 to `high` > 0 that maps 0 to 0."""
-    return low + (high - low) * jax.nn.sigmoid(raw + math.log(-low / high))
+class FamilyEncoder(NetworkEncoder):
+    """A noisy posterior with a family of its own for every site of the prior.
+
+    `families`: site name → family, such as `{"z": families.Full}` or `{"z": partial(families.Mixture, components=8)}`;
+    sites not named have the one that suits them. Calls give the mean and standard deviation of every coordinate of z.
+    Raises ValueError for a site that the prior has not, and for a family that does not live on the site's support.
+    """
+
+    network: Callable
+    families: tuple[AbstractFamily, ...]
+    sites: tuple[str, ...] = eqx.field(static=True)
+    slices: tuple[tuple[int, int], ...] = eqx.field(static=True)
+    schedule: AbstractSchedule
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    noise: Noise = eqx.field(static=True)
+    mean: float = eqx.field(static=True)
+    std: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        network: Callable,
+        schedule: AbstractSchedule,
+        event_shape: tuple[int, ...],
+        latents: Latents,
+        *,
+        families: Mapping[str, Callable] | None = None,
+        noise: Noise = "full",
+        mean: float = 0.0,
+        std: float = 1.0,
+        key: Key[Array, ""],
+    ):
+        if noise not in ("full", "blind"):
+            raise ValueError(f"noise must be 'full' or 'blind' with families of your own, got {noise!r}")
+        self.network, self.schedule, self.event_shape, self.noise = network, schedule, tuple(event_shape), noise
+        self.mean, self.std = mean, std
+        chosen = choose_families(latents, families)
+        features = feature_size(network, self.event_shape, sees_noise=noise == "full")
+        keys = jax.random.split(key, len(latents.sites))
+        self.families = tuple(
+            chosen[site.name](features, site, key=k) for site, k in zip(latents.sites, keys, strict=True)
+        )
+        self.sites = tuple(site.name for site in latents.sites)
+        self.slices = tuple((site.start, site.start + site.size) for site in latents.sites)
+
+    @property
+    def latent_size(self) -> int:
+        return self.slices[-1][1]
+
+    def parameters(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> dict[str, Any]:
+        features = self.features(x_noisy, log_snr)
+        return {name: family.parameters(features) for name, family in zip(self.sites, self.families, strict=True)}
+
+    def distributions(self, parameters: dict[str, Any]) -> dict[str, Distribution]:
+        """Distribution of the code of every site, from `parameters` of one observation or of a batch."""
+        each = zip(self.sites, self.families, strict=True)
+        return {name: family.distribution(parameters[name]) for name, family in each}
+
+    def __call__(
+        self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
+    ) -> tuple[Float[Array, " D"], Float[Array, " D"]]:
+        parameters = self.parameters(x_noisy, log_snr)
+        each = zip(self.sites, self.families, strict=True)
+        loc, scale = zip(*(family.moments(parameters[name]) for name, family in each), strict=True)
+        return jnp.concatenate(loc), jnp.concatenate(scale)
+
+    def log_prob(
+        self, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
+    ) -> Float[Array, ""]:
+        found = self.distributions(self.parameters(x_noisy, log_snr))
+        each = zip(self.sites, self.slices, strict=True)
+        return jnp.sum(jnp.stack([found[name].log_prob(z[start:stop]) for name, (start, stop) in each]))
+
+
+def encoder_for(
+    prior: Prior,
+    network: Callable,
+    schedule: AbstractSchedule,
+    event_shape: tuple[int, ...],
+    *,
+    families: Mapping[str, Callable] | None = None,
+    noise: Noise = "full",
+    mean: float = 0.0,
+    std: float = 1.0,
+    min_scale: float = 0.03,
+    key: Key[Array, ""],
+) -> NetworkEncoder:
+    """The encoder that suits a prior: a `DiagonalEncoder`, or a `FamilyEncoder` where a site needs another family.
+
+    Raises what these and `read_prior` raise.
+    """
+    latents = read_prior(prior)
+    settings: dict[str, Any] = {"noise": noise, "mean": mean, "std": std, "key": key}
+    if set(choose_families(latents, families).values()) == {Diagonal}:
+        return DiagonalEncoder(network, schedule, event_shape, latents.size, min_scale=min_scale, **settings)
+    scaled = {name: partial(family, min_scale=min_scale) for name, family in choose_families(latents, families).items()}
+    return FamilyEncoder(network, schedule, event_shape, latents, families=scaled, **settings)
 
 
 class RotatedEncoder(AbstractEncoder):

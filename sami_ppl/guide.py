@@ -1,17 +1,38 @@
-"""The amortised guide: the encoder's Gaussian posterior of the code z, as sample statements at the prior's sites."""
+"""The amortised guide: the encoder's posterior of the code z, as sample statements at the prior's sites."""
 
-from typing import Any
+from typing import Any, cast
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 import numpyro
 from numpyro import distributions as dist
 
-from sami_ppl.prior import Latents, LatentSite, elementwise_transform, is_unbounded
+from sami_ppl.encoder import AbstractEncoder, FamilyEncoder
+from sami_ppl.prior import Latents, LatentSite, elementwise_transform, is_unbounded, normal_base
 
 
-def sample_latents(latents: Latents, loc: Float[Array, "*batch D"], scale: Array) -> dict[str, Array]:
-    """Sample every site of the prior from the posterior of the code, N(loc, scale²) or N(loc, A Aᵀ).
+def sample_latents(latents: Latents, encoder: AbstractEncoder, parameters: Any) -> dict[str, Any]:
+    """Sample every site of the prior from the encoder's posterior of the code, given its `parameters` of a batch."""
+    if not isinstance(encoder, FamilyEncoder):
+        return _sample_gaussian(latents, *parameters)
+    found = encoder.distributions(parameters)
+    return {s.name: numpyro.sample(s.name, _on_support(s, found[s.name]), infer=_dims(s)) for s in latents.sites}
+
+
+def sample_code(encoder: AbstractEncoder, parameters: Any, key: Key[Array, ""]) -> Float[Array, "*batch D"]:
+    """One draw of the code z from the encoder's posterior, given its `parameters` of a batch."""
+    if isinstance(encoder, FamilyEncoder):
+        found = encoder.distributions(parameters)
+        keys = jax.random.split(key, len(found))
+        return jnp.concatenate([one.sample(k) for one, k in zip(found.values(), keys, strict=True)], axis=-1)
+    loc, scale = parameters
+    noise = jax.random.normal(key, loc.shape, loc.dtype)
+    return loc + (scale * noise if scale.ndim == loc.ndim else (scale @ noise[..., None])[..., 0])
+
+
+def _sample_gaussian(latents: Latents, loc: Float[Array, "*batch D"], scale: Array) -> dict[str, Array]:
+    """Sample every site from N(loc, scale²) or N(loc, A Aᵀ).
 
     A diagonal posterior is independent over sites. A full one is written site by site as the chain of Gaussian
     conditionals q(z₁) q(z₂ | z₁) …, the same distribution, so that each site keeps its name.
@@ -36,6 +57,22 @@ def sample_latents(latents: Latents, loc: Float[Array, "*batch D"], scale: Array
         fresh = jnp.linalg.solve(own, centred[..., None])[..., 0]
         noise = jnp.concatenate([noise, fresh], axis=-1)
     return values
+
+
+def _on_support(site: LatentSite, q: Any) -> dist.Distribution:
+    """The law of a site's value, from that of its code."""
+    if normal_base(q) is not None:
+        return _diagonal(site, q.base_dist.loc, q.base_dist.scale)
+    if type(q) is dist.MultivariateNormal:
+        return _full(site, cast(Array, q.loc), cast(Array, q.scale_tril))
+    steps: list[Any] = []
+    if site.manifold is None:
+        shift, spread = (jnp.asarray(p) for p in (site.shift, site.scale))
+        steps.append(dist.transforms.IndependentTransform(dist.transforms.AffineTransform(shift, spread), 1))
+    steps.append(dist.transforms.ReshapeTransform(site.unconstrained_shape, (site.size,)))
+    if not is_unbounded(site.transform):
+        steps.append(site.transform)
+    return dist.TransformedDistribution(q, steps)
 
 
 def _dims(site: LatentSite) -> dict:

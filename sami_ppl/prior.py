@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 import functools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,26 @@ from jaxtyping import Array, Float
 import numpy as np
 from numpyro import distributions as dist
 from numpyro import handlers
-from numpyro.distributions.transforms import IdentityTransform, IndependentTransform, Transform, biject_to
+from numpyro.distributions import constraints
+from numpyro.distributions.transforms import (
+    IdentityTransform,
+    IndependentTransform,
+    ParameterFreeTransform,
+    Transform,
+    biject_to,
+)
 
 Prior = Callable[[], Any]
 
 
 @dataclass(frozen=True, eq=False)
 class LatentSite:
-    """One site of the prior and its place in the code z."""
+    """One site of the prior and its place in the code z.
+
+    Coordinates of z are unconstrained, but for directions: the code of an angle is (cos, sin), that of a unit vector
+    itself; `manifold` says so. `components`: of a mixture prior, else 1. `standard`: a fixed Normal, so that
+    the prior of z is N(0, I).
+    """
 
     name: str
     event_shape: tuple[int, ...]
@@ -35,6 +47,8 @@ class LatentSite:
     shift: np.ndarray
     scale: np.ndarray
     standard: bool
+    manifold: Literal["circle", "sphere"] | None = None
+    components: int = 1
 
     @property
     def size(self) -> int:
@@ -145,7 +159,7 @@ def _trace(prior: Prior) -> dict[str, Any]:
 
 def _marginal_draws(prior: Prior, trace: dict[str, Any], count: int = 4096) -> tuple[dict[str, Array], dict[str, Any]]:
     """Draws of every site, dependences included, and location and scale of the Normal sites that depend on none."""
-    normals = [name for name, site in trace.items() if _normal_base(site["fn"]) is not None]
+    normals = [name for name, site in trace.items() if normal_base(site["fn"]) is not None]
 
     def draw(key: Array) -> tuple[dict[str, Array], dict[str, Any]]:
         sites = handlers.trace(handlers.seed(prior, key)).get_trace()
@@ -163,7 +177,7 @@ def _marginal_draws(prior: Prior, trace: dict[str, Any], count: int = 4096) -> t
 
 
 def _moments(fn: dist.Distribution) -> tuple[Array, Array]:
-    base = _normal_base(fn)
+    base = normal_base(fn)
     assert base is not None
     loc, scale = (jnp.broadcast_to(jnp.asarray(p, jnp.float32), fn.event_shape) for p in (base.loc, base.scale))
     return loc, scale
@@ -181,15 +195,18 @@ def _read_site(name: str, traced: dict[str, Any], draws: Array, constant: Any, s
             f"prior site {name!r} has batch shape {fn.batch_shape}; a prior describes one observation, so every dim of "
             f"a site is an event dim: write dist.{type(fn).__name__}(...).to_event({len(fn.batch_shape)})"
         )
+    manifold, transform = _manifold(fn.support)
     try:
-        transform = biject_to(fn.support)
+        transform = biject_to(fn.support) if transform is None else transform
     except NotImplementedError as error:
         raise ValueError(
             f"prior site {name!r} ({type(fn).__name__}) has support {fn.support}, which has no bijection from "
             "unconstrained space (numpyro's biject_to): use a distribution on such a space"
         ) from error
     shape = tuple(transform.inverse_shape(fn.event_shape))
-    if constant is not None:
+    if manifold is not None:
+        shift, scale = np.zeros(math.prod(shape)), np.ones(math.prod(shape))
+    elif constant is not None:
         shift, scale = (np.array(p, dtype=float).reshape(-1) for p in constant)
     else:
         # Median and interquartile range exist for every prior, heavy tails included, and the centre and scale of the
@@ -204,7 +221,54 @@ def _read_site(name: str, traced: dict[str, Any], draws: Array, constant: Any, s
             f"{len(dims)}: give one name per dim"
         )
     standard = constant is not None
-    return LatentSite(name, tuple(fn.event_shape), tuple(dims), transform, shape, start, shift, scale, standard)
+    components = _mixture_components(fn)
+    return LatentSite(
+        name, tuple(fn.event_shape), tuple(dims), transform, shape, start, shift, scale, standard, manifold, components
+    )
+
+
+class AngleTransform(ParameterFreeTransform):
+    """(cos θ, sin θ) → θ in [−π, π): the coordinates of the code in which an angle does not tear."""
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        """Unit vectors."""
+        return constraints.sphere
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """Angles."""
+        return constraints.circular
+
+    def __call__(self, x: Array) -> Array:
+        return jnp.arctan2(x[..., 1], x[..., 0])
+
+    def _inverse(self, y: Array) -> Array:
+        return jnp.stack([jnp.cos(y), jnp.sin(y)], axis=-1)
+
+    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: None = None) -> Array:
+        return jnp.zeros_like(y)
+
+    def forward_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape[:-1]
+
+    def inverse_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape, 2)
+
+
+def _manifold(support: Any) -> tuple[Literal["circle", "sphere"] | None, Transform | None]:
+    """What a site of directions lives on, and the transform from its code; (None, None) for others."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support is constraints.circular:
+        return "circle", AngleTransform()
+    return ("sphere", IdentityTransform()) if support is constraints.sphere else (None, None)
+
+
+def _mixture_components(fn: Any) -> int:
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+        fn = fn.base_dist
+    return fn.mixture_size if isinstance(fn, dist.MixtureSameFamily | dist.MixtureGeneral) else 1
 
 
 def _default_dims(name: str, event_shape: tuple[int, ...]) -> tuple[str, ...]:
@@ -213,7 +277,8 @@ def _default_dims(name: str, event_shape: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(f"{name}_axis{i}" for i in range(len(event_shape)))
 
 
-def _normal_base(fn: dist.Distribution) -> dist.Normal | None:
+def normal_base(fn: Any) -> dist.Normal | None:
+    """The Normal of the single elements, where a distribution is that of independent ones; else None."""
     while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
         fn = fn.base_dist
     return fn if isinstance(fn, dist.Normal) else None

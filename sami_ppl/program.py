@@ -17,7 +17,7 @@ from sami_ppl.bound import DenoiserLoss
 from sami_ppl.chunks import padded_chunks
 from sami_ppl.decoder import ScoreDecoder
 from sami_ppl.denoiser import AbstractDenoiser
-from sami_ppl.encoder import AbstractEncoder
+from sami_ppl.encoder import AbstractEncoder, DiagonalEncoder, RotatedEncoder
 from sami_ppl.guidance import check_pair
 from sami_ppl.guide import sample_latents
 from sami_ppl.prior import Latents, Prior, read_prior
@@ -87,6 +87,12 @@ class Program(eqx.Module):
                 f"unconstrained coordinates ({', '.join(self.latents.axes)}): build the encoder with "
                 f"latent_size=read_prior(prior).size"
             )
+        for site in self.latents.sites:
+            if site.manifold is not None and isinstance(self.encoder, DiagonalEncoder | RotatedEncoder):
+                raise ValueError(
+                    f"prior site {site.name!r} lives on a {site.manifold}, where a Gaussian would tear: build the "
+                    "encoder with encoder_for(prior, network, ...)"
+                )
         if len(self.event_dims) != len(self.denoiser.event_shape):
             raise ValueError(
                 f"event_dims must name each of the {len(self.denoiser.event_shape)} dims of an observation of shape "
@@ -150,7 +156,8 @@ class Program(eqx.Module):
         size = self._batch_size(x, size)
         encoder: Any = eqx_module("encoder", self.encoder)
         with numpyro.plate("obs", total or size, subsample_size=size), handlers.scale(scale=beta):
-            return sample_latents(self.latents, *jax.vmap(encoder.posterior)(x))
+            parameters = jax.vmap(lambda x: encoder.parameters(*encoder.clean(x)))(x)
+            return sample_latents(self.latents, encoder, parameters)
 
     def marginal_model(
         self,

@@ -15,7 +15,7 @@ PROGRAMS = sorted([*(ROOT / "models").glob("*.py"), *(ROOT / "inference").glob("
 # From the bottom up: a module imports modules of lower layers and of its own. Packages count as one.
 LAYERS = (
     ("nn", "schedule", "prior", "versions", "history", "checkpoint", "chunks", "parallel", "plots", "data", "metrics"),
-    ("denoiser", "encoder", "guide", "objective"),
+    ("denoiser", "encoder", "families", "guide", "objective"),
     ("guidance", "sampler"),
     ("bound", "exact"),
     ("decoder",),

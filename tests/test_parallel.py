@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import sami_ppl as sp
+from sami_ppl import parallel
 from sami_ppl.parallel import join_processes
 
 SCRIPT = Path(__file__).with_name("parallel_fit.py")
@@ -112,12 +113,10 @@ def test_wrong_numbers_of_devices_name_the_remedy(tiny_program):
 
 
 def test_a_batch_must_divide(tiny_program, monkeypatch):
-    import sami_ppl.fit as module
-
     class Mesh:
         size = 3
 
-    monkeypatch.setattr(module.parallel, "current_mesh", Mesh)
+    monkeypatch.setattr(parallel, "current_mesh", Mesh)
     with pytest.raises(ValueError, match=r"a batch of 8 cannot be split evenly over 3 devices: set batch=9"):
         sp.fit(tiny_program(), np.zeros((50, 4), np.float32), sp.Stage(steps=2, batch=8), key=jax.random.key(0))
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpyro
 from numpyro import distributions as dist
 from numpyro import handlers
+from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
 import pytest
 
@@ -162,13 +163,19 @@ def one(fn, **options):
     return lambda: numpyro.sample("f", fn, **options)
 
 
+class OnTheUnknown(dist.Normal):
+    """A distribution on a space that NumPyro has no bijection to."""
+
+    support = type("Unknown", (constraints.Constraint,), {})()
+
+
 ERRORS = {
     "no site": (lambda: None, ValueError, "no latent site.*numpyro.sample"),
     "discrete": (one(dist.Bernoulli(0.5)), ValueError, "'f' is discrete .Bernoulli.*MixtureSameFamily"),
     "categorical": (one(dist.Categorical(jnp.ones(3) / 3)), ValueError, "'f' is discrete"),
     "observed": (one(dist.Normal(0, 1), obs=1.0), ValueError, "'f' is observed"),
     "batch shape": (one(dist.Normal(0, 1).expand([3])), ValueError, r"'f' has batch shape \(3,\).*to_event\(1\)"),
-    "sphere": (one(dist.ProjectedNormal(jnp.ones(3))), ValueError, "'f' .ProjectedNormal.* no bijection"),
+    "no bijection": (one(OnTheUnknown(0, 1)), ValueError, "'f' .OnTheUnknown.* no bijection"),
     "named x": (lambda: numpyro.sample("x", dist.Normal(0, 1)), ValueError, "'x' takes the name of the observation"),
     "event dims": (
         one(dist.Normal(0, 1).expand([3]).to_event(1), infer={"event_dims": ["a", "b"]}),

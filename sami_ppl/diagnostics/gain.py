@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from sami_ppl.guidance import guidance
+from sami_ppl.guide import sample_code
 from sami_ppl.program import Program
 
 BANDS = 6
@@ -37,9 +38,8 @@ class NoiseErrors(NamedTuple):
 
 def draw_code(program: Program, x: Float[Array, "obs *event"], key: Key[Array, ""]) -> Float[Array, "obs D"]:
     """One draw of the code z from each observation's posterior."""
-    loc, scale = jax.vmap(program.encoder.posterior)(x)
-    noise = jax.random.normal(key, loc.shape, loc.dtype)
-    return loc + (scale * noise if scale.ndim == 2 else (scale @ noise[..., None])[..., 0])
+    encoder = program.encoder
+    return sample_code(encoder, jax.vmap(lambda x: encoder.parameters(*encoder.clean(x)))(x), key)
 
 
 def noise_errors(
