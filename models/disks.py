@@ -26,6 +26,7 @@ class Config:
     """
 
     latents: int = 3
+    prior: Literal["normal", "uniform_box", "laplace", "student_t"] = "normal"
     resolution: int = 16
     radius: float = 0.2
     observations: int = 25_000
@@ -46,11 +47,17 @@ RECOMMENDED = {
 }
 
 
-def make_prior(latents: int):
-    """Independent standard normal factors. The images are drawn from uniform ones: no prior knowledge is used."""
+def make_prior(name: str, latents: int):
+    """Independent factors of one kind. The images are drawn from uniform ones; the default does not know that."""
+    factor = {
+        "normal": dist.Normal(0, 1),
+        "uniform_box": dist.Uniform(-1, 1),
+        "laplace": dist.Laplace(0, 1),
+        "student_t": dist.StudentT(4.0),
+    }[name]
 
     def prior():
-        numpyro.sample("z", dist.Normal(0, 1).expand([latents]).to_event(1), infer={"event_dims": ["factor"]})
+        numpyro.sample("z", factor.expand([latents]).to_event(1), infer={"event_dims": ["factor"]})
 
     return prior
 
@@ -83,7 +90,7 @@ def build(config: Config, *, key: jax.Array) -> Program:
         trunk = HalfUNet(shape, (64,), widths=config.widths, noise=noise_aware, key=trunk_key)
     statistics: dict[str, Any] = {"mean": config.mean, "std": config.std}
     return Program(
-        prior=make_prior(config.latents),
+        prior=make_prior(config.prior, config.latents),
         denoiser=PreconditionedDenoiser(network, schedule, shape, **statistics),
         encoder=DiagonalEncoder(
             trunk, schedule, shape, config.latents, noise=config.noise, **statistics, key=encoder_key

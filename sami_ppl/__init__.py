@@ -4,6 +4,8 @@ from importlib.metadata import version as _version
 
 from sami_ppl import families as families
 from sami_ppl import plots as plots
+from sami_ppl.comparing import compare as compare
+from sami_ppl.comparing import held_out_evidence as held_out_evidence
 from sami_ppl.decoder import ScoreDecoder as ScoreDecoder
 from sami_ppl.denoiser import GaussianDenoiser as GaussianDenoiser
 from sami_ppl.denoiser import PreconditionedDenoiser as PreconditionedDenoiser

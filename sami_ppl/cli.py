@@ -1,4 +1,6 @@
-"""The command line: `sami ls`, `sami cp`, `sami run`, `sami report`, `sami evaluate`."""
+"""The command line: `sami ls`, `sami cp`, `sami run`, `sami report`, `sami evaluate`,
+`sami compare`.
+"""
 
 import os
 from pathlib import Path
@@ -143,6 +145,39 @@ def evaluate(
 
     print(evaluate_run(folder, data=data, limit=limit, levels=levels, draws=draws, weighted=weighted, flow=flow,
                        seed=seed))  # fmt: skip
+
+
+@app.command(name="compare")
+def compare(
+    folders: list[Path],
+    /,
+    *,
+    data: Path | None = None,
+    limit: int = 1000,
+    levels: int = 64,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Compare finished runs by their evidence bounds on held-out observations, with paired standard errors.
+
+    Parameters
+    ----------
+    folders
+        The --out folders of two or more runs.
+    data
+        Observations to compare on; default, the runs' own test part, which must be the same.
+    limit
+        At most so many observations, the first ones.
+    levels
+        Noise levels per observation.
+    seed
+        Seed of z, noise and noise levels, the same for all runs.
+    out
+        Folder for comparison.json and comparison.png.
+    """
+    from sami_ppl.comparing import compare_runs
+
+    print(compare_runs(folders, data=data, limit=limit, levels=levels, seed=seed, out=out))
 
 
 def _user_error(message: str) -> Exception:

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import warnings
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import FastICA
 from sklearn.exceptions import ConvergenceWarning
 
-from sami_ppl.encoder import RotatedEncoder
+from sami_ppl.encoder import FamilyEncoder, RotatedEncoder
 from sami_ppl.program import Program
 
 
@@ -40,7 +40,7 @@ def align(
     Axes whose posterior means vary less than `active_variance` (prior variance 1) carry nothing and stay as they are.
     Raises ValueError if fewer than two axes have a fixed normal prior: other priors have no rotation symmetry.
     """
-    symmetric = np.concatenate([np.full(site.size, site.standard) for site in program.latents.sites])
+    symmetric = symmetric_axes(program)
     if symmetric.sum() < 2:
         kinds = ", ".join(site.name for site in program.latents.sites if not site.standard)
         raise ValueError(
@@ -65,6 +65,12 @@ def align(
     )
     encoder = RotatedEncoder(base, jnp.asarray(rotation @ before, jnp.float32))
     return Alignment(program.replace(encoder=encoder), rotation, float(cost))
+
+
+def symmetric_axes(program: Program) -> Bool[np.ndarray, " D"]:
+    """Axes with a fixed normal prior and a Gaussian posterior: rotating those among themselves changes nothing."""
+    gaussian = not isinstance(program.encoder, FamilyEncoder)
+    return np.concatenate([np.full(site.size, gaussian and site.standard) for site in program.latents.sites])
 
 
 def orthogonal_ica(means: Float[np.ndarray, "obs k"], seed: int) -> Float[np.ndarray, "k k"]:

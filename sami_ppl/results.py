@@ -6,7 +6,7 @@ from jaxtyping import Array, Key
 import xarray as xr
 
 from sami_ppl.data import train_test
-from sami_ppl.gauge import align
+from sami_ppl.gauge import align, symmetric_axes
 from sami_ppl.io import save
 from sami_ppl.program import Program
 
@@ -21,12 +21,13 @@ def conclude(
     posterior_obs: int,
     draws: int,
 ) -> xr.DataTree:
-    """Fix the gauge if asked to (`rotate`), save the program to `out/model`, and draw the posterior.
+    """Fix the gauge, save the program to `out/model`, and draw the posterior.
 
-    The posterior is of the first `posterior_obs` held-out observations, `draws` times each.
+    The gauge is fixed if asked to (`rotate`) and if the prior has the symmetry. The posterior is of the first
+    `posterior_obs` held-out observations, `draws` times each.
     """
     train, test = train_test(data)
-    if rotate:
+    if rotate and symmetric_axes(program).sum() > 1:
         program = align(program, train["x"].values).program
     save(program, Path(out) / "model")
     return program.posterior(test.isel(obs=slice(posterior_obs)), key=key, draws=draws)

@@ -23,7 +23,7 @@ LAYERS = (
     ("diagnostics", "encode", "evidence", "gauge", "generate", "posterior", "programs"),
     ("fit", "io", "evaluation", "report", "warm_start"),
     ("results", "running"),
-    ("evaluating",),
+    ("evaluating", "comparing"),
     ("cli",),
 )
 # What holds beyond the layers: these files stand on nothing of the library at all.

@@ -1,0 +1,76 @@
+"""Comparing fits: differences and their paired errors, and messages for what cannot be compared."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from sami_ppl import running
+from sami_ppl.comparing import compare, compare_runs, held_out_evidence
+from sami_ppl.evidence import evidence_bound
+from sami_ppl.programs import UserError
+
+
+def test_difference_is_that_of_the_bounds_and_its_error_is_paired(tiny_program, fill):
+    """Two programs, the same noise: `elpd_diff` is the summed difference, `dse` its paired standard error."""
+    good = tiny_program()
+    bad = good.replace(denoiser=fill(good.denoiser, 0.05))
+    x = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+    key = jax.random.key(3)
+    table = compare({"good": good, "bad": bad}, x, key=key, levels=4)
+    each = {name: held_out_evidence(p, x, key=key, levels=4).elpd_i.values for name, p in (("g", good), ("b", bad))}
+    difference = each["g"] - each["b"]
+    best, worst = table.index
+    assert best == ("good" if difference.sum() > 0 else "bad")
+    assert abs(table.loc[worst, "elpd_diff"]) == pytest.approx(abs(difference.sum()), rel=1e-5)
+    assert table.loc[worst, "dse"] == pytest.approx(difference.std() * 64**0.5, rel=0.02)
+    assert table.loc[worst, "dse"] < 0.8 * np.hypot(*(e.std() * 64**0.5 for e in each.values())), "paired"
+
+
+def test_evidence_is_minus_the_bound(tiny_program):
+    program, x = tiny_program(), np.zeros((8, 4), np.float32)
+    found = held_out_evidence(program, x, key=jax.random.key(0), levels=4)
+    assert found.n_data_points == 8
+    assert found.elpd == pytest.approx(float(found.elpd_i.sum()))
+    bound = evidence_bound(program, x, key=jax.random.key(7), levels=64)["bound"]
+    assert found.elpd / 8 == pytest.approx(-float(bound.mean()), abs=6 * float(bound.std()) / 8**0.5 + 3)
+
+
+def test_what_cannot_be_compared(tiny_program):
+    program = tiny_program()
+    with pytest.raises(ValueError, match="at least two programs, got 1"):
+        compare({"a": program}, np.zeros((8, 4), np.float32), key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"x must have shape \(obs, 4\)"):
+        compare({"a": program, "b": program}, np.zeros((8, 3), np.float32), key=jax.random.key(0))
+    with pytest.raises(UserError, match="at least two folders"):
+        compare_runs(["runs/a"])
+    with pytest.raises(UserError, match="named twice"):
+        compare_runs(["runs/a", "runs/a/"])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::sami_ppl.diagnostics.CollapseWarning")
+def test_runs_under_two_priors(tmp_path, monkeypatch):
+    """Two priors of the disks, one denoiser: a table, a picture and figures; other data are refused."""
+    monkeypatch.setattr(running, "use_compilation_cache", lambda: None)
+    small = {"observations": "100", "resolution": "8", "width": "8", "depth": "1", "posterior_obs": "3", "draws": "4",
+             "warm_steps": "2", "encoder.steps": "2", "encoder.batch": "16"}  # fmt: skip
+    first = small | {"denoiser.steps": "2", "denoiser.batch": "16"}
+    running.run("disks", settings=first, out=tmp_path / "normal", progress=False)
+    reuse = small | {"denoiser": str(tmp_path / "normal" / "model"), "prior": "uniform_box"}
+    running.run("disks", "pretrained", settings=reuse, out=tmp_path / "box", progress=False)
+    shutil.copytree(tmp_path / "normal", tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"seed": 1}))
+
+    folders = [tmp_path / "normal", tmp_path / "box"]
+    text = compare_runs(folders, limit=12, levels=4, out=tmp_path / "comparison")
+    assert "12 held-out observations" in text
+    assert text.count("below the best") == 1
+    rows = json.loads((tmp_path / "comparison" / "comparison.json").read_text())
+    assert set(rows) == {str(folder) for folder in folders}
+    assert (tmp_path / "comparison" / "comparison.png").stat().st_size > 5000
+    with pytest.raises(UserError, match=r"fitted to other data than .*--data FILE"):
+        compare_runs([tmp_path / "normal", tmp_path / "other"], limit=12, levels=4)
