@@ -26,7 +26,7 @@ from sami_ppl.encoder import RotatedEncoder
 from sami_ppl.evidence import evidence_bound, summarise
 from sami_ppl.gauge import orthogonal_ica
 from sami_ppl.generate import decode, generate
-from sami_ppl.metrics import disentanglement_report
+from sami_ppl.metrics import circular_correlation, disentanglement_report, largest_jump
 from sami_ppl.program import Program
 from sami_ppl.warm_start import low_pass_codes
 
@@ -68,8 +68,11 @@ def evaluate(
     names = {kind: _factors(data, kind, factors) for kind in ("f", "iu")}
     known = None
     if names["f"]:
+        train, test = (unrolled(part, names["f"]) for part in (train, test))
+        names["f"] = [n for name in names["f"] for n in _unrolled_names(data[name])]
         known = tuple(np.stack([part[n].values for n in names["f"]], -1) for part in (train, test))
         metrics |= factor_figures(program, codes, known, names["f"])
+        metrics |= circular_figures(program, codes[1], test)
         metrics["low_pass_pca"] = baseline_figures((x_train, x_test), known, names["f"], metrics["active_latents"])
     for name in names["iu"]:
         metrics.setdefault("probes", {})[name] = probes(
@@ -83,6 +86,41 @@ def evaluate(
     warning = collapse_warning(list(metrics["kl_nats"].values()), metrics["z_gain"])
     metrics["warnings"] = [] if warning is None else [warning]
     return metrics
+
+
+def unrolled(data: xr.Dataset, names: list[str]) -> xr.Dataset:
+    """With cosine and sine of every factor that goes round (`attrs["period"]`): no regression finds a jump of 2π."""
+    parts = {}
+    for name in names:
+        if "period" in data[name].attrs:
+            turn = 2 * np.pi * data[name] / data[name].attrs["period"]
+            parts |= dict(zip(_unrolled_names(data[name]), (np.cos(turn), np.sin(turn)), strict=True))
+    return data.assign(parts)
+
+
+def _unrolled_names(factor: xr.DataArray) -> list[str]:
+    return [f"cos_{factor.name}", f"sin_{factor.name}"] if "period" in factor.attrs else [str(factor.name)]
+
+
+def circular_figures(program: Program, codes: Float[np.ndarray, "obs D"], data: xr.Dataset) -> dict[str, Any]:
+    """Of every factor that goes round: its circular correlation with each angle of the prior, and how the code jumps.
+
+    `circular_corr` is the absolute value. `largest_jump` is that of the code of each site, see `metrics.largest_jump`.
+    """
+    found: dict[str, dict] = {"circular_corr": {}, "largest_jump": {}}
+    for name, factor in data.data_vars.items():
+        if "period" not in factor.attrs:
+            continue
+        turn = 2 * np.pi * factor.values / factor.attrs["period"]
+        sites = {site.name: codes[:, site.code] for site in program.latents.sites}
+        angles = {
+            site.name: np.arctan2(*codes[:, site.code].T[::-1]) for site in program.latents.sites
+            if site.manifold == "circle" and site.size == 2
+        }  # fmt: skip
+        found["circular_corr"][name] = {site: abs(circular_correlation(turn, a)) for site, a in angles.items()}
+        bins = min(64, max(4, len(turn) // 20))
+        found["largest_jump"][name] = {site: largest_jump(code, turn, bins=bins) for site, code in sites.items()}
+    return found if found["circular_corr"] else {}
 
 
 def factor_figures(program: Program, codes: tuple, factors: tuple, names: list[str]) -> dict[str, Any]:

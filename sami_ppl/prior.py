@@ -103,6 +103,18 @@ class Latents:
         """Z → site values."""
         return {site.name: site.from_code(z[..., site.code]) for site in self.sites}
 
+    def onto_support(self, z: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        """The nearest codes that a value has: directions get length 1, other coordinates stay."""
+        parts = []
+        for site in self.sites:
+            part = z[..., site.code]
+            if site.manifold is not None:
+                vectors = part.reshape(*part.shape[:-1], -1, site.unconstrained_shape[-1])
+                length = jnp.sqrt(jnp.sum(vectors**2, -1, keepdims=True) + 1e-12)
+                part = (vectors / length).reshape(part.shape)
+            parts.append(part)
+        return jnp.concatenate(parts, axis=-1)
+
     def describe(self) -> str:
         """A table of the factors: site, shape, support's transform, coordinates of z."""
         rows = [("site", "shape", "dims", "from unconstrained space", "axes of z")]

@@ -171,6 +171,10 @@ def summary(metrics: dict[str, Any]) -> str:
             f"for comparison, principal components of blurred images: forest/linear R² {scores}; "
             f"DCI {start['dci_disentanglement']:.2f}"
         )
+    for name, found in metrics.get("circular_corr", {}).items():
+        scores = "; ".join(f"{site} {corr:.3f}" for site, corr in found.items()) or "no angle in the prior"
+        jumps = "; ".join(f"{site} {jump:.1f}" for site, jump in metrics["largest_jump"][name].items())
+        lines.append(f"circular correlation of {name}: {scores}; largest step of the code, over the mean step: {jumps}")
     for label, accuracies in metrics.get("probes", {}).items():
         lines.append(f"held-out accuracy for {label}: " + ", ".join(f"{k} {v:.3f}" for k, v in accuracies.items()))
     lines.append("KL per axis (nats): " + "  ".join(f"{a} {v:.2f}" for a, v in metrics["kl_nats"].items()))

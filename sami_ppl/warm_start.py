@@ -7,6 +7,7 @@ components of low-pass filtered observations: a blurred image changes monotonica
 components of the sharp image turn over.
 """
 
+import itertools
 from typing import Any
 
 import equinox as eqx
@@ -21,6 +22,7 @@ from tqdm.auto import trange
 from sami_ppl.diagnostics.dimension import manifold_dimension
 from sami_ppl.encoder import AbstractEncoder
 from sami_ppl.fit import batches
+from sami_ppl.prior import Latents
 from sami_ppl.program import Program
 
 
@@ -64,6 +66,24 @@ def low_pass_codes(
     return codes.astype(np.float32)
 
 
+def arrange(codes: Float[np.ndarray, "obs D"], latents: Latents, components: int) -> Float[np.ndarray, "obs D"]:
+    """Columns of codes in another order: those that lie on a circle or sphere together at the sites of directions.
+
+    A factor that goes round shows in components of equal weight, whose squares add up to a constant.
+    """
+    left, order = list(range(codes.shape[1])), np.full(codes.shape[1], -1)
+    for site in latents.sites:
+        dim = site.unconstrained_shape[-1] if site.manifold else 0
+        for start in range(site.start, site.start + site.size if site.manifold else site.start, dim or 1):
+            sets = list(itertools.combinations([c for c in left if c < components], dim)) or [tuple(left[:dim])]
+            squares = [np.sum(codes[:, list(columns)] ** 2, 1) for columns in sets]
+            best = sets[int(np.argmin([square.std() / square.mean() for square in squares]))]
+            order[start : start + dim] = best
+            left = [c for c in left if c not in best]
+    order[order < 0] = left
+    return codes[:, order]
+
+
 def fit_codes(
     program: Program,
     x: Float[Array | np.ndarray, "obs *event"],
@@ -93,7 +113,7 @@ def fit_codes(
         level_key, eps_key, code_key = jax.random.split(key, 3)
         log_snr, _ = encoder.schedule.stratified(level_key, len(x))
         eps = jax.random.normal(eps_key, x.shape, x.dtype)
-        z = codes + noise * jax.random.normal(code_key, codes.shape, codes.dtype)
+        z = program.latents.onto_support(codes + noise * jax.random.normal(code_key, codes.shape, codes.dtype))
         x_noisy = jax.vmap(encoder.schedule.add_noise)(x, log_snr, eps)
         return -jnp.mean(jax.vmap(encoder.log_prob)(z, x_noisy, log_snr))
 
@@ -130,5 +150,6 @@ def warm_start(
         encoder = eqx.tree_at(lambda encoder: encoder.network, program.encoder, transfer(source, target))
         program = program.replace(encoder=encoder)
     components = max(1, manifold_dimension(program.denoiser, x[:32], key=dimension_key))
-    codes = low_pass_codes(x, program.latents.size, components)
+    spare = sum(site.size // site.unconstrained_shape[-1] for site in program.latents.sites if site.manifold)
+    codes = arrange(low_pass_codes(x, program.latents.size, components + spare), program.latents, components + spare)
     return fit_codes(program, x, codes, key=code_key, steps=steps, batch=batch, progress=progress)

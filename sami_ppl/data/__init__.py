@@ -1,5 +1,7 @@
 """Data sets: procedural ones, small real ones, a user's own files; and the checks every data set passes."""
 
+from sami_ppl.data.bars import bars as bars
+from sami_ppl.data.bars import render_bars as render_bars
 from sami_ppl.data.checks import check_data as check_data
 from sami_ppl.data.checks import check_shape as check_shape
 from sami_ppl.data.checks import split as split
