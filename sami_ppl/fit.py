@@ -5,8 +5,9 @@
 and of the step's number alone, so that an interrupted run continues bit for bit.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from copy import copy
+from dataclasses import asdict, dataclass, field
 from functools import partial
 import math
 from pathlib import Path
@@ -25,6 +26,7 @@ from sami_ppl import parallel
 from sami_ppl.checkpoint import Checkpoints
 from sami_ppl.diagnostics.collapse import CollapseWarning, collapse_warning
 from sami_ppl.diagnostics.gain import NoiseErrors, noise_errors
+from sami_ppl.guide import Beta
 from sami_ppl.history import History, progress_bar, summary_line
 from sami_ppl.objective import ScoreELBO
 from sami_ppl.program import NETWORKS, Program
@@ -41,7 +43,9 @@ class Stage:
     `epochs`, where given, sets the number of steps by the size of the data. The learning rate warms up linearly over
     `warmup` steps and falls to zero as a cosine. β goes linearly from `beta_start` to `beta` over the first
     `beta_steps` steps. `discount` c weights noise levels by exp(−c max(λ, 0)): less effort where the observation says
-    it all by itself; what is logged and reported stays the bound, c = 0. `patience`: validations without a better loss
+    it all by itself; what is logged and reported stays the bound, c = 0. Single sites of the prior may have weights of
+    their own: `site_beta` times β, `free_bits` for each, and a `capacity` C in nats that grows from 0 over the first
+    `capacity_steps` steps and draws their KL to it, β |KL − C|. `patience`: validations without a better loss
     after which the stage ends; None, never.
     """
 
@@ -55,7 +59,10 @@ class Stage:
     beta: float = 0.1
     beta_start: float | None = None
     beta_steps: int = 0
-    free_bits: float = 0.0
+    free_bits: float | dict[str, float] = 0.0
+    site_beta: dict[str, float] = field(default_factory=dict)
+    capacity: dict[str, float] = field(default_factory=dict)
+    capacity_steps: int = 0
     discount: float = 0.0
     validate_every: int = 200
     patience: int | None = None
@@ -72,6 +79,21 @@ class Stage:
         start = self.beta if self.beta_start is None else self.beta_start
         share = jnp.clip((jnp.asarray(step, jnp.float32) + 1) / max(self.beta_steps, 1), 0, 1)
         return start + (self.beta - start) * share
+
+    def sites_named(self) -> set[str]:
+        """Sites that have a weight of their own."""
+        free = self.free_bits if isinstance(self.free_bits, dict) else {}
+        return {*self.site_beta, *self.capacity, *free}
+
+    def weights_at(self, step: Array | int, sites: Iterable[str]) -> Beta:
+        """β at a step: one number, or one for each site where they differ."""
+        beta = self.beta_at(step)
+        return {name: beta * self.site_beta.get(name, 1.0) for name in sites} if self.site_beta else beta
+
+    def capacity_at(self, step: Array | int) -> dict[str, Array]:
+        """Capacity of single sites at a step, in nats."""
+        share = jnp.clip((jnp.asarray(step, jnp.float32) + 1) / max(self.capacity_steps, 1), 0, 1)
+        return {name: share * nats for name, nats in self.capacity.items()}
 
     def count(self, observations: int) -> int:
         """Number of steps on a data set of this size."""
@@ -111,9 +133,18 @@ class Fit:
         self.program, self.stage, self.target, self.steps = program, stage, target, steps
         trained = program.replace(discount=stage.discount)
         self.model, self.guide = self._sides(trained)
-        self.objective = ScoreELBO(stage.free_bits)
-        self.svi = SVI(self.model, self.guide, self._optimiser(train), self.objective)
+        self.sites = [site.name for site in program.latents.sites]
+        if unknown := sorted(stage.sites_named() - set(self.sites)):
+            raise ValueError(
+                f"site_beta, free_bits or capacity name {', '.join(unknown)}, but the prior's sites are "
+                f"{', '.join(self.sites)}"
+            )
+        self.svi = SVI(self.model, self.guide, self._optimiser(train), self.objective_at(0))
         self.mesh = parallel.current_mesh()
+
+    def objective_at(self, step: Array | int) -> ScoreELBO:
+        """The objective of a step."""
+        return ScoreELBO(self.stage.free_bits, self.stage.capacity_at(step))
 
     def _sides(self, program: Program) -> tuple[Callable, Callable]:
         if self.target == "marginal":
@@ -140,13 +171,15 @@ class Fit:
 
     def update(self, state: State, batch: Float[Array, "batch *event"]) -> tuple[State, Array]:
         """One step of SVI and of the running average of the weights."""
-        svi, loss = self.svi.update(state.svi, batch, beta=self.stage.beta_at(state.step))
+        svi = copy(self.svi)
+        svi.loss = self.objective_at(state.step)
+        after, loss = svi.update(state.svi, batch, beta=self.stage.weights_at(state.step, self.sites))
         # The average forgets its start faster than later weights, so that short runs are not held back by it.
         decay = jnp.minimum(self.stage.ema, (1.0 + state.step) / (10.0 + state.step))
         average = jax.tree.map(
-            lambda old, new: old + (1 - decay) * (new - old), state.average, self.svi.get_params(svi)
+            lambda old, new: old + (1 - decay) * (new - old), state.average, self.svi.get_params(after)
         )
-        return state._replace(svi=svi, average=average, step=state.step + 1), loss
+        return state._replace(svi=after, average=average, step=state.step + 1), loss
 
     @partial(jax.jit, static_argnums=0)
     def run_block(self, state: State, x: Array, rows: Array, count: Array) -> tuple[State, Array]:
@@ -185,17 +218,20 @@ class Fit:
         terms, errors = jax.device_get(self.validate(params, x, key))
         kl = {name: term for name, term in terms.items() if name != "x"}
         total_kl = sum(float(np.sum(term)) for term in kl.values())
-        return {"bound": float(terms["x"]) + total_kl, "loss": float(terms["x"]) + self.stage.beta * total_kl,
+        weighed = sum(self.stage.beta * self.stage.site_beta.get(n, 1.0) * float(np.sum(v)) for n, v in kl.items())
+        return {"bound": float(terms["x"]) + total_kl, "loss": float(terms["x"]) + weighed,
                 "kl": kl, **errors._asdict()}  # fmt: skip
 
     def sites_not_finite(self, state: State, batch: Array) -> str:
         """The sites whose terms are not finite in the step after `state`."""
         _, step_key = jax.random.split(state.svi.rng_key)
-        beta = self.stage.beta_at(state.step)
+        beta = self.stage.weights_at(state.step, self.sites)
         params = self.svi.get_params(state.svi)
         if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params)):
             return "none (the terms of the step before were finite, their gradient was not)"
-        return not_finite(self.objective.terms(step_key, params, self.model, self.guide, batch, beta=beta))
+        return not_finite(
+            self.objective_at(state.step).terms(step_key, params, self.model, self.guide, batch, beta=beta)
+        )
 
 
 def not_finite(terms: dict[str, Any]) -> str:

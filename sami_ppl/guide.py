@@ -1,5 +1,6 @@
 """The amortised guide: the encoder's posterior of the code z, as sample statements at the prior's sites."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import jax
@@ -7,9 +8,27 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpyro
 from numpyro import distributions as dist
+from numpyro.primitives import Messenger
 
 from sami_ppl.encoder import AbstractEncoder, FamilyEncoder
 from sami_ppl.prior import Latents, LatentSite, elementwise_transform, is_unbounded, normal_base
+
+Beta = Array | float | Mapping[str, Array | float]
+"""Weight of the latent sites in the objective: one number, or one for each site named."""
+
+
+class scale_sites(Messenger):
+    """Scale log densities by β: one number for all sites, or one for each site named, 1 for the others."""
+
+    def __init__(self, beta: Beta):
+        self.beta = beta
+        super().__init__()
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """NumPyro's hook: multiply the site's scale."""
+        if msg["type"] == "sample":
+            beta = self.beta.get(msg["name"], 1.0) if isinstance(self.beta, Mapping) else self.beta
+            msg["scale"] = beta if msg.get("scale") is None else beta * msg["scale"]
 
 
 def sample_latents(latents: Latents, encoder: AbstractEncoder, parameters: Any) -> dict[str, Any]:

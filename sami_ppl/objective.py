@@ -4,6 +4,7 @@
 additions: KL terms are kept per latent axis where they have a closed form, and each may be held at a floor.
 """
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import jax
@@ -19,13 +20,21 @@ class ScoreELBO(ELBO):
 
     `free_bits`: floor of the KL per axis, in nats, averaged over the batch; below it the KL has no gradient, so that
     an axis may keep that much information free of charge (Kingma et al. 2016, app. C.8). It acts per axis on
-    Gaussian sites with Gaussian priors, else per site. 0 is the bound itself.
+    Gaussian sites with Gaussian priors, else per site. 0 is the bound itself. A mapping gives each site its own.
+
+    `capacity`: nats of single sites. Their KL is drawn to it from either side, β |KL − C| (Burgess et al. 2018, eq. 8;
+    per group of factors: Dupont 2018).
     """
 
-    def __init__(self, free_bits: float = 0.0):
-        if free_bits < 0:
+    def __init__(
+        self,
+        free_bits: float | Mapping[str, float] = 0.0,
+        capacity: Mapping[str, Float[Array, ""] | float] | None = None,
+    ):
+        floors = free_bits.values() if isinstance(free_bits, Mapping) else (free_bits,)
+        if any(floor < 0 for floor in floors):
             raise ValueError(f"free_bits must be at least 0 nats, got {free_bits}")
-        self.free_bits = free_bits
+        self.free_bits, self.capacity = free_bits, dict(capacity or {})
         super().__init__(num_particles=1)
 
     def loss_with_mutable_state(
@@ -49,7 +58,10 @@ class ScoreELBO(ELBO):
                 terms[name] = -weight * jnp.sum(site["fn"].log_prob(site["value"]))
                 continue
             kl = weight * site_kl(guide_trace[name]["fn"], site["fn"], site["value"]).sum(0)
-            terms[name] = jnp.maximum(kl, self.free_bits * weight * count) if self.free_bits else kl
+            floor = self.free_bits.get(name, 0.0) if isinstance(self.free_bits, Mapping) else self.free_bits
+            terms[name] = jnp.maximum(kl, floor * weight * count) if floor else kl
+            if name in self.capacity:
+                terms[name] = jnp.abs(jnp.sum(kl, keepdims=True) - self.capacity[name] * weight * count)
         return terms
 
 

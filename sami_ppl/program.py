@@ -19,7 +19,7 @@ from sami_ppl.decoder import ScoreDecoder
 from sami_ppl.denoiser import AbstractDenoiser
 from sami_ppl.encoder import AbstractEncoder, DiagonalEncoder, RotatedEncoder
 from sami_ppl.guidance import check_pair
-from sami_ppl.guide import sample_latents
+from sami_ppl.guide import Beta, sample_latents, scale_sites
 from sami_ppl.prior import Latents, Prior, read_prior
 from sami_ppl.sampler import AbstractSampler, StochasticDPMSolver
 
@@ -120,21 +120,21 @@ class Program(eqx.Module):
         *,
         size: int | None = None,
         total: int | None = None,
-        beta: Float[Array, ""] | float = 1.0,
+        beta: Beta = 1.0,
         levels: int = 1,
     ) -> Float[Array, "obs *event"]:
         """The generative program over a batch of observations, or over `size` unobserved ones.
 
         `total`: number of observations that the batch stands for; terms are then scaled by total / batch.
-        `beta`: weight of the latent sites; give the guide the same. `levels`: noise levels per observation in the
-        bound. Raises ValueError for observations of another shape.
+        `beta`: weight of the latent sites, or of each by name; give the guide the same. `levels`: noise levels per
+        observation in the bound. Raises ValueError for observations of another shape.
         """
         size = self._batch_size(x, size)
         denoiser: Any = eqx_module("denoiser", self.denoiser)
         encoder: Any = eqx_module("encoder", self.encoder)
         key = numpyro.prng_key()
         with numpyro.plate("obs", total or size, subsample_size=size):
-            with handlers.scale(scale=beta), handlers.trace() as trace:
+            with scale_sites(beta), handlers.trace() as trace:
                 self.prior()
             z = self.latents.to_code({site.name: trace[site.name]["value"] for site in self.latents.sites})
             return self._observe(denoiser, encoder, z, x, size, levels, key)
@@ -145,7 +145,7 @@ class Program(eqx.Module):
         *,
         size: int | None = None,
         total: int | None = None,
-        beta: Float[Array, ""] | float = 1.0,
+        beta: Beta = 1.0,
         levels: int = 1,
     ) -> dict[str, Array]:
         """The amortised posterior of the factors given x; takes the arguments of `model`. Returns the sites' values."""
@@ -155,7 +155,7 @@ class Program(eqx.Module):
             )
         size = self._batch_size(x, size)
         encoder: Any = eqx_module("encoder", self.encoder)
-        with numpyro.plate("obs", total or size, subsample_size=size), handlers.scale(scale=beta):
+        with numpyro.plate("obs", total or size, subsample_size=size), scale_sites(beta):
             parameters = jax.vmap(lambda x: encoder.parameters(*encoder.clean(x)))(x)
             return sample_latents(self.latents, encoder, parameters)
 
@@ -165,7 +165,7 @@ class Program(eqx.Module):
         *,
         size: int | None = None,
         total: int | None = None,
-        beta: Float[Array, ""] | float = 1.0,
+        beta: Beta = 1.0,
         levels: int = 1,
     ) -> Float[Array, "obs *event"]:
         """The denoiser alone, a model of x without latents: what the first of two stages fits. Guide: `no_guide`."""

@@ -71,7 +71,7 @@ MISTAKES = {
         "test_evidence.py::test_bound_equals_the_evidence_in_every_dimension[6-vp]",
     ),
     "beta in the model only": (
-        "program.py", 'subsample_size=size), handlers.scale(scale=beta):', 'subsample_size=size):',
+        "program.py", 'subsample_size=size), scale_sites(beta):', 'subsample_size=size):',
         "test_program.py::test_beta_scales_the_divergence_and_nothing_else[mean field-gaussian]",
     ),
 }  # fmt: skip
