@@ -96,6 +96,8 @@ def test_the_users_own_settings_stay(settings, tmp_path):
 CACHED = """
 import jax
 from sami_ppl.running import use_compilation_cache
+
+pytestmark = pytest.mark.slow
 use_compilation_cache()
 jax.jit(lambda x: x @ x + 1)(jax.numpy.ones((3, 3)))
 """

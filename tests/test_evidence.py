@@ -22,6 +22,8 @@ from sami_ppl.guidance import GuidedDenoiser
 from sami_ppl.program import Program
 from sami_ppl.schedule import NoiseProposal, VarianceExploding, VariancePreserving
 
+pytestmark = pytest.mark.slow
+
 KINDS = {"vp": VariancePreserving, "ve": VarianceExploding}
 FALSE_ALARM = 1e-4
 

@@ -188,6 +188,7 @@ def test_guide_has_the_law_of_the_code(name, build):
     np.testing.assert_allclose(program.latents.to_code(program.latents.from_code(z)), z, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRIORS)
 def test_draws_of_the_code_have_the_stated_moments(name, build):
     """Mean and standard deviation that the encoder states, against 20,000 draws of the code; a shift of .1 is seen."""
@@ -201,6 +202,7 @@ def test_draws_of_the_code_have_the_stated_moments(name, build):
     assert np.any(np.abs(z.mean(0) + 0.1 - loc) > 5 * error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRIORS)
 def test_guidance_and_loss_are_differentiable(name, build):
     """Guidance by central differences, and a finite, non-zero gradient of the loss for every head."""

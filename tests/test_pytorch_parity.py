@@ -21,6 +21,8 @@ from sami_ppl.guidance import guidance
 from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
 from sami_ppl.schedule import VariancePreserving
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = dict(np.load(Path(__file__).parent / "data" / "pytorch_parity.npz"))
 SHAPE, SCHEDULE, STATISTICS = (2, 8, 8), VariancePreserving(-4.0, 4.0), {"mean": 0.2, "std": 0.7}
 KEY = jax.random.key(0)

@@ -24,6 +24,8 @@ from sami_ppl.guidance import GuidedDenoiser
 from sami_ppl.sampler import DDIM, Ancestral, DPMSolver, FromPureNoise, Heun, StochasticDPMSolver
 from sami_ppl.schedule import AbstractSchedule, VarianceExploding, VariancePreserving
 
+pytestmark = pytest.mark.slow
+
 DRAWS, FALSE_ALARM, DEGREES = 4_000, 1e-4, (1, 2, 3, 4)
 # So many evaluations that what is left of the error is well below what the draws resolve.
 SAMPLERS = {

@@ -45,6 +45,7 @@ def test_each_site_has_its_own_beta(case):
     assert one["place"] == pytest.approx(plain["place"], rel=1e-6), "sites not named keep weight 1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO])
 def test_model_and_guide_agree_on_it(case, objective):
     """Under both of NumPyro's own objectives the loss is the sum of the weighted parts; Trace_ELBO in the mean."""
@@ -77,6 +78,7 @@ def test_schedules_of_a_stage():
     assert Stage(beta=0.4).weights_at(0, ["place"]) == pytest.approx(0.4)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sami_ppl.diagnostics.CollapseWarning")
 def test_a_fit_feels_them(tiny_program):
     """A capacity of 3 nats holds a site's KL there, beside one without: 1.5 to 4.5 nats after 400 steps."""
