@@ -17,6 +17,8 @@ from sami_ppl.program import Program
 from sami_ppl.sampler import DPMSolver
 from sami_ppl.schedule import VariancePreserving
 
+pytestmark = pytest.mark.slow
+
 OBS = 400
 
 

@@ -11,6 +11,8 @@ from sami_ppl.exact import LinearGaussian, LinearMixture
 from sami_ppl.guidance import GuidedDenoiser, guidance
 from sami_ppl.schedule import VarianceExploding, VariancePreserving
 
+pytestmark = pytest.mark.slow
+
 KINDS = {"vp": VariancePreserving, "ve": VarianceExploding}
 LEVELS = (-3.0, 0.4, 5.0)
 

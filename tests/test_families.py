@@ -21,6 +21,8 @@ from sami_ppl.objective import ScoreELBO
 from sami_ppl.prior import read_prior
 from sami_ppl.schedule import VariancePreserving
 
+pytestmark = pytest.mark.slow
+
 SCHEDULE = VariancePreserving(-4.0, 4.0)
 KEY = jax.random.key(0)
 LOG_WEIGHTS = jnp.log(jnp.array([0.2, 0.5, 0.3]))
@@ -188,7 +190,6 @@ def test_guide_has_the_law_of_the_code(name, build):
     np.testing.assert_allclose(program.latents.to_code(program.latents.from_code(z)), z, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", PRIORS)
 def test_draws_of_the_code_have_the_stated_moments(name, build):
     """Mean and standard deviation that the encoder states, against 20,000 draws of the code; a shift of .1 is seen."""
@@ -202,7 +203,6 @@ def test_draws_of_the_code_have_the_stated_moments(name, build):
     assert np.any(np.abs(z.mean(0) + 0.1 - loc) > 5 * error)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", PRIORS)
 def test_guidance_and_loss_are_differentiable(name, build):
     """Guidance by central differences, and a finite, non-zero gradient of the loss for every head."""

@@ -16,6 +16,8 @@ from sami_ppl.program import Program
 from sami_ppl.sampler import DDIM, Ancestral
 from sami_ppl.schedule import VariancePreserving
 
+pytestmark = pytest.mark.slow
+
 SCHEDULE = VariancePreserving(-5.0, 7.0)
 OBS = 2000
 MIXING = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0]
