@@ -22,6 +22,7 @@ import xarray as xr
 from sami_ppl.data import train_test
 from sami_ppl.diagnostics.collapse import collapse_warning
 from sami_ppl.diagnostics.gain import draw_code, noise_errors
+from sami_ppl.diagnostics.noise_end import noise_end_kl
 from sami_ppl.encoder import RotatedEncoder
 from sami_ppl.evidence import evidence_bound, summarise
 from sami_ppl.gauge import orthogonal_ica
@@ -54,6 +55,7 @@ def evaluate(
     x_train, x_test = (np.asarray(part["x"].values, np.float32) for part in (train, test))
     codes = program.encode(x_train)[0], program.encode(x_test)[0]
     bound_key, gain_key, sample_key = jax.random.split(key, 3)
+    end_key = jax.random.fold_in(key, 3)
 
     metrics: dict[str, Any] = bound_figures(program, x_test, key=bound_key)
     metrics["kl_nats"] |= marginal_kl(program, x_test)
@@ -64,6 +66,8 @@ def evaluate(
     metrics["z_gain"] = float(jnp.sum(errors.gain))
     metrics["guidance_gain"] = float(jnp.sum(errors.unguided - errors.own))
     metrics["noise_errors"] = {name: np.asarray(v).tolist() for name, v in errors._asdict().items()}
+
+    metrics["noise_end_kl"] = noise_end_kl(program, x_test[:256], key=end_key)
 
     names = {kind: _factors(data, kind, factors) for kind in ("f", "iu")}
     known = None

@@ -178,6 +178,9 @@ def summary(metrics: dict[str, Any]) -> str:
     for label, accuracies in metrics.get("probes", {}).items():
         lines.append(f"held-out accuracy for {label}: " + ", ".join(f"{k} {v:.3f}" for k, v in accuracies.items()))
     lines.append("KL per axis (nats): " + "  ".join(f"{a} {v:.2f}" for a, v in metrics["kl_nats"].items()))
+    if (end := metrics.get("noise_end_kl")) is not None:
+        each = "  ".join(f"{site} {kl:.2f}" for site, kl in end.items())
+        lines.append(f"KL of q(z | x at the noisiest level) from the prior (nats): {each}")
     lines.append(
         f"active axes {metrics['active_latents']}; own z against shuffled z {metrics['z_gain']:.1f} nats; bound "
         f"{metrics['bound_nats']['mean']:.1f} ± {metrics['bound_nats']['se']:.1f} nats per observation"

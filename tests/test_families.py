@@ -13,6 +13,7 @@ import pytest
 from scipy.integrate import quad
 
 from sami_ppl import families
+from sami_ppl.diagnostics import noise_end_kl
 from sami_ppl.diagnostics.gain import draw_code
 from sami_ppl.encoder import DiagonalEncoder, FamilyEncoder, encoder_for
 from sami_ppl.families import DiagonalMixture, ProjectedNormals
@@ -252,3 +253,52 @@ def test_a_gaussian_encoder_on_a_circle_is_refused(tiny_program, mlp):
     encoder = DiagonalEncoder(mlp(4, 6, key=KEY), SCHEDULE, (4,), read_prior(angle_prior).size, key=KEY)
     with pytest.raises(ValueError, match=r"prior site 'angle' lives on a circle.*encoder_for"):
         type(base)(angle_prior, base.denoiser, encoder)
+
+
+# What is left at the noisy end
+
+
+class _Constant(eqx.Module):
+    """A network that sees nothing: one feature, 1."""
+
+    def __call__(self, x, log_snr):
+        return jnp.ones(1)
+
+
+def _set(family, **arrays):
+    """A family whose heads give these values whatever the features."""
+    for name, value in arrays.items():
+        head = getattr(family, name)
+        blank = eqx.tree_at(lambda h: (h.weight, h.bias), head, (jnp.zeros_like(head.weight), jnp.ravel(value)))
+        family = eqx.tree_at(lambda f, name=name: getattr(f, name), family, blank)
+    return family
+
+
+def test_noise_end_tells_a_family_that_suits_from_one_that_does_not(tiny_program):
+    """Prior: three modes. Its own mixture as q leaves 0 nats; the best Gaussian leaves what quadrature says."""
+    latents = read_prior(mixture_prior)
+    site = latents.sites[0]
+    base = tiny_program()
+    means = (np.array([[-2.0, 0.0], [2.0, 0.0], [0.0, 2.0]]) - site.shift) / site.scale
+    low, high = np.log(0.03), np.log(2.0)
+    raw = lambda s: np.log((np.log(s) - low) / (high - np.log(s))) - np.log(-low / high)  # noqa: E731
+    spread = np.full((3, 2), 0.5) / site.scale
+
+    def program(family, chosen):
+        encoder = FamilyEncoder(_Constant(), SCHEDULE, (4,), latents, families={"z": chosen}, key=KEY)
+        encoder = eqx.tree_at(lambda e: e.families, encoder, (family(encoder.families[0]),))
+        return type(base)(mixture_prior, base.denoiser, encoder, sampler=base.sampler)
+
+    x = np.zeros((256, 4), np.float32)
+    own = program(lambda f: _set(f, weights=jnp.zeros(3), loc=means, scale=raw(spread)), families.Mixture)
+    assert abs(noise_end_kl(own, x, key=KEY)["z"]) < 1e-3
+    centre = means.mean(0)
+    deviation = np.sqrt((spread**2 + (means - centre) ** 2).mean(0))
+    gauss = program(lambda f: _set(f, loc=centre, scale=raw(deviation)), families.Diagonal)
+    normal = np.random.default_rng(0).normal(size=(400_000, 2)) * deviation + centre
+    log_q = -0.5 * (((normal - centre) / deviation) ** 2 + np.log(2 * np.pi * deviation**2)).sum(1)
+    each = -0.5 * (((normal[:, None] - means) / spread) ** 2 + np.log(2 * np.pi * spread**2)).sum(2)
+    expected = np.mean(log_q - np.log(np.exp(each).mean(1)))
+    found = noise_end_kl(gauss, x, key=KEY)["z"]
+    assert expected > 0.3
+    assert found == pytest.approx(expected, abs=0.1 * expected)

@@ -7,3 +7,4 @@ from sami_ppl.diagnostics.gain import NoiseErrors as NoiseErrors
 from sami_ppl.diagnostics.gain import draw_code as draw_code
 from sami_ppl.diagnostics.gain import noise_errors as noise_errors
 from sami_ppl.diagnostics.information import information_spectrum as information_spectrum
+from sami_ppl.diagnostics.noise_end import noise_end_kl as noise_end_kl
