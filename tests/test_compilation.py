@@ -13,6 +13,8 @@ import pytest
 from sami_ppl import running
 from sami_ppl.fit import BLOCK, Fit, Stage, fit
 
+pytestmark = pytest.mark.slow
+
 STAGE = Stage(steps=130, batch=8, warmup=2, validate_every=60, beta_start=0.0, beta_steps=100)
 KEY = jax.random.key(3)
 
@@ -96,8 +98,6 @@ def test_the_users_own_settings_stay(settings, tmp_path):
 CACHED = """
 import jax
 from sami_ppl.running import use_compilation_cache
-
-pytestmark = pytest.mark.slow
 use_compilation_cache()
 jax.jit(lambda x: x @ x + 1)(jax.numpy.ones((3, 3)))
 """
