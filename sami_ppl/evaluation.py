@@ -97,8 +97,8 @@ def unrolled(data: xr.Dataset, names: list[str]) -> xr.Dataset:
     parts = {}
     for name in names:
         if "period" in data[name].attrs:
-            turn = 2 * np.pi * data[name] / data[name].attrs["period"]
-            parts |= dict(zip(_unrolled_names(data[name]), (np.cos(turn), np.sin(turn)), strict=True))
+            turn = 2 * np.pi * data[name].values / data[name].attrs["period"]
+            parts |= {n: ("obs", f(turn)) for n, f in zip(_unrolled_names(data[name]), (np.cos, np.sin), strict=True)}
     return data.assign(parts)
 
 

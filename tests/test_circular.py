@@ -1,5 +1,7 @@
 """Factors that go round: bars, their scores, and the start of a code on a circle."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from numpyro import distributions as dist
 import pytest
 
 from sami_ppl.data import bars, render_bars
+from sami_ppl.evaluation import circular_figures, unrolled
 from sami_ppl.metrics import circular_correlation, largest_jump
 from sami_ppl.prior import read_prior
 from sami_ppl.warm_start import arrange, low_pass_codes
@@ -93,3 +96,21 @@ def test_components_that_go_round_start_the_angle():
     unit = latents.onto_support(jnp.asarray(codes))
     np.testing.assert_allclose(np.linalg.norm(unit[:, latents.sites[1].code], axis=1), 1, atol=1e-5)
     np.testing.assert_array_equal(unit[:, 0], codes[:, 0])
+
+
+def test_figures_of_a_factor_that_goes_round():
+    """A code that turns with the bar, and one that does not: scores for the factor itself, not for its cosine."""
+    data = bars(jax.random.key(0), 3000)
+    turn = 2 * data["angle"].values
+    names = ["angle", "background"]
+    wide = unrolled(data, names)
+    np.testing.assert_allclose(wide["cos_angle"], np.cos(turn), atol=1e-6)
+    assert "period" not in wide["sin_angle"].attrs
+    program = SimpleNamespace(latents=read_prior(angle_and_light))
+    codes = np.stack([data["background"].values, np.cos(turn + 1), np.sin(turn + 1)], 1)
+    found = circular_figures(program, codes, wide)
+    assert found["circular_corr"] == {"angle": {"angle": pytest.approx(1, abs=1e-6)}}
+    assert found["largest_jump"]["angle"]["angle"] < 1.5
+    wrong = circular_figures(program, RNG.permutation(codes), wide)
+    assert wrong["circular_corr"]["angle"]["angle"] < 0.1
+    assert circular_figures(program, codes, data.drop_vars("angle")) == {}
