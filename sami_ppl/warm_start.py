@@ -73,8 +73,10 @@ def arrange(codes: Float[np.ndarray, "obs D"], latents: Latents, components: int
     """
     left, order = list(range(codes.shape[1])), np.full(codes.shape[1], -1)
     for site in latents.sites:
-        dim = site.unconstrained_shape[-1] if site.manifold else 0
-        for start in range(site.start, site.start + site.size if site.manifold else site.start, dim or 1):
+        if site.manifold is None:
+            continue
+        dim = site.unconstrained_shape[-1]
+        for start in range(site.start, site.start + site.size, dim):
             sets = list(itertools.combinations([c for c in left if c < components], dim)) or [tuple(left[:dim])]
             squares = [np.sum(codes[:, list(columns)] ** 2, 1) for columns in sets]
             best = sets[int(np.argmin([square.std() / square.mean() for square in squares]))]
