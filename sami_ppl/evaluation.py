@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 import xarray as xr
 
-from sami_ppl.data import train_test
+from sami_ppl.data import train_test, unrolled, unrolled_names
 from sami_ppl.diagnostics.collapse import collapse_warning
 from sami_ppl.diagnostics.gain import draw_code, noise_errors
 from sami_ppl.diagnostics.noise_end import noise_end_kl
@@ -73,7 +73,7 @@ def evaluate(
     known = None
     if names["f"]:
         train, test = (unrolled(part, names["f"]) for part in (train, test))
-        names["f"] = [n for name in names["f"] for n in _unrolled_names(data[name])]
+        names["f"] = [n for name in names["f"] for n in unrolled_names(data[name])]
         known = tuple(np.stack([part[n].values for n in names["f"]], -1) for part in (train, test))
         metrics |= factor_figures(program, codes, known, names["f"])
         metrics |= circular_figures(program, codes[1], test)
@@ -90,20 +90,6 @@ def evaluate(
     warning = collapse_warning(list(metrics["kl_nats"].values()), metrics["z_gain"])
     metrics["warnings"] = [] if warning is None else [warning]
     return metrics
-
-
-def unrolled(data: xr.Dataset, names: list[str]) -> xr.Dataset:
-    """With cosine and sine of every factor that goes round (`attrs["period"]`): no regression finds a jump of 2π."""
-    parts = {}
-    for name in names:
-        if "period" in data[name].attrs:
-            turn = 2 * np.pi * data[name].values / data[name].attrs["period"]
-            parts |= {n: ("obs", f(turn)) for n, f in zip(_unrolled_names(data[name]), (np.cos, np.sin), strict=True)}
-    return data.assign(parts)
-
-
-def _unrolled_names(factor: xr.DataArray) -> list[str]:
-    return [f"cos_{factor.name}", f"sin_{factor.name}"] if "period" in factor.attrs else [str(factor.name)]
 
 
 def circular_figures(program: Program, codes: Float[np.ndarray, "obs D"], data: xr.Dataset) -> dict[str, Any]:

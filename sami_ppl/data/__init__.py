@@ -13,3 +13,5 @@ from sami_ppl.data.disks import render as render
 from sami_ppl.data.local import load_data as load_data
 from sami_ppl.data.local import open_data as open_data
 from sami_ppl.data.local import scale_bytes as scale_bytes
+from sami_ppl.data.periodic import unrolled as unrolled
+from sami_ppl.data.periodic import unrolled_names as unrolled_names

@@ -13,6 +13,7 @@ from numpyro.infer import Predictive
 import xarray as xr
 
 from sami_ppl import plots
+from sami_ppl.data import unrolled
 from sami_ppl.diagnostics.gain import draw_code
 from sami_ppl.generate import decode, generate
 from sami_ppl.program import Program
@@ -91,6 +92,7 @@ def gather(
     prior = program.latents.to_code(Predictive(program.prior, num_samples=ALONE)(prior_key))
     moved = jnp.broadcast_to(codes[0], (len(active), len(STEPS), codes.shape[1]))
     moved = moved.at[np.arange(len(active)), :, active].set(STEPS).reshape(-1, codes.shape[1])
+    moved = program.latents.onto_support(moved)
     keys = jax.random.split(noise_key, len(own) + ALONE)
     keys = jnp.concatenate([keys, jnp.broadcast_to(noise_key, (len(moved),))])
     first, second, third = np.split(
@@ -108,6 +110,7 @@ def gather(
 def _factors(data: xr.Dataset, metrics: Mapping[str, Any]) -> tuple[np.ndarray, list[str]]:
     """Known factors (n, F): those that the metrics name, else every real-valued variable on obs (no class labels)."""
     named = (metrics.get("corr") or {}).get("factors") or list(metrics.get("linear_r2") or {})
+    data = unrolled(data, [str(k) for k, v in data.data_vars.items() if k != "x" and v.dims == ("obs",)])
     columns = {str(k): v.values for k, v in data.data_vars.items() if k != "x" and v.dims == ("obs",)}
     names = [n for n, v in columns.items() if n in named or (not named and np.issubdtype(v.dtype, np.floating))]
     return np.array([columns[n] for n in names], float).reshape(len(names), data.sizes["obs"]).T, names
@@ -138,7 +141,8 @@ def _traversal(m: Material) -> Picture | None:
     return Picture(
         "traversal", "One axis moved at a time",
         "Each row should change one thing only: samples of the code of the image on the left, one active axis set to "
-        "−2 … 2 spreads of its prior, the other axes and the noise held fixed." + _clipped(m, m.moved),
+        "−2 … 2 spreads of its prior, the other axes and the noise held fixed (directions are "
+        "brought back to length 1)." + _clipped(m, m.moved),
         plots.traversal(m.moved, STEPS.tolist(), labels, start=m.x[0], limits=m.limits),
     )  # fmt: skip
 
