@@ -15,7 +15,7 @@ from scipy.integrate import quad
 from sami_ppl import families
 from sami_ppl.diagnostics import noise_end_kl
 from sami_ppl.diagnostics.gain import draw_code
-from sami_ppl.encoder import DiagonalEncoder, FamilyEncoder, encoder_for
+from sami_ppl.encoder import DiagonalEncoder, FamilyEncoder, RotatedEncoder, encoder_for
 from sami_ppl.families import DiagonalMixture, ProjectedNormals
 from sami_ppl.guidance import guidance
 from sami_ppl.objective import ScoreELBO
@@ -302,3 +302,21 @@ def test_noise_end_tells_a_family_that_suits_from_one_that_does_not(tiny_program
     found = noise_end_kl(gauss, x, key=KEY)["z"]
     assert expected > 0.3
     assert found == pytest.approx(expected, abs=0.1 * expected)
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_draws_of_a_gaussian_code_have_its_mean_and_covariance(rotated, tiny_program, fill):
+    """A diagonal encoder, and one in rotated axes: 40,000 draws; 5 standard errors of means, 5 % of the covariance."""
+    program = tiny_program()
+    encoder = fill(program.encoder)
+    if rotated:
+        encoder = RotatedEncoder(encoder, jnp.array([[0.8, -0.6], [0.6, 0.8]]))
+    program = program.replace(encoder=encoder)
+    x = jax.random.normal(jax.random.key(3), (1, 4))
+    z = np.asarray(draw_code(program, jnp.repeat(x, 40_000, 0), KEY))
+    loc, scale = encoder.posterior(x[0])
+    factor = np.asarray(jnp.diag(scale) if scale.ndim == 1 else scale)
+    assert np.all(np.abs(z.mean(0) - loc) < 5 * z.std(0) / 40_000**0.5)
+    covariance = factor @ factor.T
+    np.testing.assert_allclose(np.cov(z.T), covariance, atol=0.05 * np.diag(covariance).max())
+    assert np.abs(np.diag(factor) - 1).max() > 0.4, "else a variance for a standard deviation would not show"
