@@ -257,3 +257,15 @@ def test_flax_batch_normalisation_is_refused():
     """State that other observations of the batch change: the message names the variables and what to use."""
     with pytest.raises(ValueError, match=r"(?s)Normed holds variables other than nnx.Param.*norm.*GroupNorm"):
         FlaxNetwork(Normed(4))
+
+
+@pytest.mark.parametrize("schedule", [VariancePreserving(-4.0, 4.0), VarianceExploding(-4.0, 4.0)])
+@pytest.mark.parametrize("level", [-4.0, 0.0, 4.0])
+def test_encoder_networks_see_inputs_of_mean_0_and_variance_1(schedule, level):
+    """At every noise level, for data of mean 3 and deviation .5; 5 standard errors over 40,000 numbers."""
+    encoder = DiagonalEncoder(lambda x, log_snr: x, schedule, (40_000,), 1, mean=3.0, std=0.5, key=KEY)
+    x_key, noise_key = jax.random.split(KEY)
+    x, eps = 3.0 + 0.5 * jax.random.normal(x_key, (40_000,)), jax.random.normal(noise_key, (40_000,))
+    seen = encoder.features(schedule.add_noise(x, jnp.asarray(level), eps), jnp.asarray(level))
+    assert abs(float(seen.mean())) < 5 / 200
+    assert abs(float(seen.var()) - 1) < 5 * 2**0.5 / 200
