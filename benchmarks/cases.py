@@ -21,6 +21,7 @@ from sami_ppl.bound import DenoiserLoss, noise_error
 from sami_ppl.fit import Fit
 from sami_ppl.guidance import GuidedDenoiser
 from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
+from sami_ppl.nn.unet import outside_loops
 
 FEATURES = 64
 STAGE = Stage(steps=1000, warmup=1, clip=100.0)
@@ -114,7 +115,8 @@ def _training_step(
 
     def step(params: dict, average: dict, state: Any, frozen: dict, x: jax.Array, key: jax.Array) -> tuple:
         key, step_key = jax.random.split(key)
-        value, gradient = jax.value_and_grad(loss)(params, frozen, x, step_key)
+        with outside_loops():
+            value, gradient = jax.value_and_grad(loss)(params, frozen, x, step_key)
         updates, state = optimiser.update(gradient, state)
         params = optax.apply_updates(params, updates)
         average = jax.tree.map(lambda old, new: old + (1 - STAGE.ema) * (new - old), average, params)
@@ -132,7 +134,8 @@ def _fit_step(program: Program, batch: int) -> Step:
     x = jax.random.normal(jax.random.key(1), (batch, *program.event_shape))
 
     def step(state: Any, x: jax.Array) -> tuple:
-        state, value = fit.update(state, x)
+        with outside_loops():
+            state, value = fit.update(state, x)
         return state, x, value
 
     return step, (fit.init(jax.random.key(2), x), x), True

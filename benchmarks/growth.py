@@ -60,11 +60,8 @@ def along_observations(values: tuple[int, ...], rounds: int) -> dict[str, Any]:
         fit = Fit(program, Stage(steps=1000), target="joint", train=("encoder",), steps=1000)
         state = fit.init(jax.random.key(1), x)
         rows = batches(0, value, case.batch, 0, BLOCK)
-        block = fit.run_block.lower(fit, state, x, rows, BLOCK).compile()
-        calls[str(value)] = lambda block=block, state=state, x=x, rows=rows: jax.block_until_ready(
-            block(state, x, rows, BLOCK)
-        )
-        found: Any = block.memory_analysis()
+        calls[str(value)] = lambda fit=fit, state=state, x=x, rows=rows: fit.run_block(state, x, rows)
+        found: Any = fit.step.lower(fit, state, x, rows[0]).compile().memory_analysis()
         held.append((found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes) / 2**20)
     taken = [spread(found / BLOCK) for found in interleaved(calls, rounds, warm=1).values()]
     row = {"seconds": taken, "memory_mib": held,

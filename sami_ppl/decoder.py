@@ -85,6 +85,8 @@ class ScoreDecoder(Distribution):
         # themselves spread evenly over the range.
         passes = (log_snr.reshape(self.levels, -1), weight.reshape(self.levels, -1))
         keys = jax.random.split(noise_key, self.levels)
+        if self.levels == 1:
+            return -one_pass(jax.tree.map(lambda leaf: leaf[0], (*passes, keys))).reshape(batch)
         return -jax.lax.map(one_pass, (*passes, keys)).mean(0).reshape(batch)
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*sample_and_batch_and_event"]:

@@ -28,12 +28,13 @@ from sami_ppl.diagnostics.collapse import CollapseWarning, collapse_warning
 from sami_ppl.diagnostics.gain import NoiseErrors, noise_errors
 from sami_ppl.guide import Beta
 from sami_ppl.history import History, progress_bar, summary_line
+from sami_ppl.nn.unet import outside_loops
 from sami_ppl.objective import ScoreELBO
 from sami_ppl.program import NETWORKS, Program
 
 Target = Literal["marginal", "joint"]
 BLOCK = 50
-"""Steps between two looks at the losses: the device runs a block without waiting for the host."""
+"""Steps between two looks at the losses: the host does not wait for the device within a block."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ class Fit:
         """The state before the first step."""
         svi = self.svi.init(key, x[:1], beta=jnp.asarray(self.stage.beta))
         params = self.svi.get_params(svi)
-        # Of the types that later states have, to the letter: the block would be compiled again for a weak type.
+        # Of the types that later states have, to the letter: the step would be compiled again for a weak type.
         zero = jnp.zeros((), jnp.int32)
         return State(svi, params, params, jnp.full((), jnp.inf, jnp.float32), zero, zero)
 
@@ -181,16 +182,22 @@ class Fit:
         )
         return state._replace(svi=after, average=average, step=state.step + 1), loss
 
-    @partial(jax.jit, static_argnums=0)
-    def run_block(self, state: State, x: Array, rows: Array, count: Array) -> tuple[State, Array]:
-        """`count` steps on the batches x[rows[i]], compiled once whatever the count. Returns the losses too."""
+    @partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def step(self, state: State, x: Array, rows: Array) -> tuple[State, Array]:
+        """The step on the batch x[rows], compiled once; `state` is given away. Returns the loss too."""
+        with outside_loops():
+            return parallel.keep_whole(self.update(state, parallel.split_rows(x[rows], self.mesh)), self.mesh)
 
-        def body(i: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
-            state, losses = carry
-            state, loss = self.update(state, parallel.split_rows(x[rows[i]], self.mesh))
-            return state, losses.at[i].set(loss)
+    def run_block(self, state: State, x: Array, rows: np.ndarray) -> tuple[State, np.ndarray]:
+        """Steps on the batches x[rows[0]], x[rows[1]], …, and their losses; `state` stays whole.
 
-        return parallel.keep_whole(jax.lax.fori_loop(0, count, body, (state, jnp.zeros(len(rows)))), self.mesh)
+        The host runs ahead of the device and waits for it once, at the end.
+        """
+        losses, state = [], jax.tree.map(jnp.copy, state)
+        for batch in rows:
+            state, loss = self.step(state, x, batch)
+            losses.append(loss)
+        return state, np.stack(jax.device_get(losses))
 
     @partial(jax.jit, static_argnums=0)
     def validate(self, params: dict, x: Array, key: Key[Array, ""]) -> tuple[dict[str, Array], NoiseErrors]:
@@ -319,10 +326,8 @@ def fit(
         while (step := int(state.step)) < steps and (stage.patience is None or int(state.waited) < stage.patience):
             count = min(BLOCK, steps - step, stage.validate_every - step % stage.validate_every)
             rows = batches(seed, len(x), stage.batch, step, count)
-            padded = np.concatenate([rows, np.zeros((BLOCK - count, stage.batch), np.int32)])
             before = state
-            state, block = run.run_block(before, x, padded, count)
-            block = np.asarray(block[:count])
+            state, block = run.run_block(before, x, rows)
             losses.append(float(block.mean()))
             bar.update(count)
             if not np.all(np.isfinite(block)):
@@ -366,8 +371,8 @@ def _warn_if_collapsed(record: dict[str, Any]) -> None:
 def _first_not_finite(run: Fit, state: State, x: Array, rows: np.ndarray) -> tuple[int, str]:
     """Replay a block, one step at a time, to the step that failed: its number from 1, and its sites not finite."""
     for i, row in enumerate(rows, start=1):
-        after, loss = run.run_block(state, x, np.repeat(row[None], BLOCK, 0), 1)
-        if not np.isfinite(float(loss[0])):
+        after, loss = run.run_block(state, x, row[None])
+        if not np.isfinite(loss[0]):
             return i, run.sites_not_finite(state, x[row])
         state = after
     raise AssertionError("a replayed block must repeat its losses")

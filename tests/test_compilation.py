@@ -1,4 +1,4 @@
-"""What compiles, compiles once: the training block of a stage, and, with the cache on disk, the second run of all."""
+"""What compiles, compiles once: the training step of a stage, and, with the cache on disk, the second run of all."""
 
 from dataclasses import replace
 import os
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sami_ppl import running
-from sami_ppl.fit import BLOCK, Fit, Stage, fit
+from sami_ppl.fit import Fit, Stage, fit
 
 pytestmark = pytest.mark.slow
 
@@ -34,13 +34,13 @@ def train(program, stage=STAGE, **options):
     fit(program, x, stage, key=KEY, train=("encoder",), progress=False, **options)
 
 
-def test_a_stage_traces_its_block_once(tiny_program, traced):
+def test_a_stage_traces_its_step_once(tiny_program, traced):
     """Blocks of 50, 10, 50, 10 and 10 steps, β from 0 to its end, two validations between."""
     train(tiny_program())
     assert traced.calls == 1
 
 
-def test_a_resumed_stage_traces_its_block_once(tiny_program, traced, tmp_path):
+def test_a_resumed_stage_traces_its_step_once(tiny_program, traced, tmp_path):
     def stop(record):
         raise KeyboardInterrupt
 
@@ -51,14 +51,14 @@ def test_a_resumed_stage_traces_its_block_once(tiny_program, traced, tmp_path):
 
 
 def test_what_would_trace_it_again_is_seen(tiny_program, traced):
-    """The controls: a number of the state that changes its type, and a last block that is not filled up."""
+    """The controls: a number of the state that changes its type, and a batch of another size."""
     run = Fit(tiny_program(), STAGE, target="joint", train=("encoder",), steps=130)
-    x, rows = jnp.ones((8, 4)), np.zeros((BLOCK, 8), np.int32)
+    x, rows = jnp.ones((8, 4)), np.zeros((3, 8), np.int32)
     state = run.init(KEY, x)
-    state, _ = run.run_block(state._replace(best_loss=jnp.asarray(jnp.inf)), x, rows, 3)
-    state, _ = run.run_block(state._replace(best_loss=jnp.asarray(1.0, jnp.float32)), x, rows, 3)
+    state, _ = run.run_block(state._replace(best_loss=jnp.asarray(jnp.inf)), x, rows)
+    state, _ = run.run_block(state._replace(best_loss=jnp.asarray(1.0, jnp.float32)), x, rows)
     assert traced.calls == 2
-    run.run_block(state, x, rows[:3], 3)
+    run.run_block(state, x, rows[:, :4])
     assert traced.calls == 3
 
 

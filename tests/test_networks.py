@@ -16,7 +16,7 @@ from sami_ppl.encoder import DiagonalEncoder
 from sami_ppl.nn import HalfUNet, NoiseEmbedding, ResidualMLP, UNet
 from sami_ppl.nn.embed import from_patches, to_patches
 from sami_ppl.nn.flax import FlaxNetwork
-from sami_ppl.nn.unet import Conv3x3, GroupNorm
+from sami_ppl.nn.unet import Conv3x3, GroupNorm, outside_loops
 from sami_ppl.objective import ScoreELBO
 from sami_ppl.program import Program
 from sami_ppl.sampler import DDIM
@@ -172,6 +172,27 @@ def test_convolution_is_a_convolution(c_in, c_out, size, fill):
     np.testing.assert_allclose(layer(h), exact, rtol=1e-5, atol=1e-5)
     flipped = jax.lax.conv_general_dilated(h[None], kernel[::-1], (1, 1), "SAME", dimension_numbers=numbers)[0]
     assert not np.allclose(layer(h), flipped + layer.bias, rtol=1e-2)  # control
+
+
+def test_convolutions_outside_loops_and_inside_are_one_function():
+    """Value, gradients and the gradient of a gradient, as training has it; forward differentiation too."""
+    layer, h = Conv3x3(3, 4, key=KEY), values((6, 6, 3))
+
+    def slope(layer, h):
+        return jnp.sum(jax.grad(lambda h: jnp.sum(jnp.tanh(layer(h))))(h) ** 3)
+
+    def all_of_it(layer, h):
+        tangent = jax.jvp(lambda h: layer(h), (h,), (jnp.cos(h),))[1]
+        return layer(h), jax.grad(slope)(layer, h), jax.grad(slope, argnums=1)(layer, h), tangent
+
+    inside = all_of_it(layer, h)
+    with outside_loops():
+        outside = all_of_it(layer, h)
+        forms = str(jax.make_jaxpr(jax.grad(slope))(layer, h))
+    assert forms.count("conv_general_dilated") > str(jax.make_jaxpr(jax.grad(slope))(layer, h)).count(
+        "conv_general_dilated"
+    ), "control: two forms"
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), inside, outside)
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(4, 4), (16, 8), (12, 6), (7, 7), (22, 2)])

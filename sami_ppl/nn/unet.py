@@ -3,9 +3,14 @@
 Images are folded into `patch`×`patch` patches first: the same receptive field for a fraction of the cost. Plain
 convolutional encoders without normalisation collapse under SAMI's objective; normalised residual ones learn.
 
-Feature maps are channels-last, and convolutions are written as matrix products over 3×3 neighbourhoods. XLA's own
-convolution is faster on CPUs in a step by itself, and ten times slower in any loop, as training and sampling are.
+Feature maps are channels-last. On CPUs XLA's gradients of convolutions are fast in a function by itself and ten times
+slower inside any compiled loop (jax-ml/jax#12868): there they are written as matrix products over 3×3 neighbourhoods,
+unless `outside_loops` promises that there is none, as the training step does.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import equinox as eqx
 import jax
@@ -13,6 +18,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from sami_ppl.nn.embed import NoiseEmbedding, embed, from_patches, to_patches, zero_init
+
+_OUTSIDE_LOOPS = ContextVar("outside_loops", default=False)
+
+
+@contextmanager
+def outside_loops() -> Iterator[None]:
+    """Around the tracing of a function that no compiled loop contains: convolutions take XLA's own form."""
+    token = _OUTSIDE_LOOPS.set(True)
+    try:
+        yield
+    finally:
+        _OUTSIDE_LOOPS.reset(token)
 
 
 class Conv3x3(eqx.Module):
@@ -27,10 +44,30 @@ class Conv3x3(eqx.Module):
         self.bias = jnp.zeros(c_out)
 
     def __call__(self, h: Float[Array, "h w c"]) -> Float[Array, "h w c2"]:
+        anywhere = jax.default_backend() == "cpu" and not _OUTSIDE_LOOPS.get()
+        return (_convolution_in_loops if anywhere else _convolution)(h, self.weight) + self.bias
+
+
+def _convolution(h: Float[Array, "h w c"], weight: Float[Array, "c9 c_out"]) -> Float[Array, "h w c_out"]:
+    kernel, names = weight.reshape(3, 3, h.shape[-1], -1), ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(h[None], kernel, (1, 1), "SAME", dimension_numbers=names)[0]
+
+
+@jax.custom_jvp
+def _convolution_in_loops(h: Float[Array, "h w c"], weight: Float[Array, "c9 c_out"]) -> Float[Array, "h w c_out"]:
+    return _convolution(h, weight)
+
+
+@_convolution_in_loops.defjvp
+def _as_matrix_products(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    def product(h: Array, weight: Array) -> Array:
         height, width, _ = h.shape
         padded = jnp.pad(h, ((1, 1), (1, 1), (0, 0)))
         neighbours = [padded[i : i + height, j : j + width] for i in range(3) for j in range(3)]
-        return jnp.concatenate(neighbours, axis=-1) @ self.weight + self.bias
+        return jnp.concatenate(neighbours, axis=-1) @ weight
+
+    (h, weight), (h_dot, weight_dot) = primals, tangents
+    return _convolution_in_loops(h, weight), product(h_dot, weight) + product(h, weight_dot)
 
 
 class GroupNorm(eqx.Module):
