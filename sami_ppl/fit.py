@@ -126,15 +126,26 @@ class Fit:
     `target="joint"` fits the program itself, `target="marginal"` its denoiser alone as a model of x.
     """
 
-    def __init__(self, program: Program, stage: Stage, *, target: Target, train: tuple[str, ...], steps: int):
+    def __init__(
+        self,
+        program: Program,
+        stage: Stage,
+        *,
+        target: Target,
+        train: tuple[str, ...],
+        steps: int,
+        observations: int | None = None,
+    ):
         if not train or set(train) - set(NETWORKS):
             raise ValueError(f"train must name one or more of the networks {NETWORKS}, got {tuple(train)}")
         if target == "joint" and "denoiser" not in train:
             program = program.replace(denoiser_loss="none")
         self.program, self.stage, self.target, self.steps = program, stage, target, steps
+        # Only the KL of global sites, once for all observations, depends on how many a batch stands for.
+        self.total = observations if program.latents.shared else None
         trained = program.replace(discount=stage.discount)
         self.model, self.guide = self._sides(trained)
-        self.sites = [site.name for site in program.latents.sites]
+        self.sites = [site.name for site in (*program.latents.sites, *program.latents.shared)]
         if unknown := sorted(stage.sites_named() - set(self.sites)):
             raise ValueError(
                 f"site_beta, free_bits or capacity name {', '.join(unknown)}, but the prior's sites are "
@@ -159,12 +170,12 @@ class Fit:
         adam = optax.chain(optax.clip_by_global_norm(stage.clip), optax.adam(rate, b2=0.99))
         return optax.multi_transform(
             {"train": adam, "freeze": optax.set_to_zero()},
-            lambda params: {n: "train" if n.removesuffix("$params") in train else "freeze" for n in params},
+            lambda params: {n: "train" if part_of(n) in train else "freeze" for n in params},
         )
 
     def init(self, key: Key[Array, ""], x: Float[Array, "obs *event"]) -> State:
         """The state before the first step."""
-        svi = self.svi.init(key, x[:1], beta=jnp.asarray(self.stage.beta))
+        svi = self.svi.init(key, x[:1], beta=jnp.asarray(self.stage.beta), total=self.total)
         params = self.svi.get_params(svi)
         # Of the types that later states have, to the letter: the step would be compiled again for a weak type.
         zero = jnp.zeros((), jnp.int32)
@@ -174,7 +185,7 @@ class Fit:
         """One step of SVI and of the running average of the weights."""
         svi = copy(self.svi)
         svi.loss = self.objective_at(state.step)
-        after, loss = svi.update(state.svi, batch, beta=self.stage.weights_at(state.step, self.sites))
+        after, loss = svi.update(state.svi, batch, beta=self.stage.weights_at(state.step, self.sites), total=self.total)
         # The average forgets its start faster than later weights, so that short runs are not held back by it.
         decay = jnp.minimum(self.stage.ema, (1.0 + state.step) / (10.0 + state.step))
         average = jax.tree.map(
@@ -204,7 +215,7 @@ class Fit:
         """Terms of the bound itself (β = 1, w = 1) and denoising errors, on held-out data with fixed noise."""
         term_key, error_key = jax.random.split(key)
         model, guide = self._sides(self.program)
-        terms = ScoreELBO().terms(term_key, params, partial(model, levels=4), guide, x)
+        terms = ScoreELBO().terms(term_key, params, partial(model, levels=4), guide, x, total=self.total)
         program = self.program.with_params(params)
         errors = noise_errors(program, x, error_key, guided=self.target == "joint")
         return parallel.keep_whole((terms, errors), self.mesh)
@@ -237,8 +248,16 @@ class Fit:
         if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params)):
             return "none (the terms of the step before were finite, their gradient was not)"
         return not_finite(
-            self.objective_at(state.step).terms(step_key, params, self.model, self.guide, batch, beta=beta)
+            self.objective_at(state.step).terms(
+                step_key, params, self.model, self.guide, batch, beta=beta, total=self.total
+            )
         )
+
+
+def part_of(parameter: str) -> str:
+    """The network that a parameter belongs to; those of the prior are trained with the encoder."""
+    name = parameter.removesuffix("$params")
+    return name if name in NETWORKS else "encoder"
 
 
 def not_finite(terms: dict[str, Any]) -> str:
@@ -296,7 +315,7 @@ def fit(
         )
     x, held_out = jnp.asarray(x), jnp.asarray(held_out[:512])
     steps = stage.count(len(x))
-    run = Fit(program, stage, target=target, train=train, steps=steps)
+    run = Fit(program, stage, target=target, train=train, steps=steps, observations=len(x))
     if run.mesh is not None and stage.batch % run.mesh.size:
         raise ValueError(
             f"a batch of {stage.batch} cannot be split evenly over {run.mesh.size} devices: set "

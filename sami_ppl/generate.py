@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
-from numpyro.infer import Predictive
 
 from sami_ppl.chunks import padded_chunks
 from sami_ppl.diagnostics.gain import draw_code
@@ -66,7 +65,7 @@ def generate(
         alone = jax.jit(jax.vmap(lambda key: plain.sample(program.denoiser, key)))
         return _in_chunks(alone, jax.random.split(sample_key, size))
     if size is not None:
-        z = program.latents.to_code(Predictive(program.prior, num_samples=size)(code_key))
+        z = program.prior_codes(code_key, size)
     elif x is not None:
         z = jax.jit(lambda x, key: draw_code(program, x, key))(jnp.asarray(x), code_key)
     assert z is not None

@@ -39,6 +39,23 @@ def sample_latents(latents: Latents, encoder: AbstractEncoder, parameters: Any) 
     return {s.name: numpyro.sample(s.name, _on_support(s, found[s.name]), infer=_dims(s)) for s in latents.sites}
 
 
+def initial_guide(latents: Latents) -> dict[str, Array]:
+    """Parameters of the guide of global sites as it begins: at the prior's centre, a tenth as wide."""
+    params = {}
+    for site in latents.shared:
+        params[f"{site.name}$loc"] = jnp.zeros(site.size)
+        params[f"{site.name}$log_scale"] = jnp.full(site.size, jnp.log(0.1))
+    return params
+
+
+def sample_shared(latents: Latents, params: Mapping[str, Array]) -> None:
+    """Sample the global sites from their guide: an independent Gaussian of every coordinate in unconstrained space."""
+    for site in latents.shared:
+        names = (f"{site.name}${parameter}" for parameter in ("loc", "log_scale"))
+        loc, log_scale = (cast(Array, numpyro.param(name, params[name])) for name in names)
+        numpyro.sample(site.name, _diagonal(site, loc, jnp.exp(log_scale)), infer=_dims(site))
+
+
 def sample_code(encoder: AbstractEncoder, parameters: Any, key: Key[Array, ""]) -> Float[Array, "*batch D"]:
     """One draw of the code z from the encoder's posterior, given its `parameters` of a batch."""
     if isinstance(encoder, FamilyEncoder):

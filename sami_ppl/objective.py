@@ -20,7 +20,8 @@ class ScoreELBO(ELBO):
 
     `free_bits`: floor of the KL per axis, in nats, averaged over the batch; below it the KL has no gradient, so that
     an axis may keep that much information free of charge (Kingma et al. 2016, app. C.8). It acts per axis on
-    Gaussian sites with Gaussian priors, else per site. 0 is the bound itself. A mapping gives each site its own.
+    Gaussian sites with Gaussian priors, else per site. 0 is the bound itself. A mapping gives each site its own. The
+    KL of global sites, shared by all observations, has no floor.
 
     `capacity`: nats of single sites. Their KL is drawn to it from either side, β |KL − C| (Burgess et al. 2018, eq. 8;
     per group of factors: Dupont 2018).
@@ -57,6 +58,9 @@ class ScoreELBO(ELBO):
             if site["is_observed"]:
                 terms[name] = -weight * jnp.sum(site["fn"].log_prob(site["value"]))
                 continue
+            if not site["cond_indep_stack"]:
+                terms[name] = weight * shared_kl(guide_trace[name]["fn"], site["fn"], site["value"])
+                continue
             kl = weight * site_kl(guide_trace[name]["fn"], site["fn"], site["value"]).sum(0)
             floor = self.free_bits.get(name, 0.0) if isinstance(self.free_bits, Mapping) else self.free_bits
             terms[name] = jnp.maximum(kl, floor * weight * count) if floor else kl
@@ -87,8 +91,8 @@ def _weight_per_observation(site: dict[str, Any], model_trace: dict[str, Any]) -
     A site's scale is β times total / batch, by which a subsampling plate lets a batch stand for all observations.
     """
     scale = 1.0 if site["scale"] is None else site["scale"]
-    total, _ = model_trace[site["cond_indep_stack"][0].name]["args"]
-    return scale / total, site["fn"].batch_shape[0]
+    total, _ = model_trace["obs"]["args"]
+    return scale / total, site["fn"].batch_shape[0] if site["cond_indep_stack"] else 1
 
 
 def site_kl(
@@ -106,6 +110,14 @@ def site_kl(
     if isinstance(q, dist.MultivariateNormal) and isinstance(elements_p, dist.Normal):
         return _full_normal_kl(q, elements_p)[:, None]
     return _kl(q, p, value)[:, None]
+
+
+def shared_kl(q: dist.Distribution, p: dist.Distribution, value: Float[Array, "*event"]) -> Float[Array, ""]:
+    """KL(q ‖ p) of a global site in nats, in closed form where there is one, else at the one draw `value`."""
+    elements_q, elements_p = _elements(q, value.shape), _elements(p, value.shape)
+    if elements_q is not None and elements_p is not None:
+        return jnp.sum(_kl(elements_q, elements_p, value))
+    return _kl(q, p, value)
 
 
 def _kl(q: Any, p: Any, value: Array) -> Array:

@@ -36,10 +36,10 @@ def posterior(
 ) -> xr.DataTree:
     """The posterior of each observation, as a DataTree.
 
-    Groups: `posterior` (chain = 1, draw, obs, factor dims); `prior`, draws of the same shape; `posterior_predictive`,
-    `predictive` images per observation, at most `draws`, by guided reverse diffusion; `log_likelihood`, a **lower
-    bound** on log p(x | z) in nats from `levels` noise levels, with the same noise for every draw; `observed_data`;
-    `constant_data`, the other variables of `data` on `obs`, such as true factors.
+    Groups: `posterior` (chain = 1, draw, obs, factor dims; global sites without obs); `prior`, draws of the same shape;
+    `posterior_predictive`, `predictive` images per observation, at most `draws`, by guided reverse diffusion;
+    `log_likelihood`, a **lower bound** on log p(x | z) in nats from `levels` noise levels, with the same noise for
+    every draw; `observed_data`; `constant_data`, the other variables of `data` on `obs`, such as true factors.
 
     `data`: a Dataset with variable x, or an array (obs, *event). `predictive=0` or `levels=0` leave their group out.
     Draws are independent, so effective sample sizes only say how many there are. Raises ValueError for observations of
@@ -63,20 +63,23 @@ def posterior(
         data = xr.Dataset({"x": (("obs", *program.event_dims), x)})
     draw_key, prior_key, image_key = jax.random.split(key, 3)
     params = program.params()
+    own = [site.name for site in program.latents.sites]
+    latent = handlers.block(program.model, hide=["x"])
+    # Global sites are drawn once, for all chunks of observations.
+    shared, shared_prior = _shared_draws(program, draws, draw_key, prior_key)
 
     def posterior_draws(key: Array, x: Array) -> dict[str, Array]:
-        return Predictive(program.guide, params=params, num_samples=draws)(key, x)
+        return Predictive(program.guide, params=params, num_samples=draws, return_sites=own)(key, x)
 
     def prior_draws(key: Array, x: Array) -> dict[str, Array]:
-        latent = handlers.block(program.model, hide=["x"])
-        return Predictive(latent, params=params, num_samples=draws)(key, size=len(x))
+        return Predictive(latent, shared_prior, params=params, num_samples=draws, return_sites=own)(key, size=len(x))
 
     def images(key: Array, x: Array, values: dict[str, Array]) -> dict[str, Array]:
-        first = {name: value[:predictive] for name, value in values.items()}
+        first = {name: value[:predictive] for name, value in (values | shared).items()}
         return Predictive(program.model, first, params=params, return_sites=["x"])(key, size=len(x))
 
     def likelihood(key: Array, x: Array, values: dict[str, Array]) -> dict[str, Array]:
-        return log_likelihood(handlers.substitute(program.model, data=params), values, x, levels=levels)
+        return log_likelihood(handlers.substitute(program.model, data=params), values | shared, x, levels=levels)
 
     groups: dict[str, dict[str, np.ndarray]] = {"posterior": _chunked(posterior_draws, draw_key, chunk, x)}
     drawn = groups["posterior"]
@@ -85,6 +88,8 @@ def posterior(
         groups["posterior_predictive"] = _chunked(images, image_key, chunk, x, drawn)
     if levels:
         groups["log_likelihood"] = _chunked(likelihood, image_key, chunk, x, drawn)
+    groups["posterior"] = drawn | {name: np.asarray(value) for name, value in shared.items()}
+    groups["prior"] |= {name: np.asarray(value) for name, value in shared_prior.items()}
     groups = {name: {k: v[None] for k, v in group.items()} for name, group in groups.items()}
     groups["observed_data"] = {"x": x}
     constants = {str(name): v.values for name, v in data.data_vars.items() if name != "x" and v.dims == ("obs",)}
@@ -92,9 +97,23 @@ def posterior(
         groups["constant_data"] = constants
 
     dims = {site.name: ["obs", *site.dims] for site in program.latents.sites}
+    dims |= {site.name: list(site.dims) for site in program.latents.shared}
     dims |= {"x": ["obs", *program.event_dims]} | {name: ["obs"] for name in constants}
     coords = {"obs": data.coords["obs"].values if "obs" in data.coords else np.arange(len(x))}
     return _tree(program, groups, dims, coords, attrs or {}, levels)
+
+
+def _shared_draws(program: Program, draws: int, *keys: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Draws of the global sites from their guide and from the prior."""
+    names = [site.name for site in program.latents.shared]
+    if not names:
+        return {}, {}
+    draw_key, prior_key = keys
+    latent = handlers.block(program.model, hide=["x"])
+    return (
+        Predictive(program.sample_shared, num_samples=draws, return_sites=names)(draw_key),
+        Predictive(latent, params=program.params(), num_samples=draws, return_sites=names)(prior_key, size=1),
+    )
 
 
 def _tree(program: Program, groups: dict, dims: dict, coords: dict, attrs: dict[str, Any], levels: int) -> xr.DataTree:
@@ -118,6 +137,8 @@ def _tree(program: Program, groups: dict, dims: dict, coords: dict, attrs: dict[
         }  # fmt: skip
     for site in program.latents.sites:
         tree["posterior"][site.name].attrs["long_name"] = f"q({site.name} | x), amortised"
+    for site in program.latents.shared:
+        tree["posterior"][site.name].attrs["long_name"] = f"q({site.name}), of all observations"
     return tree
 
 

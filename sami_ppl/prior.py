@@ -1,13 +1,17 @@
 """Reads a prior: a NumPyro function over the latent factors of one observation.
 
-A prior is any function of no arguments that calls `numpyro.sample` at continuous sites. From one trace of it follow
-the sites, their supports and shapes, and from these the code z: all sites mapped to unconstrained space by
-`biject_to(support)`, centred and scaled by the prior's own location and spread, and concatenated.
+A prior is a function that calls `numpyro.sample` at continuous sites. From one trace of it follow the sites, their
+supports and shapes, and from these the code z: all sites mapped to unconstrained space by `biject_to(support)`, centred
+and scaled by the prior's own location and spread, and concatenated.
+
+With an argument `obs`, the plate over observations, a prior is hierarchical: sites outside the plate are global, shared
+by all observations. What it makes by `numpyro.param` or `eqx_module` is learned.
 """
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import functools
+import inspect
 import math
 from typing import Any, Literal
 
@@ -15,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
+import numpyro
 from numpyro import distributions as dist
 from numpyro import handlers
 from numpyro.distributions import constraints
@@ -26,7 +31,8 @@ from numpyro.distributions.transforms import (
     biject_to,
 )
 
-Prior = Callable[[], Any]
+Prior = Callable[..., Any]
+"""A function of no arguments, or of the plate `obs`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +87,15 @@ class LatentSite:
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """The sites of a prior, in the order of the program, and the code z that they make up."""
+    """The sites of a prior, in the order of the program, and the code z that those of one observation make up.
+
+    `shared`: global sites, outside the plate over observations; they are no part of z. `params`: what the prior learns,
+    by the name of its `numpyro.param`, as it begins.
+    """
 
     sites: tuple[LatentSite, ...]
+    shared: tuple[LatentSite, ...] = ()
+    params: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -122,6 +134,9 @@ class Latents:
             shape = "×".join(map(str, site.event_shape)) or "scalar"
             span = f"{site.start}" if site.size == 1 else f"{site.start}–{site.start + site.size - 1}"
             rows.append((site.name, shape, ", ".join(site.dims), type(site.transform).__name__, span))
+        for site in self.shared:
+            shape = "×".join(map(str, site.event_shape)) or "scalar"
+            rows.append((site.name, shape, ", ".join(site.dims), type(site.transform).__name__, "global"))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
@@ -129,44 +144,101 @@ class Latents:
 def read_prior(prior: Prior) -> Latents:
     """Read a prior from its trace; reading the same function again gives the same object.
 
-    Raises TypeError if it is no function, ValueError if it has no site, an observed or discrete one, or one whose
-    support has no bijection from unconstrained space. The message names the site.
+    Raises TypeError if it is no function or takes other arguments than `obs`, ValueError if it has no site, an observed
+    or discrete one, or one whose support has no bijection from unconstrained space. The message names the site.
     """
     if not callable(prior) or isinstance(prior, dist.Distribution):
         raise TypeError(
             f"prior must be a function that calls numpyro.sample, got {type(prior).__name__}; write for instance\n"
             '    def prior():\n        numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1))'
         )
+    if unknown := [name for name in _arguments(prior) if name != "obs"]:
+        raise TypeError(
+            f"prior takes the argument {unknown[0]!r}, but only 'obs' is known, the plate over observations: write "
+            "def prior() or def prior(obs); bind others with functools.partial"
+        )
     # A program may be built inside a transformation, such as eval_shape when it is loaded; a prior has no inputs.
     with jax.ensure_compile_time_eval():
         return _read(prior) if isinstance(prior, Hashable) else _read.__wrapped__(prior)
 
 
+def sample_prior(prior: Prior, plate: Any) -> None:
+    """Sample all sites of a prior for the observations of a plate."""
+    if "obs" in _arguments(prior):
+        prior(plate)
+    else:
+        with plate:
+            prior()
+
+
+def _arguments(prior: Prior) -> list[str]:
+    """The arguments that a prior needs."""
+    known = inspect.signature(prior).parameters.values()
+    return [p.name for p in known if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
 @functools.lru_cache(maxsize=128)
 def _read(prior: Prior) -> Latents:
-    trace = _trace(prior)
-    if not trace:
+    trace, params = _trace(prior)
+    is_shared = {name: not site["cond_indep_stack"] for name, site in trace.items()}
+    if all(is_shared.values()):
+        plate = "    with obs:\n    " if is_shared else ""
         raise ValueError(
-            "prior has no latent site: call numpyro.sample at least once in it, for instance\n"
-            '    numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1))'
+            f"prior has no latent site{' in the plate obs' if is_shared else ''}: call numpyro.sample at least once "
+            f'in it, for instance\n{plate}    numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1))'
         )
     draws, constants = _marginal_draws(prior, trace)
-    sites, start = [], 0
+    sites, shared, start = [], [], 0
     for name, traced in trace.items():
-        site = _read_site(name, traced, draws[name], constants.get(name), start)
-        sites.append(site)
-        start += site.size
-    return Latents(tuple(sites))
+        site = _read_site(name, traced, draws[name], constants.get(name), 0 if is_shared[name] else start)
+        (shared if is_shared[name] else sites).append(site)
+        start += 0 if is_shared[name] else site.size
+    return Latents(tuple(sites), tuple(shared), params)
 
 
-def _trace(prior: Prior) -> dict[str, Any]:
-    trace = handlers.trace(handlers.seed(prior, jax.random.key(0))).get_trace()
+def _one_observation(prior: Prior, key: Array) -> dict[str, Any]:
+    """The trace of a prior for one observation; sites in its plate have a leading dim of 1."""
+
+    def run() -> None:
+        sample_prior(prior, numpyro.plate("obs", 1))
+
+    return handlers.trace(handlers.seed(run, key)).get_trace()
+
+
+def _trace(prior: Prior) -> tuple[dict[str, Any], dict[str, Any]]:
+    trace = _one_observation(prior, jax.random.key(0))
     for name, site in trace.items():
         if site["type"] == "sample" and site["is_observed"]:
             raise ValueError(f"prior site {name!r} is observed: a prior has latent sites only; take its obs= away")
         if name == "x" and site["type"] == "sample":
             raise ValueError("prior site 'x' takes the name of the observation: give it another name")
-    return {name: site for name, site in trace.items() if site["type"] == "sample"}
+        if site["type"] == "param" and name.removesuffix("$params") in ("denoiser", "encoder"):
+            raise ValueError(f"prior parameter {name!r} takes the name of a network of the program: rename it")
+        if site["type"] == "sample":
+            _check_site(name, site)
+    params = {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
+    return {name: site for name, site in trace.items() if site["type"] == "sample"}, params
+
+
+def _check_site(name: str, traced: dict[str, Any]) -> None:
+    fn: Any = traced["fn"]
+    if fn.support.is_discrete:
+        raise ValueError(
+            f"prior site {name!r} is discrete ({_kind(fn)}): guidance differentiates log q in a continuous "
+            "code. Marginalise it, for instance by dist.MixtureSameFamily"
+        )
+    plates = [frame.name for frame in traced["cond_indep_stack"]]
+    if plates not in ([], ["obs"]) or fn.batch_shape != (1,) * len(plates):
+        shape = fn.batch_shape if fn.batch_shape[-1:] != (1,) else fn.batch_shape[:-1]
+        raise ValueError(
+            f"prior site {name!r} has batch shape {shape}; a prior describes one observation, so every dim of a site "
+            f"is an event dim: write dist.{_kind(fn)}(...).to_event({len(shape)}), without plates but obs"
+        )
+
+
+def _kind(fn: Any) -> str:
+    """The name of a distribution's class; a plate wraps it."""
+    return type(fn.base_dist if isinstance(fn, dist.ExpandedDistribution) else fn).__name__
 
 
 def _marginal_draws(prior: Prior, trace: dict[str, Any], count: int = 4096) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -174,11 +246,12 @@ def _marginal_draws(prior: Prior, trace: dict[str, Any], count: int = 4096) -> t
     normals = [name for name, site in trace.items() if normal_base(site["fn"]) is not None]
 
     def draw(key: Array) -> tuple[dict[str, Array], dict[str, Any]]:
-        sites = handlers.trace(handlers.seed(prior, key)).get_trace()
+        sites = _one_observation(prior, key)
         moments = {name: _moments(sites[name]["fn"]) for name in normals}
         return {name: sites[name]["value"] for name in trace}, moments
 
     draws, moments = jax.vmap(draw)(jax.random.split(jax.random.key(0), count))
+    draws = {name: value.reshape(count, *trace[name]["fn"].event_shape) for name, value in draws.items()}
     moments = {name: tuple(np.asarray(p) for p in pair) for name, pair in moments.items()}
     constants = {
         name: tuple(p[0] for p in pair)
@@ -191,28 +264,18 @@ def _marginal_draws(prior: Prior, trace: dict[str, Any], count: int = 4096) -> t
 def _moments(fn: dist.Distribution) -> tuple[Array, Array]:
     base = normal_base(fn)
     assert base is not None
-    loc, scale = (jnp.broadcast_to(jnp.asarray(p, jnp.float32), fn.event_shape) for p in (base.loc, base.scale))
-    return loc, scale
+    loc, scale = (jnp.broadcast_to(jnp.asarray(p, jnp.float32), fn.shape()) for p in (base.loc, base.scale))
+    return loc.reshape(fn.event_shape), scale.reshape(fn.event_shape)
 
 
 def _read_site(name: str, traced: dict[str, Any], draws: Array, constant: Any, start: int) -> LatentSite:
     fn: Any = traced["fn"]
-    if fn.support.is_discrete:
-        raise ValueError(
-            f"prior site {name!r} is discrete ({type(fn).__name__}): guidance differentiates log q in a continuous "
-            "code. Marginalise it, for instance by dist.MixtureSameFamily"
-        )
-    if fn.batch_shape:
-        raise ValueError(
-            f"prior site {name!r} has batch shape {fn.batch_shape}; a prior describes one observation, so every dim of "
-            f"a site is an event dim: write dist.{type(fn).__name__}(...).to_event({len(fn.batch_shape)})"
-        )
     manifold, transform = _manifold(fn.support)
     try:
         transform = biject_to(fn.support) if transform is None else transform
     except NotImplementedError as error:
         raise ValueError(
-            f"prior site {name!r} ({type(fn).__name__}) has support {fn.support}, which has no bijection from "
+            f"prior site {name!r} ({_kind(fn)}) has support {fn.support}, which has no bijection from "
             "unconstrained space (numpyro's biject_to): use a distribution on such a space"
         ) from error
     shape = tuple(transform.inverse_shape(fn.event_shape))

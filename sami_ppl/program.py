@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 import numpy as np
 import numpyro
 from numpyro import handlers
@@ -19,8 +19,8 @@ from sami_ppl.decoder import ScoreDecoder
 from sami_ppl.denoiser import AbstractDenoiser
 from sami_ppl.encoder import AbstractEncoder, DiagonalEncoder, RotatedEncoder
 from sami_ppl.guidance import check_pair
-from sami_ppl.guide import Beta, sample_latents, scale_sites
-from sami_ppl.prior import Latents, Prior, read_prior
+from sami_ppl.guide import Beta, initial_guide, sample_latents, sample_shared, scale_sites
+from sami_ppl.prior import Latents, Prior, read_prior, sample_prior
 from sami_ppl.sampler import AbstractSampler, StochasticDPMSolver
 
 NETWORKS = ("denoiser", "encoder")
@@ -43,6 +43,10 @@ class Program(eqx.Module):
 
     Inference: q(factors | x) = the encoder at the clean end, pushed onto the prior's supports.
 
+    A hierarchical prior, `def prior(obs)`, has global sites too, outside the plate `obs`; their guide is a Gaussian in
+    unconstrained space. `prior_params` holds its parameters and those that the prior itself makes by `numpyro.param`;
+    they are trained with the encoder.
+
     `model` and `guide` are ordinary NumPyro functions: give them to SVI, Predictive, handlers, render_model.
     `event_dims` names the dims of one observation, ("channel", "row", "column") for images and ("feature",) for vectors
     unless given. `denoiser_loss` and `discount` shape training only (see `bound.noise_error` and `ScoreDecoder`).
@@ -54,6 +58,7 @@ class Program(eqx.Module):
     denoiser: AbstractDenoiser
     encoder: AbstractEncoder
     sampler: AbstractSampler
+    prior_params: dict[str, Any]
     prior: Prior = eqx.field(static=True)
     latents: Latents = eqx.field(static=True)
     event_dims: tuple[str, ...] = eqx.field(static=True)
@@ -68,6 +73,7 @@ class Program(eqx.Module):
         encoder: AbstractEncoder,
         *,
         sampler: AbstractSampler | None = None,
+        prior_params: dict[str, Any] | None = None,
         event_dims: tuple[str, ...] | None = None,
         denoiser_loss: DenoiserLoss = "guided",
         discount: float = 0.0,
@@ -75,6 +81,7 @@ class Program(eqx.Module):
     ):
         self.prior, self.latents = prior, read_prior(prior)
         self.denoiser, self.encoder = denoiser, encoder
+        self.prior_params = {**self.latents.params, **initial_guide(self.latents), **(prior_params or {})}
         self.sampler = StochasticDPMSolver(20) if sampler is None else sampler
         self.event_dims = default_event_dims(denoiser.event_shape) if event_dims is None else tuple(event_dims)
         self.denoiser_loss, self.discount, self.origin = denoiser_loss, discount, origin
@@ -133,10 +140,11 @@ class Program(eqx.Module):
         denoiser: Any = eqx_module("denoiser", self.denoiser)
         encoder: Any = eqx_module("encoder", self.encoder)
         key = numpyro.prng_key()
-        with numpyro.plate("obs", total or size, subsample_size=size):
-            with scale_sites(beta), handlers.trace() as trace:
-                self.prior()
-            z = self.latents.to_code({site.name: trace[site.name]["value"] for site in self.latents.sites})
+        plate = numpyro.plate("obs", total or size, subsample_size=size)
+        with scale_sites(beta), handlers.trace() as trace:
+            self.sample_prior(plate)
+        z = self.latents.to_code({site.name: trace[site.name]["value"] for site in self.latents.sites})
+        with plate:
             return self._observe(denoiser, encoder, z, x, size, levels, key)
 
     def guide(
@@ -148,16 +156,42 @@ class Program(eqx.Module):
         beta: Beta = 1.0,
         levels: int = 1,
     ) -> dict[str, Array]:
-        """The amortised posterior of the factors given x; takes the arguments of `model`. Returns the sites' values."""
+        """The amortised posterior of the factors given x, and the guide of global sites.
+
+        Takes the arguments of `model`, returns the values of the sites of each observation.
+        """
         if x is None:
             raise ValueError(
                 "the guide is amortised: it needs the observations, guide(x); for draws from the prior use model"
             )
         size = self._batch_size(x, size)
         encoder: Any = eqx_module("encoder", self.encoder)
+        with scale_sites(beta):
+            self.sample_shared()
         with numpyro.plate("obs", total or size, subsample_size=size), scale_sites(beta):
             parameters = jax.vmap(lambda x: encoder.parameters(*encoder.clean(x)))(x)
             return sample_latents(self.latents, encoder, parameters)
+
+    def sample_prior(self, plate: Any) -> None:
+        """Sample all sites of the prior, at its fitted parameters, for the observations of a plate."""
+        with handlers.substitute(data=self.prior_params):
+            sample_prior(self.prior, plate)
+
+    def sample_shared(self) -> None:
+        """Sample the global sites from their guide."""
+        sample_shared(self.latents, self.prior_params)
+
+    def prior_codes(self, key: Key[Array, ""], size: int) -> Float[Array, "size D"]:
+        """Codes z drawn from the fitted prior, each with global sites of its own, drawn from their guide."""
+
+        def one(key: Array) -> Array:
+            shared_key, own_key = jax.random.split(key)
+            shared = handlers.trace(handlers.seed(self.sample_shared, shared_key)).get_trace()
+            run = handlers.seed(handlers.replay(self.sample_prior, shared), own_key)
+            trace = handlers.trace(run).get_trace(numpyro.plate("obs", 1))
+            return self.latents.to_code({s.name: trace[s.name]["value"] for s in self.latents.sites})[0]
+
+        return jax.vmap(one)(jax.random.split(key, size))
 
     def marginal_model(
         self,
@@ -231,8 +265,9 @@ class Program(eqx.Module):
         return loc, scale
 
     def params(self) -> dict[str, Any]:
-        """The networks' parameters under the names that NumPyro gives them."""
-        return {f"{name}$params": eqx.partition(getattr(self, name), eqx.is_inexact_array)[0] for name in NETWORKS}
+        """The parameters of the networks and of the prior under the names that NumPyro gives them."""
+        networks = {f"{name}$params": eqx.partition(getattr(self, name), eqx.is_inexact_array)[0] for name in NETWORKS}
+        return networks | self.prior_params
 
     def with_params(self, params: Mapping[str, Any]) -> "Program":
         """The program with parameters as SVI returns them; networks not among them keep theirs."""
@@ -241,7 +276,8 @@ class Program(eqx.Module):
             for name in NETWORKS
             if f"{name}$params" in params
         }
-        return self.replace(**networks)
+        own = {name: params[name] for name in self.prior_params if name in params}
+        return self.replace(prior_params=self.prior_params | own, **networks)
 
 
 def default_event_dims(event_shape: tuple[int, ...]) -> tuple[str, ...]:

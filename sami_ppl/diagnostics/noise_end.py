@@ -26,12 +26,12 @@ def noise_end_kl(
     encoder, latents, schedule = program.encoder, program.latents, program.denoiser.schedule
 
     def guide(x_noisy: Array, level: Array) -> None:
+        program.sample_shared()
         with numpyro.plate("obs", len(x_noisy)):
             sample_latents(latents, encoder, jax.vmap(encoder.parameters, in_axes=(0, None))(x_noisy, level))
 
     def prior(size: int) -> None:
-        with numpyro.plate("obs", size):
-            program.prior()
+        program.sample_prior(numpyro.plate("obs", size))
 
     def one(key: Array, x: Array) -> dict[str, Array]:
         noise_key, guide_key, prior_key = jax.random.split(key, 3)

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 from matplotlib.figure import Figure
 import numpy as np
-from numpyro.infer import Predictive
 import xarray as xr
 
 from sami_ppl import plots
@@ -89,7 +88,7 @@ def gather(
     code_key, prior_key, noise_key, alone_key = jax.random.split(key, 4)
     shown, event = len(material.x), program.event_shape
     own = draw_code(program, jnp.repeat(x[:shown], DRAWS, axis=0), code_key)
-    prior = program.latents.to_code(Predictive(program.prior, num_samples=ALONE)(prior_key))
+    prior = program.prior_codes(prior_key, ALONE)
     moved = jnp.broadcast_to(codes[0], (len(active), len(STEPS), codes.shape[1]))
     moved = moved.at[np.arange(len(active)), :, active].set(STEPS).reshape(-1, codes.shape[1])
     moved = program.latents.onto_support(moved)

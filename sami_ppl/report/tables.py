@@ -9,6 +9,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 import numpyro
 from numpyro.distributions.transforms import Transform
 import xarray as xr
@@ -47,9 +48,22 @@ def fitted(program: Program, data: xr.Dataset, tree: xr.DataTree) -> list[str]:
     return [
         _graph(program),
         table(("site", "shape", "from unconstrained by", "axes"), sites, "Latent factors of the prior"),
+        _shared(program, tree),
         table(("part", "class", "parameters"), rows, "Parts of the program"),
         table((), facts, "Data"),
     ]
+
+
+def _shared(program: Program, tree: xr.DataTree) -> str:
+    """Global sites of a hierarchical prior: their posterior, one row per element."""
+    rows = []
+    for site in program.latents.shared:
+        draws = tree["posterior"][site.name].stack(sample=("chain", "draw")).transpose("sample", ...).values
+        for index in np.ndindex(site.event_shape):
+            label = f"{site.name}[{','.join(map(str, index))}]" if index else site.name
+            values = draws[(slice(None), *index)]
+            rows.append((label, float(values.mean()), float(values.std())))
+    return table(("global site", "mean", "standard deviation"), rows, "Shared by all observations") if rows else ""
 
 
 def _support(transform: Transform) -> str:

@@ -1,0 +1,198 @@
+"""Hierarchical and learned priors: global sites and their guide, parameters of the prior."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from numpyro import distributions as dist
+from numpyro.contrib.module import eqx_module
+from numpyro.infer import SVI, TraceMeanField_ELBO
+import optax
+import pytest
+
+from sami_ppl.fit import Stage, fit
+from sami_ppl.io import load, save
+from sami_ppl.objective import ScoreELBO
+from sami_ppl.prior import read_prior
+
+KEY = jax.random.key(0)
+N = 6
+X = np.linspace(-1.5, 1.5, 4 * N, dtype=np.float32).reshape(N, 4)[:, [2, 0, 3, 1]]
+
+
+def hierarchical(obs):
+    centre = numpyro.sample("centre", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    spread = numpyro.sample("spread", dist.HalfNormal(1.0))
+    with obs:
+        numpyro.sample("z", dist.Normal(centre, spread).to_event(1))
+
+
+def only_centre(obs):
+    centre = numpyro.sample("centre", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    with obs:
+        numpyro.sample("z", dist.Normal(centre, 1.0).to_event(1))
+
+
+def learned():
+    numpyro.sample("z", dist.Normal(numpyro.param("centre", jnp.zeros(2)), 1.0).to_event(1))
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_global_sites_are_no_part_of_the_code():
+    """The code holds the sites of one observation, scaled by what global sites do to them."""
+    latents = read_prior(hierarchical)
+    assert [s.name for s in latents.sites] == ["z"]
+    assert [s.name for s in latents.shared] == ["centre", "spread"]
+    assert latents.size == 2
+    assert not latents.sites[0].standard, "its scale is not fixed"
+    assert "global" in latents.describe()
+    draws = np.random.default_rng(0).normal(size=100_000) + np.abs(
+        np.random.default_rng(1).normal(size=100_000)
+    ) * np.random.default_rng(2).normal(size=100_000)
+    low, high = np.quantile(draws, [0.25, 0.75])
+    np.testing.assert_allclose(latents.sites[0].scale, (high - low) / 1.349, rtol=0.1)
+
+
+def test_a_plate_that_is_not_used_makes_no_hierarchy():
+    """The same prior with the plate as an argument: the same code."""
+
+    def flat():
+        numpyro.sample("z", dist.Normal(1.0, 2.0).expand([2]).to_event(1))
+
+    def plated(obs):
+        with obs:
+            flat()
+
+    one, other = read_prior(flat), read_prior(plated)
+    assert not other.shared
+    z = jnp.ones((3, 2))
+    np.testing.assert_array_equal(one.from_code(z)["z"], other.from_code(z)["z"])
+
+
+ERRORS = {
+    "all global": (lambda obs: numpyro.sample("a", dist.Normal(0, 1)), ValueError, "no latent site in the plate obs"),
+    "other argument": (lambda u: None, TypeError, "takes the argument 'u'.*functools.partial"),
+    "name of a network": (lambda: numpyro.sample("z", dist.Normal(numpyro.param("encoder", 0.0), 1)), ValueError,
+                          "'encoder' takes the name of a network"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_what_cannot_be_read_is_refused(name):
+    prior, error, message = ERRORS[name]
+    with pytest.raises(error, match=f"(?s){message}"):
+        read_prior(prior)
+
+
+def test_a_second_plate_is_refused():
+    def prior(obs):
+        with numpyro.plate("pixels", 3), obs:
+            numpyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match=r"'z' has batch shape .*without plates but obs"):
+        read_prior(prior)
+
+
+# --- the objective ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("total", [N, 1000])
+def test_the_objective_is_numpyros_divided_by_the_observations(tiny_program, total):
+    """At one key, global sites once for all observations, whatever the batch stands for."""
+    program = tiny_program(prior=hierarchical)
+    for i in range(3):
+        arguments = (jax.random.key(i), program.params(), program.model, program.guide, X)
+        ours = ScoreELBO().loss(*arguments, total=total)
+        np.testing.assert_allclose(total * ours, TraceMeanField_ELBO().loss(*arguments, total=total), rtol=1e-4)
+    terms = ScoreELBO().terms(*arguments, total=total)
+    assert terms["centre"].shape == terms["spread"].shape == ()
+    few = ScoreELBO().terms(*arguments, total=2 * total)
+    np.testing.assert_allclose(few["centre"], terms["centre"] / 2, rtol=1e-6)
+
+
+def test_global_sites_find_their_posterior(tiny_program):
+    """q(z | x) held, the optimum is conjugate: N(Σ mₙ/(N + 1), 1/(N + 1)) for a centre with a N(0, 1) prior."""
+    program = tiny_program(prior=only_centre)
+    loc, _ = program.encode(X)
+    own = {"centre$loc": "train", "centre$log_scale": "train"}
+    optimiser = optax.multi_transform(
+        {"train": optax.adam(optax.cosine_decay_schedule(0.05, 800)), "freeze": optax.set_to_zero()},
+        lambda params: {name: own.get(name, "freeze") for name in params},
+    )
+    quiet = program.replace(denoiser_loss="none")
+    svi = SVI(quiet.model, quiet.guide, optimiser, ScoreELBO())
+    state = svi.init(KEY, X, total=N)
+    update = jax.jit(lambda state: svi.update(state, X, total=N)[0])
+    for _ in range(800):
+        state = update(state)
+    fitted = program.with_params(svi.get_params(state))
+    site, shared = fitted.latents.sites[0], fitted.latents.shared[0]
+    means = site.shift + site.scale * loc
+    found = shared.shift + shared.scale * np.asarray(fitted.prior_params["centre$loc"])
+    spread = shared.scale * np.exp(np.asarray(fitted.prior_params["centre$log_scale"]))
+    np.testing.assert_allclose(found, means.sum(0) / (N + 1), atol=0.03)
+    np.testing.assert_allclose(spread, (N + 1) ** -0.5, rtol=0.05)
+
+
+# --- programs ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_fit_trains_the_prior_with_the_encoder(tiny_program, tmp_path):
+    """Global sites and parameters of the prior move with the encoder, stay with the denoiser, and are saved."""
+    x = np.random.default_rng(0).normal(1.0, 1.0, size=(64, 4)).astype(np.float32)
+    stage = Stage(steps=20, batch=16, warmup=1, learning_rate=0.01, validate_every=20)
+    for prior in (hierarchical, learned):
+        program = tiny_program(prior=prior)
+        fitted, _ = fit(program, x, stage, key=KEY, train=("encoder",), progress=False)
+        for name, start in program.prior_params.items():
+            assert not np.allclose(fitted.prior_params[name], start, atol=1e-4), name
+        still, _ = fit(program, x, stage, key=KEY, target="marginal", train=("denoiser",), progress=False)
+        jax.tree.map(np.testing.assert_array_equal, still.prior_params, program.prior_params)
+        save(fitted, tmp_path / prior.__name__)
+        again = load(tmp_path / prior.__name__, program)
+        jax.tree.map(np.testing.assert_array_equal, again.prior_params, fitted.prior_params)
+
+
+def test_codes_come_from_the_fitted_prior(tiny_program):
+    """Of mean and variance known, 5 standard errors (6e-7 each); the control is the prior as it began."""
+    program = tiny_program(prior=learned)
+    moved = program.replace(prior_params={"centre": jnp.array([2.0, -1.0])})
+    count = 4000
+    for one, centre in ((program, [0.0, 0.0]), (moved, [2.0, -1.0])):
+        values = one.latents.from_code(one.prior_codes(KEY, count))["z"]
+        np.testing.assert_allclose(values.mean(0), centre, atol=5 / count**0.5)
+        np.testing.assert_allclose(values.var(0), 1.0, atol=5 * (2 / count) ** 0.5)
+    program = tiny_program(prior=only_centre)
+    wide = {"centre$loc": jnp.zeros(2), "centre$log_scale": jnp.full(2, jnp.log(3.0))}
+    values = program.latents.from_code(program.replace(prior_params=wide).prior_codes(KEY, count))["z"]
+    np.testing.assert_allclose(values.var(0), 10.0, atol=50 * (2 / count) ** 0.5)
+
+
+def test_a_flow_is_a_learned_prior(tiny_program):
+    """An Equinox module made in the prior by `eqx_module`: its parameters are trained, its density enters the KL."""
+    flow = eqx.nn.Linear(2, 2, key=KEY)
+
+    def prior():
+        found = eqx_module("flow", flow)
+        numpyro.sample("z", dist.Normal(found(jnp.ones(2)), 1.0).to_event(1))
+
+    program = tiny_program(prior=prior)
+    assert set(program.prior_params) == {"flow$params"}
+    x = np.random.default_rng(0).normal(1.0, 1.0, size=(64, 4)).astype(np.float32)
+    stage = Stage(steps=20, batch=16, warmup=1, learning_rate=0.01, validate_every=20)
+    fitted, _ = fit(program, x, stage, key=KEY, train=("encoder",), progress=False)
+    assert not np.allclose(fitted.prior_params["flow$params"].weight, flow.weight, atol=1e-4)
+
+
+def test_the_posterior_has_global_sites_once(tiny_program):
+    """Draws of global sites are those of all observations, whatever the chunks; each site's own dims."""
+    tree = tiny_program(prior=hierarchical).posterior(X, key=KEY, draws=3, predictive=1, levels=1, chunk=4)
+    assert tree["posterior"]["centre"].dims == ("chain", "draw", "centre_axis")
+    assert tree["posterior"]["spread"].dims == ("chain", "draw")
+    assert tree["posterior"]["z"].dims == ("chain", "draw", "obs", "z_axis")
+    assert tree["prior"]["spread"].dims == ("chain", "draw")
+    assert tree["posterior_predictive"]["x"].shape == (1, 1, N, 4)
+    assert tree["log_likelihood"]["x"].shape == (1, 3, N)
