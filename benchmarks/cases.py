@@ -18,7 +18,7 @@ import optax
 
 from sami_ppl import DDIM, DiagonalEncoder, PreconditionedDenoiser, Program, Stage, VariancePreserving
 from sami_ppl.bound import DenoiserLoss, noise_error
-from sami_ppl.fit import Fit
+from sami_ppl.fit import Batch, Fit
 from sami_ppl.guidance import GuidedDenoiser
 from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
 from sami_ppl.nn.unet import outside_loops
@@ -131,9 +131,9 @@ def _training_step(
 def _fit_step(program: Program, batch: int) -> Step:
     """The encoder step as `sami_ppl.fit` takes it: NumPyro's SVI on the program's model and guide."""
     fit = Fit(program, STAGE, target="joint", train=("encoder",), steps=STAGE.steps)
-    x = jax.random.normal(jax.random.key(1), (batch, *program.event_shape))
+    x = Batch(jax.random.normal(jax.random.key(1), (batch, *program.event_shape)), {})
 
-    def step(state: Any, x: jax.Array) -> tuple:
+    def step(state: Any, x: Batch) -> tuple:
         with outside_loops():
             state, value = fit.update(state, x)
         return state, x, value

@@ -19,7 +19,7 @@ from benchmarks.cases import Case, program_of, steps_of
 from benchmarks.steps import compile_step, memory
 from benchmarks.timing import interleaved, machine, spread
 from sami_ppl import Stage
-from sami_ppl.fit import BLOCK, Fit, batches
+from sami_ppl.fit import BLOCK, Batch, Fit, batches
 
 BASE = Case("unet", 32, 64, 6, (16, 32))
 GROWTH = {
@@ -56,7 +56,7 @@ def along_observations(values: tuple[int, ...], rounds: int) -> dict[str, Any]:
     program = program_of(case)
     calls, held = {}, []
     for value in values:
-        x = jax.random.normal(jax.random.key(0), (value, *program.event_shape))
+        x = Batch(jax.random.normal(jax.random.key(0), (value, *program.event_shape)), {})
         fit = Fit(program, Stage(steps=1000), target="joint", train=("encoder",), steps=1000)
         state = fit.init(jax.random.key(1), x)
         rows = batches(0, value, case.batch, 0, BLOCK)

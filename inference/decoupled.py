@@ -37,7 +37,7 @@ def run(
 ) -> xr.DataTree:
     """Fit, save the program to `out/model`, and return the posterior of held-out observations."""
     check_data(data, event_shape=program.event_shape, batch=config.both.batch)
-    train, test = (part["x"].values for part in train_test(data))
+    train, test = train_test(data)
     fit_key, posterior_key = jax.random.split(key)
     program, _ = fit(
         program.replace(denoiser_loss="own"), train, config.both, key=fit_key, name="both",

@@ -44,13 +44,14 @@ def run(
     if not config.denoiser:
         raise ValueError("denoiser is not given: name the folder of a saved program, --set denoiser=runs/disks/model")
     check_data(data, event_shape=program.event_shape, batch=config.encoder.batch)
-    train, test = (part["x"].values for part in train_test(data))
+    train, test = train_test(data)
     warm_key, encoder_key, posterior_key = jax.random.split(key, 3)
     program = load_denoiser(config.denoiser, program)
     if config.warm_steps:
         program = warm_start(
-            program, train, key=warm_key, steps=config.warm_steps, batch=config.encoder.batch, progress=progress
-        )
+            program, train["x"].values, key=warm_key,
+            steps=config.warm_steps, batch=config.encoder.batch, progress=progress,
+        )  # fmt: skip
     program, _ = fit(
         program, train, config.encoder, key=encoder_key, train=("encoder",), name="encoder",
         held_out=test, out=out, resume=resume, progress=progress,

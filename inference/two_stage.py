@@ -43,14 +43,15 @@ def run(
 ) -> xr.DataTree:
     """Fit, save the program to `out/model`, and return the posterior of held-out observations."""
     check_data(data, event_shape=program.event_shape, batch=max(config.denoiser.batch, config.encoder.batch))
-    train, test = (part["x"].values for part in train_test(data))
+    train, test = train_test(data)
     denoiser_key, warm_key, encoder_key, posterior_key = jax.random.split(key, 4)
     shared = {"held_out": test, "out": out, "resume": resume, "progress": progress}
     program, _ = fit(program, train, config.denoiser, key=denoiser_key, target="marginal", name="denoiser", **shared)
     if config.warm_steps:
         program = warm_start(
-            program, train, key=warm_key, steps=config.warm_steps, batch=config.encoder.batch, progress=progress
-        )
+            program, train["x"].values, key=warm_key,
+            steps=config.warm_steps, batch=config.encoder.batch, progress=progress,
+        )  # fmt: skip
     program, _ = fit(program, train, config.encoder, key=encoder_key, train=("encoder",), name="encoder", **shared)
     return conclude(
         program, data, out, key=posterior_key,

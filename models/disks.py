@@ -26,7 +26,7 @@ class Config:
     """
 
     latents: int = 3
-    prior: Literal["normal", "uniform_box", "laplace", "student_t"] = "normal"
+    prior: Literal["normal", "uniform_box", "laplace", "student_t", "hierarchical"] = "normal"
     resolution: int = 16
     radius: float = 0.2
     observations: int = 25_000
@@ -48,7 +48,21 @@ RECOMMENDED = {
 
 
 def make_prior(name: str, latents: int):
-    """Independent factors of one kind. The images are drawn from uniform ones; the default does not know that."""
+    """Independent factors of one kind. The images are drawn from uniform ones; the default does not know that.
+
+    "hierarchical": Normal factors, each of a scale that all images share and that is inferred; a priori it is small.
+    """
+    dims = {"event_dims": ["factor"]}
+    if name == "hierarchical":
+
+        def scaled(obs):
+            spread = dist.HalfCauchy(0.1).expand([latents]).to_event(1)
+            scale = numpyro.sample("scale", spread, infer=dims)
+            with obs:
+                numpyro.sample("z", dist.Normal(0, scale).to_event(1), infer=dims)
+
+        return scaled
+
     factor = {
         "normal": dist.Normal(0, 1),
         "uniform_box": dist.Uniform(-1, 1),
@@ -57,7 +71,7 @@ def make_prior(name: str, latents: int):
     }[name]
 
     def prior():
-        numpyro.sample("z", factor.expand([latents]).to_event(1), infer={"event_dims": ["factor"]})
+        numpyro.sample("z", factor.expand([latents]).to_event(1), infer=dims)
 
     return prior
 

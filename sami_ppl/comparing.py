@@ -18,7 +18,7 @@ import pandas as pd
 import xarray as xr
 
 from sami_ppl.data import check_data, load_data, train_test
-from sami_ppl.evidence import evidence_bound, importance_proposal
+from sami_ppl.evidence import evidence_bound, first, importance_proposal
 from sami_ppl.program import Program
 from sami_ppl.programs import UserError
 from sami_ppl.running import open_run
@@ -27,12 +27,16 @@ PILOT = 256
 
 
 def held_out_evidence(
-    program: Program, x: Float[Array | np.ndarray, "obs *event"], *, key: Key[Array, ""], levels: int = 64
+    program: Program,
+    data: xr.Dataset | Float[Array | np.ndarray, "obs *event"],
+    *,
+    key: Key[Array, ""],
+    levels: int = 64,
 ) -> ELPDDataLOO:
     """The bound on log p(x) of every observation in nats, in the form that `az.compare` and `az.plot_compare` take."""
     pilot_key, bound_key = jax.random.split(key)
-    proposal = importance_proposal(program, x[:PILOT], key=pilot_key)
-    each = -evidence_bound(program, x, key=bound_key, levels=levels, proposal=proposal)["bound"]
+    proposal = importance_proposal(program, first(data, PILOT), key=pilot_key)
+    each = -evidence_bound(program, data, key=bound_key, levels=levels, proposal=proposal)["bound"]
     values = each.values
     return ELPDDataLOO(
         elpd=float(values.sum()), se=float(values.std(ddof=1) * len(values) ** 0.5), p=np.nan,
@@ -41,7 +45,9 @@ def held_out_evidence(
     )  # fmt: skip
 
 
-def compare(programs: Mapping[str, Program], x: Array | np.ndarray, *, key: Array, levels: int = 64) -> pd.DataFrame:
+def compare(
+    programs: Mapping[str, Program], data: xr.Dataset | Array | np.ndarray, *, key: Array, levels: int = 64
+) -> pd.DataFrame:
     """`az.compare` of programs by their bounds on held-out observations, the best first; differences are paired.
 
     Columns: `elpd`, the bound summed over observations in nats; `elpd_diff` from the best, and `dse`, its standard
@@ -50,8 +56,8 @@ def compare(programs: Mapping[str, Program], x: Array | np.ndarray, *, key: Arra
     if len(programs) < 2:
         raise ValueError(f"compare takes at least two programs, got {len(programs)}")
     for program in programs.values():
-        program.check_observations(x)
-    found = {name: held_out_evidence(p, x, key=key, levels=levels) for name, p in programs.items()}
+        program.observations(data)
+    found = {name: held_out_evidence(p, data, key=key, levels=levels) for name, p in programs.items()}
     # Stacking weights exponentiate single observations, whose bounds may lie thousands of nats apart.
     return az.compare(found, method="pseudo-BMA", round_to="none")
 
@@ -78,24 +84,23 @@ def compare_runs(
     given = None if data is None else check_data(load_data(data))
     runs = {name: open_run(Path(name), data=given) for name in names}
     parts = {name: _observations(run.data, limit, whole=data is not None) for name, run in runs.items()}
-    first = parts[names[0]]
-    for name, x in parts.items():
-        if x.shape != first.shape or not np.array_equal(x, first):
+    held_out = parts[names[0]]
+    for name, part in parts.items():
+        if not np.array_equal(part["x"].values, held_out["x"].values):
             raise UserError(
                 f"{name} was fitted to other data than {names[0]}, whose held-out observations it may have been "
                 "trained on: give observations that none has seen, --data FILE"
             )
-    table = compare({n: r.program for n, r in runs.items()}, first, key=jax.random.key(seed), levels=levels)
+    table = compare({n: r.program for n, r in runs.items()}, held_out, key=jax.random.key(seed), levels=levels)
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
         (Path(out) / "comparison.json").write_text(table.to_json(orient="index", indent=1) or "")
         _picture(table, Path(out) / "comparison.png")
-    return _text(table, len(first), levels)
+    return _text(table, held_out.sizes["obs"], levels)
 
 
-def _observations(data: xr.Dataset, limit: int, *, whole: bool) -> np.ndarray:
-    part = data if whole or "split" not in data.coords else train_test(data)[1]
-    return np.asarray(part["x"].values[:limit], np.float32)
+def _observations(data: xr.Dataset, limit: int, *, whole: bool) -> xr.Dataset:
+    return first(data if whole or "split" not in data.coords else train_test(data)[1], limit)
 
 
 def _text(table: pd.DataFrame, count: int, levels: int) -> str:

@@ -18,7 +18,7 @@ from numpyro.distributions import Distribution
 
 from sami_ppl.families import AbstractFamily, Diagonal, check_min_scale, choose_families, squashed_scale
 from sami_ppl.nn.embed import NoiseEmbedding
-from sami_ppl.prior import Latents, Prior, read_prior
+from sami_ppl.prior import Given, Latents, Prior, read_prior
 from sami_ppl.schedule import AbstractSchedule
 
 Noise = Literal["full", "variance", "blind"]
@@ -250,6 +250,7 @@ def encoder_for(
     event_shape: tuple[int, ...],
     *,
     families: Mapping[str, Callable] | None = None,
+    given: Given | None = None,
     noise: Noise = "full",
     mean: float = 0.0,
     std: float = 1.0,
@@ -258,9 +259,9 @@ def encoder_for(
 ) -> NetworkEncoder:
     """The encoder that suits a prior: a `DiagonalEncoder`, or a `FamilyEncoder` where a site needs another family.
 
-    Raises what these and `read_prior` raise.
+    `given`: values of the variables that the prior takes, as for `Program`. Raises what these and `read_prior` raise.
     """
-    latents = read_prior(prior)
+    latents = read_prior(prior, given)
     settings: dict[str, Any] = {"noise": noise, "mean": mean, "std": std, "key": key}
     if set(choose_families(latents, families).values()) == {Diagonal}:
         return DiagonalEncoder(network, schedule, event_shape, latents.size, min_scale=min_scale, **settings)

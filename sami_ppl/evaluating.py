@@ -12,6 +12,7 @@ from sami_ppl.data import check_data, load_data, train_test
 from sami_ppl.diagnostics import information_spectrum
 from sami_ppl.evidence import (
     evidence_bound,
+    first,
     flow_log_prob,
     importance_proposal,
     importance_weighted_bound,
@@ -55,9 +56,8 @@ def evaluate_run(
     found = open_run(Path(out), data=None if data is None else check_data(load_data(data)))
     part = train_test(found.data)[1] if "split" in found.data.coords and data is None else found.data
     check_data(part, event_shape=found.program.event_shape)
-    x = np.asarray(part["x"].values[:limit], np.float32)
     figures, tree = evidence_figures(
-        found, x, key=jax.random.key(seed), levels=levels, draws=draws, weighted=weighted, flow=flow
+        found, first(part, limit), key=jax.random.key(seed), levels=levels, draws=draws, weighted=weighted, flow=flow
     )
     write_json(Path(out) / "evidence.json", figures)
     aside = Path(out) / "evidence.nc.part"
@@ -67,19 +67,19 @@ def evaluate_run(
 
 
 def evidence_figures(
-    run: Finished, x: np.ndarray, *, key: jax.Array, levels: int, draws: int, weighted: int, flow: int
+    run: Finished, data: xr.Dataset, *, key: jax.Array, levels: int, draws: int, weighted: int, flow: int
 ) -> tuple[dict[str, Any], xr.DataTree]:
-    """All estimates of the evidence of x under a run's program: figures in nats, and the labelled arrays."""
-    program = run.program
+    """All estimates of the evidence of observations under a run's program: figures in nats, and labelled arrays."""
+    program, (x, _) = run.program, run.program.observations(data)
     pilot_key, bound_key, weighted_key, flow_key, information_key = jax.random.split(key, 5)
-    proposal = importance_proposal(program, x[:PILOT], key=pilot_key)
-    bound = evidence_bound(program, x, key=bound_key, levels=levels, proposal=proposal)
+    proposal = importance_proposal(program, first(data, PILOT), key=pilot_key)
+    bound = evidence_bound(program, data, key=bound_key, levels=levels, proposal=proposal)
     groups = {"bound": bound}
     figures: dict[str, Any] = {"observations": len(x), "levels": levels}
     figures |= summarise(bound, int(np.prod(program.event_shape)))
     if weighted:
         tight = importance_weighted_bound(
-            program, x[:weighted], key=weighted_key, draws=draws, levels=levels, proposal=proposal
+            program, first(data, weighted), key=weighted_key, draws=draws, levels=levels, proposal=proposal
         )
         groups["importance_weighted"] = tight
         last = tight["bound"].isel(particles=-1).values

@@ -57,7 +57,7 @@ def evaluate(
     bound_key, gain_key, sample_key = jax.random.split(key, 3)
     end_key = jax.random.fold_in(key, 3)
 
-    metrics: dict[str, Any] = bound_figures(program, x_test, key=bound_key)
+    metrics: dict[str, Any] = bound_figures(program, test, key=bound_key)
     metrics["kl_nats"] |= marginal_kl(program, x_test)
     variance = codes[1].var(0)
     metrics["active_latents"] = int((variance > ACTIVE_VARIANCE).sum())
@@ -67,7 +67,7 @@ def evaluate(
     metrics["guidance_gain"] = float(jnp.sum(errors.unguided - errors.own))
     metrics["noise_errors"] = {name: np.asarray(v).tolist() for name, v in errors._asdict().items()}
 
-    metrics["noise_end_kl"] = noise_end_kl(program, x_test[:256], key=end_key)
+    metrics["noise_end_kl"] = noise_end_kl(program, test.isel(obs=slice(256)), key=end_key)
 
     names = {kind: _factors(data, kind, factors) for kind in ("f", "iu")}
     known = None
@@ -161,11 +161,9 @@ def _factors(data: xr.Dataset, kinds: str, chosen: list[str] | None) -> list[str
     return [name for name, kind in on_obs.items() if kind in kinds and (chosen is None or name in chosen)]
 
 
-def bound_figures(
-    program: Program, x: Float[np.ndarray, "obs *event"], *, key: Key[Array, ""], levels: int = 16
-) -> dict[str, Any]:
+def bound_figures(program: Program, data: xr.Dataset, *, key: Key[Array, ""], levels: int = 16) -> dict[str, Any]:
     """The bound on −log p(x) in nats and bits per dim, with standard errors over observations, and the KL per axis."""
-    found = evidence_bound(program, x, key=key, levels=levels)
+    found = evidence_bound(program, data, key=key, levels=levels)
     figures = summarise(found, int(np.prod(program.event_shape)))
     kl = found["kl_axis"].mean("obs")
     return {

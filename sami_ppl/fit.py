@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 from numpyro.infer import SVI
 import optax
+import xarray as xr
 
 from sami_ppl import parallel
 from sami_ppl.checkpoint import Checkpoints
@@ -30,6 +31,7 @@ from sami_ppl.guide import Beta
 from sami_ppl.history import History, progress_bar, summary_line
 from sami_ppl.nn.unet import outside_loops
 from sami_ppl.objective import ScoreELBO
+from sami_ppl.prior import Given
 from sami_ppl.program import NETWORKS, Program
 
 Target = Literal["marginal", "joint"]
@@ -99,6 +101,17 @@ class Stage:
     def count(self, observations: int) -> int:
         """Number of steps on a data set of this size."""
         return self.steps if self.epochs is None else max(1, math.ceil(self.epochs * observations / self.batch))
+
+
+class Batch(NamedTuple):
+    """Observations, and the variables that the prior takes."""
+
+    x: Any
+    given: Given
+
+    def take(self, rows: Any) -> "Batch":
+        """Single observations."""
+        return jax.tree.map(lambda leaf: leaf[rows], self)
 
 
 class State(NamedTuple):
@@ -173,19 +186,22 @@ class Fit:
             lambda params: {n: "train" if part_of(n) in train else "freeze" for n in params},
         )
 
-    def init(self, key: Key[Array, ""], x: Float[Array, "obs *event"]) -> State:
+    def init(self, key: Key[Array, ""], data: Batch) -> State:
         """The state before the first step."""
-        svi = self.svi.init(key, x[:1], beta=jnp.asarray(self.stage.beta), total=self.total)
+        first = data.take(slice(1))
+        beta = jnp.asarray(self.stage.beta)
+        svi = self.svi.init(key, first.x, beta=beta, total=self.total, given=first.given)
         params = self.svi.get_params(svi)
         # Of the types that later states have, to the letter: the step would be compiled again for a weak type.
         zero = jnp.zeros((), jnp.int32)
         return State(svi, params, params, jnp.full((), jnp.inf, jnp.float32), zero, zero)
 
-    def update(self, state: State, batch: Float[Array, "batch *event"]) -> tuple[State, Array]:
+    def update(self, state: State, batch: Batch) -> tuple[State, Array]:
         """One step of SVI and of the running average of the weights."""
         svi = copy(self.svi)
         svi.loss = self.objective_at(state.step)
-        after, loss = svi.update(state.svi, batch, beta=self.stage.weights_at(state.step, self.sites), total=self.total)
+        beta = self.stage.weights_at(state.step, self.sites)
+        after, loss = svi.update(state.svi, batch.x, beta=beta, total=self.total, given=batch.given)
         # The average forgets its start faster than later weights, so that short runs are not held back by it.
         decay = jnp.minimum(self.stage.ema, (1.0 + state.step) / (10.0 + state.step))
         average = jax.tree.map(
@@ -194,30 +210,32 @@ class Fit:
         return state._replace(svi=after, average=average, step=state.step + 1), loss
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
-    def step(self, state: State, x: Array, rows: Array) -> tuple[State, Array]:
-        """The step on the batch x[rows], compiled once; `state` is given away. Returns the loss too."""
+    def step(self, state: State, data: Batch, rows: Array) -> tuple[State, Array]:
+        """The step on single observations, compiled once; `state` is given away. Returns the loss too."""
         with outside_loops():
-            return parallel.keep_whole(self.update(state, parallel.split_rows(x[rows], self.mesh)), self.mesh)
+            batch = jax.tree.map(lambda leaf: parallel.split_rows(leaf, self.mesh), data.take(rows))
+            return parallel.keep_whole(self.update(state, batch), self.mesh)
 
-    def run_block(self, state: State, x: Array, rows: np.ndarray) -> tuple[State, np.ndarray]:
-        """Steps on the batches x[rows[0]], x[rows[1]], …, and their losses; `state` stays whole.
+    def run_block(self, state: State, data: Batch, rows: np.ndarray) -> tuple[State, np.ndarray]:
+        """Steps on the observations rows[0], rows[1], …, and their losses; `state` stays whole.
 
         The host runs ahead of the device and waits for it once, at the end.
         """
         losses, state = [], jax.tree.map(jnp.copy, state)
         for batch in rows:
-            state, loss = self.step(state, x, batch)
+            state, loss = self.step(state, data, batch)
             losses.append(loss)
         return state, np.stack(jax.device_get(losses))
 
     @partial(jax.jit, static_argnums=0)
-    def validate(self, params: dict, x: Array, key: Key[Array, ""]) -> tuple[dict[str, Array], NoiseErrors]:
+    def validate(self, params: dict, data: Batch, key: Key[Array, ""]) -> tuple[dict[str, Array], NoiseErrors]:
         """Terms of the bound itself (β = 1, w = 1) and denoising errors, on held-out data with fixed noise."""
         term_key, error_key = jax.random.split(key)
         model, guide = self._sides(self.program)
-        terms = ScoreELBO().terms(term_key, params, partial(model, levels=4), guide, x, total=self.total)
+        arguments: dict[str, Any] = {"total": self.total, "given": data.given}
+        terms = ScoreELBO().terms(term_key, params, partial(model, levels=4), guide, data.x, **arguments)
         program = self.program.with_params(params)
-        errors = noise_errors(program, x, error_key, guided=self.target == "joint")
+        errors = noise_errors(program, data.x, error_key, guided=self.target == "joint")
         return parallel.keep_whole((terms, errors), self.mesh)
 
     @partial(jax.jit, static_argnums=0)
@@ -231,26 +249,25 @@ class Fit:
         )
         return parallel.keep_whole(after, self.mesh)
 
-    def record(self, params: dict, x: Array, key: Key[Array, ""]) -> dict[str, Any]:
+    def record(self, params: dict, data: Batch, key: Key[Array, ""]) -> dict[str, Any]:
         """What a validation finds, in nats per observation: `bound` is at β = 1, `loss` at the stage's final β."""
-        terms, errors = jax.device_get(self.validate(params, x, key))
+        terms, errors = jax.device_get(self.validate(params, data, key))
         kl = {name: term for name, term in terms.items() if name != "x"}
         total_kl = sum(float(np.sum(term)) for term in kl.values())
         weighed = sum(self.stage.beta * self.stage.site_beta.get(n, 1.0) * float(np.sum(v)) for n, v in kl.items())
         return {"bound": float(terms["x"]) + total_kl, "loss": float(terms["x"]) + weighed,
                 "kl": kl, **errors._asdict()}  # fmt: skip
 
-    def sites_not_finite(self, state: State, batch: Array) -> str:
+    def sites_not_finite(self, state: State, batch: Batch) -> str:
         """The sites whose terms are not finite in the step after `state`."""
         _, step_key = jax.random.split(state.svi.rng_key)
         beta = self.stage.weights_at(state.step, self.sites)
         params = self.svi.get_params(state.svi)
         if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params)):
             return "none (the terms of the step before were finite, their gradient was not)"
+        arguments: dict[str, Any] = {"beta": beta, "total": self.total, "given": batch.given}
         return not_finite(
-            self.objective_at(state.step).terms(
-                step_key, params, self.model, self.guide, batch, beta=beta, total=self.total
-            )
+            self.objective_at(state.step).terms(step_key, params, self.model, self.guide, batch.x, **arguments)
         )
 
 
@@ -282,11 +299,11 @@ def batches(seed: int, observations: int, batch: int, first: int, count: int) ->
 
 def fit(
     program: Program,
-    x: Float[Array | np.ndarray, "obs *event"],
+    data: xr.Dataset | Float[Array | np.ndarray, "obs *event"],
     stage: Stage,
     *,
     key: Key[Array, ""],
-    held_out: Float[Array | np.ndarray, "obs *event"] | None = None,
+    held_out: xr.Dataset | Float[Array | np.ndarray, "obs *event"] | None = None,
     target: Target = "joint",
     train: tuple[str, ...] = NETWORKS,
     name: str = "fit",
@@ -297,7 +314,8 @@ def fit(
 ) -> tuple[Program, History]:
     """Fit a program to observations and return it with its averaged weights, and the log.
 
-    `held_out`: observations for validation (default: the last tenth of `x`, which is then not trained on). With
+    `data`: observations x, as an array or a Dataset, which holds the variables that the prior takes too. `held_out`:
+    observations for validation (default: the last tenth of `data`, which is then not trained on). With
     `out`, checkpoints go to `out/checkpoints/name` and the log to `out/log.jsonl`; with `resume`, the run continues
     from the latest checkpoint. `callback` receives every record of the log. In the context `data_parallel` batches are
     split over devices; of several processes, the first writes.
@@ -305,17 +323,19 @@ def fit(
     Raises ValueError for fewer observations than a batch, CheckpointError for a checkpoint of another run or, without
     `resume`, for any, and NonFiniteLoss, which names the site and carries the best program so far.
     """
-    if held_out is None:
-        cut = max(1, len(x) // 10)
-        x, held_out = x[:-cut], x[-cut:]
-    if len(x) < stage.batch:
+    observed = Batch(*program.observations(data))
+    cut = max(1, len(observed.x) // 10)
+    tested = observed.take(slice(-cut, None)) if held_out is None else Batch(*program.observations(held_out))
+    observed = observed.take(slice(None, -cut)) if held_out is None else observed
+    count = len(observed.x)
+    if count < stage.batch:
         raise ValueError(
-            f"a batch of {stage.batch} needs at least as many observations, got {len(x)}: give more data or set "
-            f"batch={len(x)}"
+            f"a batch of {stage.batch} needs at least as many observations, got {count}: give more data or set "
+            f"batch={count}"
         )
-    x, held_out = jnp.asarray(x), jnp.asarray(held_out[:512])
-    steps = stage.count(len(x))
-    run = Fit(program, stage, target=target, train=train, steps=steps, observations=len(x))
+    observed, tested = jax.tree.map(jnp.asarray, (observed, tested.take(slice(512))))
+    steps = stage.count(count)
+    run = Fit(program, stage, target=target, train=train, steps=steps, observations=count)
     if run.mesh is not None and stage.batch % run.mesh.size:
         raise ValueError(
             f"a batch of {stage.batch} cannot be split evenly over {run.mesh.size} devices: set "
@@ -325,37 +345,37 @@ def fit(
         out, progress = None, False
     init_key, data_key, validation_key = jax.random.split(key, 3)
     seed = int(jax.random.randint(data_key, (), 0, 2**31 - 1))
-    state = run.init(init_key, x)
+    state = run.init(init_key, observed)
 
     checkpoints = None
     if out is not None:
         weights = {network: sum(leaf.size for leaf in jax.tree.leaves(p)) for network, p in program.params().items()}
         signature = asdict(stage) | {
-            "name": name, "target": target, "train": list(train), "steps": steps, "observations": len(x), "seed": seed,
+            "name": name, "target": target, "train": list(train), "steps": steps, "observations": count, "seed": seed,
             "denoiser_loss": program.denoiser_loss, **weights,
         }  # fmt: skip
         checkpoints = Checkpoints(Path(out) / "checkpoints" / name, signature, resume=resume)
         state = checkpoints.restore(state) or state
     state = parallel.replicate(parallel.from_first_process(state), run.mesh)
-    x, held_out = parallel.replicate((x, held_out), run.mesh)
+    observed, tested = parallel.replicate((observed, tested), run.mesh)
     history = History(None if out is None else Path(out) / "log.jsonl", keep=int(state.step), stage=name)
 
     began, losses = time.perf_counter(), []
     with progress_bar(steps, int(state.step), name, show=progress) as bar:
         while (step := int(state.step)) < steps and (stage.patience is None or int(state.waited) < stage.patience):
-            count = min(BLOCK, steps - step, stage.validate_every - step % stage.validate_every)
-            rows = batches(seed, len(x), stage.batch, step, count)
+            block_steps = min(BLOCK, steps - step, stage.validate_every - step % stage.validate_every)
+            rows = batches(seed, count, stage.batch, step, block_steps)
             before = state
-            state, block = run.run_block(before, x, rows)
+            state, block = run.run_block(before, observed, rows)
             losses.append(float(block.mean()))
-            bar.update(count)
+            bar.update(block_steps)
             if not np.all(np.isfinite(block)):
-                failed, sites = _first_not_finite(run, before, x, rows)
+                failed, sites = _first_not_finite(run, before, observed, rows)
                 raise _non_finite(
                     f"the loss is not finite at step {step + failed}; sites not finite: {sites}", program, state
                 )
             if int(state.step) % stage.validate_every == 0 or int(state.step) == steps:
-                record = run.record(state.average, held_out, validation_key)
+                record = run.record(state.average, tested, validation_key)
                 if not math.isfinite(record["loss"]):
                     sites = not_finite(record["kl"]) or "'x'"
                     where = f"at step {int(state.step)}; sites not finite: {sites}"
@@ -387,12 +407,12 @@ def _warn_if_collapsed(record: dict[str, Any]) -> None:
         warnings.warn(message, CollapseWarning, stacklevel=3)
 
 
-def _first_not_finite(run: Fit, state: State, x: Array, rows: np.ndarray) -> tuple[int, str]:
+def _first_not_finite(run: Fit, state: State, data: Batch, rows: np.ndarray) -> tuple[int, str]:
     """Replay a block, one step at a time, to the step that failed: its number from 1, and its sites not finite."""
     for i, row in enumerate(rows, start=1):
-        after, loss = run.run_block(state, x, row[None])
+        after, loss = run.run_block(state, data, row[None])
         if not np.isfinite(loss[0]):
-            return i, run.sites_not_finite(state, x[row])
+            return i, run.sites_not_finite(state, data.take(row))
         state = after
     raise AssertionError("a replayed block must repeat its losses")
 

@@ -19,6 +19,7 @@ from numpyro.infer import Predictive, log_likelihood
 import xarray as xr
 
 from sami_ppl.chunks import padded_chunks
+from sami_ppl.prior import Given
 from sami_ppl.program import Program
 from sami_ppl.versions import versions
 
@@ -58,7 +59,7 @@ def posterior(
     x = np.asarray(data["x"].values if isinstance(data, xr.Dataset) else data, dtype=np.float32)
     if x.ndim == 0 or len(x) == 0:
         raise ValueError("data holds no observations: give an array of shape (obs, *event)")
-    program.check_observations(x)
+    _, given = program.observations(data if isinstance(data, xr.Dataset) else x)
     if not isinstance(data, xr.Dataset):
         data = xr.Dataset({"x": (("obs", *program.event_dims), x)})
     draw_key, prior_key, image_key = jax.random.split(key, 3)
@@ -68,26 +69,28 @@ def posterior(
     # Global sites are drawn once, for all chunks of observations.
     shared, shared_prior = _shared_draws(program, draws, draw_key, prior_key)
 
-    def posterior_draws(key: Array, x: Array) -> dict[str, Array]:
+    def posterior_draws(key: Array, x: Array, given: Given) -> dict[str, Array]:
         return Predictive(program.guide, params=params, num_samples=draws, return_sites=own)(key, x)
 
-    def prior_draws(key: Array, x: Array) -> dict[str, Array]:
-        return Predictive(latent, shared_prior, params=params, num_samples=draws, return_sites=own)(key, size=len(x))
+    def prior_draws(key: Array, x: Array, given: Given) -> dict[str, Array]:
+        sampler = Predictive(latent, shared_prior, params=params, num_samples=draws, return_sites=own)
+        return sampler(key, size=len(x), given=given)
 
-    def images(key: Array, x: Array, values: dict[str, Array]) -> dict[str, Array]:
+    def images(key: Array, x: Array, given: Given, values: dict[str, Array]) -> dict[str, Array]:
         first = {name: value[:predictive] for name, value in (values | shared).items()}
-        return Predictive(program.model, first, params=params, return_sites=["x"])(key, size=len(x))
+        return Predictive(program.model, first, params=params, return_sites=["x"])(key, size=len(x), given=given)
 
-    def likelihood(key: Array, x: Array, values: dict[str, Array]) -> dict[str, Array]:
-        return log_likelihood(handlers.substitute(program.model, data=params), values | shared, x, levels=levels)
+    def likelihood(key: Array, x: Array, given: Given, values: dict[str, Array]) -> dict[str, Array]:
+        model = handlers.substitute(program.model, data=params)
+        return log_likelihood(model, values | shared, x, levels=levels, given=given)
 
-    groups: dict[str, dict[str, np.ndarray]] = {"posterior": _chunked(posterior_draws, draw_key, chunk, x)}
+    groups: dict[str, dict[str, np.ndarray]] = {"posterior": _chunked(posterior_draws, draw_key, chunk, x, given)}
     drawn = groups["posterior"]
-    groups["prior"] = _chunked(prior_draws, prior_key, chunk, x)
+    groups["prior"] = _chunked(prior_draws, prior_key, chunk, x, given)
     if predictive:
-        groups["posterior_predictive"] = _chunked(images, image_key, chunk, x, drawn)
+        groups["posterior_predictive"] = _chunked(images, image_key, chunk, x, given, drawn)
     if levels:
-        groups["log_likelihood"] = _chunked(likelihood, image_key, chunk, x, drawn)
+        groups["log_likelihood"] = _chunked(likelihood, image_key, chunk, x, given, drawn)
     groups["posterior"] = drawn | {name: np.asarray(value) for name, value in shared.items()}
     groups["prior"] |= {name: np.asarray(value) for name, value in shared_prior.items()}
     groups = {name: {k: v[None] for k, v in group.items()} for name, group in groups.items()}
@@ -112,7 +115,9 @@ def _shared_draws(program: Program, draws: int, *keys: Array) -> tuple[dict[str,
     latent = handlers.block(program.model, hide=["x"])
     return (
         Predictive(program.sample_shared, num_samples=draws, return_sites=names)(draw_key),
-        Predictive(latent, params=program.params(), num_samples=draws, return_sites=names)(prior_key, size=1),
+        Predictive(latent, params=program.params(), num_samples=draws, return_sites=names)(
+            prior_key, size=1, given=program.given.rows(slice(1))
+        ),
     )
 
 
@@ -143,7 +148,7 @@ def _tree(program: Program, groups: dict, dims: dict, coords: dict, attrs: dict[
 
 
 def _chunked(
-    function: Callable[..., dict[str, Array]], key: Array, chunk: int, x: np.ndarray, values: Any = None
+    function: Callable[..., dict[str, Array]], key: Array, chunk: int, x: np.ndarray, given: Given, values: Any = None
 ) -> dict:
     """Apply to chunks of observations, compiled once (the last chunk is padded), and gather on the host.
 
@@ -152,7 +157,8 @@ def _chunked(
     jitted, parts = jax.jit(function), []
     for i, (rows, count) in enumerate(padded_chunks(len(x), chunk)):
         arguments = () if values is None else ({name: v[:, rows] for name, v in values.items()},)
-        out = jitted(jax.random.fold_in(key, i), jnp.asarray(x[rows]), *arguments)
+        part = {name: jnp.asarray(value[rows]) for name, value in given.items()}
+        out = jitted(jax.random.fold_in(key, i), jnp.asarray(x[rows]), part, *arguments)
         parts.append({name: np.asarray(v)[:, :count] for name, v in out.items()})
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
 

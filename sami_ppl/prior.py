@@ -5,7 +5,8 @@ supports and shapes, and from these the code z: all sites mapped to unconstraine
 and scaled by the prior's own location and spread, and concatenated.
 
 With an argument `obs`, the plate over observations, a prior is hierarchical: sites outside the plate are global, shared
-by all observations. What it makes by `numpyro.param` or `eqx_module` is learned.
+by all observations. What it makes by `numpyro.param` or `eqx_module` is learned. Any other argument, such as u, is data
+on the observations, a label or a time: the prior is p(z | u).
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -32,7 +33,10 @@ from numpyro.distributions.transforms import (
 )
 
 Prior = Callable[..., Any]
-"""A function of no arguments, or of the plate `obs`."""
+"""A function of no arguments, or of the plate `obs`, or of variables of the data, each with a leading dim obs."""
+
+Given = Mapping[str, Array | np.ndarray]
+"""The variables that a prior takes, by name, each (obs, ...)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,12 +94,13 @@ class Latents:
     """The sites of a prior, in the order of the program, and the code z that those of one observation make up.
 
     `shared`: global sites, outside the plate over observations; they are no part of z. `params`: what the prior learns,
-    by the name of its `numpyro.param`, as it begins.
+    by the name of its `numpyro.param`, as it begins. `arguments`: the variables of the data that the prior takes.
     """
 
     sites: tuple[LatentSite, ...]
     shared: tuple[LatentSite, ...] = ()
     params: Mapping[str, Any] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -141,34 +146,69 @@ class Latents:
         return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def read_prior(prior: Prior) -> Latents:
+def read_prior(prior: Prior, given: Given | None = None) -> Latents:
     """Read a prior from its trace; reading the same function again gives the same object.
 
-    Raises TypeError if it is no function or takes other arguments than `obs`, ValueError if it has no site, an observed
-    or discrete one, or one whose support has no bijection from unconstrained space. The message names the site.
+    `given`: for a prior p(z | u), the u of some observations, over which the code is centred and scaled. Raises
+    TypeError if it is no function or takes an argument that is not given, ValueError if it has no site, an observed or
+    discrete one, or one whose support has no bijection from unconstrained space. The message names the site.
     """
     if not callable(prior) or isinstance(prior, dist.Distribution):
         raise TypeError(
             f"prior must be a function that calls numpyro.sample, got {type(prior).__name__}; write for instance\n"
             '    def prior():\n        numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1))'
         )
-    if unknown := [name for name in _arguments(prior) if name != "obs"]:
+    arguments = tuple(name for name in _arguments(prior) if name != "obs")
+    frozen = Frozen.of(given or {})
+    if missing := [name for name in arguments if name not in frozen.names]:
         raise TypeError(
-            f"prior takes the argument {unknown[0]!r}, but only 'obs' is known, the plate over observations: write "
-            "def prior() or def prior(obs); bind others with functools.partial"
+            f"prior takes the argument {missing[0]!r}, which is not given: pass the values of some observations, "
+            f"given={{{missing[0]!r}: array of shape (obs, ...)}}; bind constants with functools.partial"
         )
+    if unused := sorted(set(frozen.names) - set(arguments)):
+        raise TypeError(f"given holds {', '.join(unused)}, but the prior takes {', '.join(arguments) or 'none'}")
     # A program may be built inside a transformation, such as eval_shape when it is loaded; a prior has no inputs.
     with jax.ensure_compile_time_eval():
-        return _read(prior) if isinstance(prior, Hashable) else _read.__wrapped__(prior)
+        return _read(prior, frozen) if isinstance(prior, Hashable) else _read.__wrapped__(prior, frozen)
 
 
-def sample_prior(prior: Prior, plate: Any) -> None:
+class Frozen:
+    """Named arrays that compare and hash by their content."""
+
+    def __init__(self, names: tuple[str, ...], arrays: tuple[np.ndarray, ...]):
+        self.names, self.arrays = names, arrays
+        self._content = (names, tuple((a.shape, str(a.dtype), a.tobytes()) for a in arrays))
+
+    @classmethod
+    def of(cls, given: Given) -> "Frozen":
+        """Raises ValueError unless all have one length."""
+        arrays = tuple(np.asarray(value) for value in given.values())
+        if len({array.shape[:1] for array in arrays}) > 1 or any(array.ndim == 0 for array in arrays):
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in zip(given, arrays, strict=True))
+            raise ValueError(f"given must hold arrays of shape (obs, ...) for the same observations, got {shapes}")
+        return cls(tuple(given), arrays)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Frozen) and self._content == other._content
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+    def rows(self, rows: Any) -> dict[str, Array]:
+        """The values of single observations."""
+        return {name: jnp.asarray(array)[rows] for name, array in zip(self.names, self.arrays, strict=True)}
+
+    def __len__(self) -> int:
+        return len(self.arrays[0]) if self.arrays else 1
+
+
+def sample_prior(prior: Prior, plate: Any, given: Given | None = None) -> None:
     """Sample all sites of a prior for the observations of a plate."""
     if "obs" in _arguments(prior):
-        prior(plate)
+        prior(obs=plate, **(given or {}))
     else:
         with plate:
-            prior()
+            prior(**(given or {}))
 
 
 def _arguments(prior: Prior) -> list[str]:
@@ -178,8 +218,8 @@ def _arguments(prior: Prior) -> list[str]:
 
 
 @functools.lru_cache(maxsize=128)
-def _read(prior: Prior) -> Latents:
-    trace, params = _trace(prior)
+def _read(prior: Prior, given: Frozen) -> Latents:
+    trace, params = _trace(prior, given)
     is_shared = {name: not site["cond_indep_stack"] for name, site in trace.items()}
     if all(is_shared.values()):
         plate = "    with obs:\n    " if is_shared else ""
@@ -187,26 +227,26 @@ def _read(prior: Prior) -> Latents:
             f"prior has no latent site{' in the plate obs' if is_shared else ''}: call numpyro.sample at least once "
             f'in it, for instance\n{plate}    numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1))'
         )
-    draws, constants = _marginal_draws(prior, trace)
+    draws, constants = _marginal_draws(prior, given, trace)
     sites, shared, start = [], [], 0
     for name, traced in trace.items():
         site = _read_site(name, traced, draws[name], constants.get(name), 0 if is_shared[name] else start)
         (shared if is_shared[name] else sites).append(site)
         start += 0 if is_shared[name] else site.size
-    return Latents(tuple(sites), tuple(shared), params)
+    return Latents(tuple(sites), tuple(shared), params, given.names)
 
 
-def _one_observation(prior: Prior, key: Array) -> dict[str, Any]:
+def _one_observation(prior: Prior, key: Array, given: Given) -> dict[str, Any]:
     """The trace of a prior for one observation; sites in its plate have a leading dim of 1."""
 
     def run() -> None:
-        sample_prior(prior, numpyro.plate("obs", 1))
+        sample_prior(prior, numpyro.plate("obs", 1), given)
 
     return handlers.trace(handlers.seed(run, key)).get_trace()
 
 
-def _trace(prior: Prior) -> tuple[dict[str, Any], dict[str, Any]]:
-    trace = _one_observation(prior, jax.random.key(0))
+def _trace(prior: Prior, given: Frozen) -> tuple[dict[str, Any], dict[str, Any]]:
+    trace = _one_observation(prior, jax.random.key(0), given.rows(slice(1)))
     for name, site in trace.items():
         if site["type"] == "sample" and site["is_observed"]:
             raise ValueError(f"prior site {name!r} is observed: a prior has latent sites only; take its obs= away")
@@ -241,16 +281,18 @@ def _kind(fn: Any) -> str:
     return type(fn.base_dist if isinstance(fn, dist.ExpandedDistribution) else fn).__name__
 
 
-def _marginal_draws(prior: Prior, trace: dict[str, Any], count: int = 4096) -> tuple[dict[str, Array], dict[str, Any]]:
+def _marginal_draws(
+    prior: Prior, given: Frozen, trace: dict[str, Any], count: int = 4096
+) -> tuple[dict[str, Array], dict[str, Any]]:
     """Draws of every site, dependences included, and location and scale of the Normal sites that depend on none."""
     normals = [name for name, site in trace.items() if normal_base(site["fn"]) is not None]
 
-    def draw(key: Array) -> tuple[dict[str, Array], dict[str, Any]]:
-        sites = _one_observation(prior, key)
+    def draw(key: Array, row: Array) -> tuple[dict[str, Array], dict[str, Any]]:
+        sites = _one_observation(prior, key, given.rows(row[None]))
         moments = {name: _moments(sites[name]["fn"]) for name in normals}
         return {name: sites[name]["value"] for name in trace}, moments
 
-    draws, moments = jax.vmap(draw)(jax.random.split(jax.random.key(0), count))
+    draws, moments = jax.vmap(draw)(jax.random.split(jax.random.key(0), count), jnp.arange(count) % len(given))
     draws = {name: value.reshape(count, *trace[name]["fn"].event_shape) for name, value in draws.items()}
     moments = {name: tuple(np.asarray(p) for p in pair) for name, pair in moments.items()}
     constants = {

@@ -12,6 +12,7 @@ import numpy as np
 import numpyro
 from numpyro import handlers
 from numpyro.contrib.module import eqx_module
+import xarray as xr
 
 from sami_ppl.bound import DenoiserLoss
 from sami_ppl.chunks import padded_chunks
@@ -20,7 +21,7 @@ from sami_ppl.denoiser import AbstractDenoiser
 from sami_ppl.encoder import AbstractEncoder, DiagonalEncoder, RotatedEncoder
 from sami_ppl.guidance import check_pair
 from sami_ppl.guide import Beta, initial_guide, sample_latents, sample_shared, scale_sites
-from sami_ppl.prior import Latents, Prior, read_prior, sample_prior
+from sami_ppl.prior import Frozen, Given, Latents, Prior, read_prior, sample_prior
 from sami_ppl.sampler import AbstractSampler, StochasticDPMSolver
 
 NETWORKS = ("denoiser", "encoder")
@@ -45,7 +46,9 @@ class Program(eqx.Module):
 
     A hierarchical prior, `def prior(obs)`, has global sites too, outside the plate `obs`; their guide is a Gaussian in
     unconstrained space. `prior_params` holds its parameters and those that the prior itself makes by `numpyro.param`;
-    they are trained with the encoder.
+    they are trained with the encoder. A prior p(z | u), `def prior(u)`, takes variables of the data; `given` holds
+    their values for some observations, from which the prior is read and its marginal drawn. The guide does not see u,
+    so that it may guide a denoiser that does not either.
 
     `model` and `guide` are ordinary NumPyro functions: give them to SVI, Predictive, handlers, render_model.
     `event_dims` names the dims of one observation, ("channel", "row", "column") for images and ("feature",) for vectors
@@ -60,6 +63,7 @@ class Program(eqx.Module):
     sampler: AbstractSampler
     prior_params: dict[str, Any]
     prior: Prior = eqx.field(static=True)
+    given: Frozen = eqx.field(static=True)
     latents: Latents = eqx.field(static=True)
     event_dims: tuple[str, ...] = eqx.field(static=True)
     denoiser_loss: DenoiserLoss = eqx.field(static=True)
@@ -74,12 +78,14 @@ class Program(eqx.Module):
         *,
         sampler: AbstractSampler | None = None,
         prior_params: dict[str, Any] | None = None,
+        given: Given | Frozen | None = None,
         event_dims: tuple[str, ...] | None = None,
         denoiser_loss: DenoiserLoss = "guided",
         discount: float = 0.0,
         origin: Origin | None = None,
     ):
-        self.prior, self.latents = prior, read_prior(prior)
+        self.given = given if isinstance(given, Frozen) else Frozen.of(given or {})
+        self.prior, self.latents = prior, read_prior(prior, dict(zip(self.given.names, self.given.arrays, strict=True)))
         self.denoiser, self.encoder = denoiser, encoder
         self.prior_params = {**self.latents.params, **initial_guide(self.latents), **(prior_params or {})}
         self.sampler = StochasticDPMSolver(20) if sampler is None else sampler
@@ -129,12 +135,14 @@ class Program(eqx.Module):
         total: int | None = None,
         beta: Beta = 1.0,
         levels: int = 1,
+        given: Given | None = None,
     ) -> Float[Array, "obs *event"]:
         """The generative program over a batch of observations, or over `size` unobserved ones.
 
         `total`: number of observations that the batch stands for; terms are then scaled by total / batch.
         `beta`: weight of the latent sites, or of each by name; give the guide the same. `levels`: noise levels per
-        observation in the bound. Raises ValueError for observations of another shape.
+        observation in the bound. `given`: the variables that the prior takes, one row for each observation. Raises
+        ValueError for observations of another shape, and for variables that the prior takes and are not given.
         """
         size = self._batch_size(x, size)
         denoiser: Any = eqx_module("denoiser", self.denoiser)
@@ -142,7 +150,7 @@ class Program(eqx.Module):
         key = numpyro.prng_key()
         plate = numpyro.plate("obs", total or size, subsample_size=size)
         with scale_sites(beta), handlers.trace() as trace:
-            self.sample_prior(plate)
+            self.sample_prior(plate, size, given)
         z = self.latents.to_code({site.name: trace[site.name]["value"] for site in self.latents.sites})
         with plate:
             return self._observe(denoiser, encoder, z, x, size, levels, key)
@@ -155,6 +163,7 @@ class Program(eqx.Module):
         total: int | None = None,
         beta: Beta = 1.0,
         levels: int = 1,
+        given: Given | None = None,
     ) -> dict[str, Array]:
         """The amortised posterior of the factors given x, and the guide of global sites.
 
@@ -172,23 +181,35 @@ class Program(eqx.Module):
             parameters = jax.vmap(lambda x: encoder.parameters(*encoder.clean(x)))(x)
             return sample_latents(self.latents, encoder, parameters)
 
-    def sample_prior(self, plate: Any) -> None:
-        """Sample all sites of the prior, at its fitted parameters, for the observations of a plate."""
+    def sample_prior(self, plate: Any, size: int, given: Given | None = None) -> None:
+        """Sample all sites of the prior, at its fitted parameters, for the `size` observations of a plate."""
+        for name in self.latents.arguments:
+            found = jnp.shape(given[name]) if given is not None and name in given else None
+            if found is None or found[:1] != (size,):
+                got = "none" if found is None else f"an array of shape {found}"
+                raise ValueError(
+                    f"the prior takes {name!r}: pass given={{{name!r}: array of shape ({size}, ...)}}, one row for "
+                    f"each observation; got {got}"
+                )
         with handlers.substitute(data=self.prior_params):
-            sample_prior(self.prior, plate)
+            sample_prior(self.prior, plate, given)
 
     def sample_shared(self) -> None:
         """Sample the global sites from their guide."""
         sample_shared(self.latents, self.prior_params)
 
     def prior_codes(self, key: Key[Array, ""], size: int) -> Float[Array, "size D"]:
-        """Codes z drawn from the fitted prior, each with global sites of its own, drawn from their guide."""
+        """Codes z drawn from the fitted prior, each with global sites of its own, drawn from their guide.
+
+        A prior p(z | u) is drawn at the u of observations in `self.given`, picked at random.
+        """
 
         def one(key: Array) -> Array:
-            shared_key, own_key = jax.random.split(key)
+            shared_key, own_key, row_key = jax.random.split(key, 3)
+            given = self.given.rows(jax.random.randint(row_key, (1,), 0, len(self.given)))
             shared = handlers.trace(handlers.seed(self.sample_shared, shared_key)).get_trace()
             run = handlers.seed(handlers.replay(self.sample_prior, shared), own_key)
-            trace = handlers.trace(run).get_trace(numpyro.plate("obs", 1))
+            trace = handlers.trace(run).get_trace(numpyro.plate("obs", 1), 1, given)
             return self.latents.to_code({s.name: trace[s.name]["value"] for s in self.latents.sites})[0]
 
         return jax.vmap(one)(jax.random.split(key, size))
@@ -201,6 +222,7 @@ class Program(eqx.Module):
         total: int | None = None,
         beta: Beta = 1.0,
         levels: int = 1,
+        given: Given | None = None,
     ) -> Float[Array, "obs *event"]:
         """The denoiser alone, a model of x without latents: what the first of two stages fits. Guide: `no_guide`."""
         size = self._batch_size(x, size)
@@ -245,6 +267,28 @@ class Program(eqx.Module):
                 + ("; add the leading dim: x[None]" if jnp.shape(x) == self.event_shape else "")
             )
 
+    def observations(self, data: xr.Dataset | Array | np.ndarray) -> tuple[Float[np.ndarray, "obs *event"], Given]:
+        """Observations x and the variables that the prior takes, of an array of x or a Dataset with all of them.
+
+        Raises ValueError for observations of another shape, and for a variable that is missing.
+        """
+        named = self.latents.arguments
+        if not isinstance(data, xr.Dataset):
+            if named:
+                raise ValueError(
+                    f"the prior takes {', '.join(named)}: give an xarray Dataset with x and {', '.join(named)} on obs"
+                )
+            self.check_observations(data)
+            return _floating(data), {}
+        for name in ("x", *named):
+            if name not in data.data_vars or data[name].dims[:1] != ("obs",):
+                raise ValueError(
+                    f"data has no variable {name!r} on obs{'' if name == 'x' else ', which the prior takes'}; its "
+                    f'variables are {", ".join(map(str, data.data_vars))}: write data.assign({name}=("obs", values))'
+                )
+        self.check_observations(data["x"].values)
+        return _floating(data["x"].values), {name: data[name].values for name in named}
+
     def posterior(self, data: Any, **arguments: Any) -> Any:
         """Posterior of observations as an ArviZ DataTree: `sami_ppl.posterior.posterior(self, data, ...)`."""
         from sami_ppl.posterior import posterior  # a convenience: the module itself builds on programs
@@ -278,6 +322,11 @@ class Program(eqx.Module):
         }
         own = {name: params[name] for name in self.prior_params if name in params}
         return self.replace(prior_params=self.prior_params | own, **networks)
+
+
+def _floating(x: Any) -> np.ndarray:
+    x = np.asarray(x)
+    return x if x.dtype.kind == "f" else x.astype(np.float32)
 
 
 def default_event_dims(event_shape: tuple[int, ...]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sami_ppl import running
-from sami_ppl.fit import Fit, Stage, fit
+from sami_ppl.fit import Batch, Fit, Stage, fit
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +54,7 @@ def test_what_would_trace_it_again_is_seen(tiny_program, traced):
     """The controls: a number of the state that changes its type, and a batch of another size."""
     run = Fit(tiny_program(), STAGE, target="joint", train=("encoder",), steps=130)
     x, rows = jnp.ones((8, 4)), np.zeros((3, 8), np.int32)
+    x = Batch(x, {})
     state = run.init(KEY, x)
     state, _ = run.run_block(state._replace(best_loss=jnp.asarray(jnp.inf)), x, rows)
     state, _ = run.run_block(state._replace(best_loss=jnp.asarray(1.0, jnp.float32)), x, rows)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from sami_ppl.checkpoint import CheckpointError, Checkpoints
-from sami_ppl.fit import Fit, NonFiniteLoss, Stage, batches, fit
+from sami_ppl.fit import Batch, Fit, NonFiniteLoss, Stage, batches, fit
 from sami_ppl.history import History, read_history
 from sami_ppl.objective import ScoreELBO
 
@@ -116,6 +116,7 @@ def test_beta_schedule_compiles_once(tiny_program, x, counted):
     prior = counted(program.prior)
     program = program.replace(prior=prior)
     run = Fit(program, replace(STAGE, beta_start=0.0, beta_steps=5), target="joint", train=("encoder",), steps=6)
+    x = Batch(x, {})
     state = run.init(KEY, x)
     rows = np.zeros((3, 8), np.int32)
     first, _ = run.run_block(state, x, rows[:1])
@@ -129,6 +130,7 @@ def test_beta_schedule_compiles_once(tiny_program, x, counted):
 def test_running_average(tiny_program, x):
     """average ← average + (1 − d)(new − average) with d = min(ema, (1 + n)/(10 + n)) at step n."""
     run = Fit(tiny_program(), replace(STAGE, ema=0.2), target="marginal", train=("denoiser",), steps=6)
+    x = Batch(x, {})
     state = run.init(KEY, x)
     expected = leaves(state.average)
     for n in range(3):
@@ -209,10 +211,11 @@ def test_loss_of_held_out_data_not_finite_is_an_error_too(tiny_program, x, monke
 
 def test_gradient_not_finite_is_told_from_terms_not_finite(tiny_program, x):
     run = Fit(tiny_program(), STAGE, target="marginal", train=("denoiser",), steps=6)
+    x = Batch(x, {})
     state = run.init(KEY, x)
-    assert run.sites_not_finite(state, jnp.full((8, 4), jnp.nan)) == "'x'"
+    assert run.sites_not_finite(state, Batch(jnp.full((8, 4), jnp.nan), {})) == "'x'"
     svi = state.svi._replace(optim_state=jax.tree.map(lambda a: a * jnp.nan, state.svi.optim_state))
-    assert "gradient" in run.sites_not_finite(state._replace(svi=svi), x[:8])
+    assert "gradient" in run.sites_not_finite(state._replace(svi=svi), x.take(slice(8)))
 
 
 # Interruption, in process
@@ -399,7 +402,7 @@ def test_validation_reports_the_bound_whatever_is_trained(tiny_program, x):
     stage = replace(STAGE, beta=0.25, discount=2.0, free_bits=5.0)
     run = Fit(program, stage, target="joint", train=("encoder",), steps=6)
     key = jax.random.key(1)
-    record = run.record(program.params(), jnp.asarray(x), key)
+    record = run.record(program.params(), Batch(jnp.asarray(x), {}), key)
     term_key, _ = jax.random.split(key)
 
     def terms(program):

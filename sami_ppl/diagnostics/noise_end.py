@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 import numpyro
 from numpyro import handlers
+import xarray as xr
 
 from sami_ppl.guide import sample_latents
 from sami_ppl.objective import site_kl
@@ -17,12 +18,17 @@ from sami_ppl.program import Program
 
 
 def noise_end_kl(
-    program: Program, x: Float[Array | np.ndarray, "obs *event"], *, key: Key[Array, ""], draws: int = 16
+    program: Program,
+    data: xr.Dataset | Float[Array | np.ndarray, "obs *event"],
+    *,
+    key: Key[Array, ""],
+    draws: int = 16,
 ) -> dict[str, float]:
     """E KL(q(z | x_λmin, λmin) ‖ p(z)) of every site in nats, over observations, noise and, without closed form, z.
 
     Near 0 if the family suits the prior and the fit has found it; what an observation still tells at λmin adds to it.
     """
+    observed, given = program.observations(data)
     encoder, latents, schedule = program.encoder, program.latents, program.denoiser.schedule
 
     def guide(x_noisy: Array, level: Array) -> None:
@@ -31,7 +37,7 @@ def noise_end_kl(
             sample_latents(latents, encoder, jax.vmap(encoder.parameters, in_axes=(0, None))(x_noisy, level))
 
     def prior(size: int) -> None:
-        program.sample_prior(numpyro.plate("obs", size))
+        program.sample_prior(numpyro.plate("obs", size), size, given)
 
     def one(key: Array, x: Array) -> dict[str, Array]:
         noise_key, guide_key, prior_key = jax.random.split(key, 3)
@@ -43,5 +49,5 @@ def noise_end_kl(
             s.name: site_kl(q[s.name]["fn"], p[s.name]["fn"], q[s.name]["value"]).sum(1).mean() for s in latents.sites
         }
 
-    found = jax.lax.map(lambda key: one(key, jnp.asarray(x)), jax.random.split(key, draws))
+    found = jax.lax.map(lambda key: one(key, jnp.asarray(observed)), jax.random.split(key, draws))
     return {name: float(value.mean()) for name, value in found.items()}

@@ -5,6 +5,7 @@ reverse diffusion, the flow's density to the deterministic sampler. They never s
 """
 
 from sami_ppl.evidence.elbo import evidence_bound as evidence_bound
+from sami_ppl.evidence.elbo import first as first
 from sami_ppl.evidence.elbo import importance_proposal as importance_proposal
 from sami_ppl.evidence.elbo import mean_and_error as mean_and_error
 from sami_ppl.evidence.elbo import summarise as summarise

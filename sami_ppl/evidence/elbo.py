@@ -1,6 +1,6 @@
 """The evidence bound of every observation, in nats, by its parts, with the noise of its estimate."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,6 +12,7 @@ import xarray as xr
 from sami_ppl.bound import bound, prior_loss, reconstruction_loss
 from sami_ppl.chunks import padded_chunks
 from sami_ppl.objective import site_kl, traces
+from sami_ppl.prior import Given
 from sami_ppl.program import Program
 from sami_ppl.schedule import NoiseProposal
 
@@ -30,9 +31,11 @@ class LatentDraw(NamedTuple):
     log_p: Float[Array, " obs"]
 
 
-def draw_latents(program: Program, x: Float[Array, "obs *event"], key: Key[Array, ""]) -> LatentDraw:
-    """Draw the factors from the guide, and score the draw."""
-    model, guide = traces(key, program.params(), program.model, program.guide, x)
+def draw_latents(
+    program: Program, x: Float[Array, "obs *event"], key: Key[Array, ""], given: Given | None = None
+) -> LatentDraw:
+    """Draw the factors from the guide, and score the draw, at the variables that the prior takes."""
+    model, guide = traces(key, program.params(), program.model, program.guide, x, given=given)
     values, kls, log_q, log_p = {}, [], jnp.zeros(len(x)), jnp.zeros(len(x))
     for site in program.latents.sites:
         value, q, p = guide[site.name]["value"], guide[site.name]["fn"], model[site.name]["fn"]
@@ -49,7 +52,7 @@ class _Pass(NamedTuple):
 
 
 @eqx.filter_jit
-def _passes(program: Program, proposal: NoiseProposal, x: Array, key: Array, levels: int) -> _Pass:
+def _passes(program: Program, proposal: NoiseProposal, x: Array, given: Given, key: Array, levels: int) -> _Pass:
     """Diffusion terms (levels, obs) and KL (levels, obs, D): an observation's levels are strata of the proposal."""
     offset_key, pass_key = jax.random.split(key)
     offset = jax.random.uniform(offset_key, (len(x),))
@@ -57,7 +60,7 @@ def _passes(program: Program, proposal: NoiseProposal, x: Array, key: Array, lev
     def one(inputs: tuple[Array, Array]) -> _Pass:
         stratum, key = inputs
         latent_key, noise_key = jax.random.split(key)
-        latent = draw_latents(program, x, latent_key)
+        latent = draw_latents(program, x, latent_key, given)
         level = proposal.at((stratum + offset) / levels)
         eps = jax.random.normal(noise_key, x.shape, x.dtype)
         parts = jax.vmap(lambda *inputs: bound(program.denoiser, program.encoder, *inputs))(x, latent.z, *level, eps)
@@ -68,7 +71,7 @@ def _passes(program: Program, proposal: NoiseProposal, x: Array, key: Array, lev
 
 def evidence_bound(
     program: Program,
-    x: Float[Array | np.ndarray, "obs *event"],
+    data: xr.Dataset | Float[Array | np.ndarray, "obs *event"],
     *,
     key: Key[Array, ""],
     levels: int = 32,
@@ -82,15 +85,19 @@ def evidence_bound(
     independent, which is an upper end, since they are stratified. `proposal`: density of the noise levels, from
     `importance_proposal`; default, the uniform one.
 
-    Raises ValueError for observations of another shape, and for fewer than two levels.
+    `data`: observations x, as an array or a Dataset, which holds the variables that the prior takes too. The KL of
+    global sites, shared by all observations, is not part of an observation's bound; its own sites are scored at draws
+    of the global ones. Raises ValueError for observations of another shape, and for fewer than two levels.
     """
-    program.check_observations(x)
+    x, given = program.observations(data)
     if levels < 2:
         raise ValueError(f"levels must be at least 2, so that the estimate has a standard error, got {levels}")
     proposal = NoiseProposal(program.denoiser.schedule) if proposal is None else proposal
     parts = []
     for i, (rows, count) in enumerate(padded_chunks(len(x), chunk)):
-        found = jax.device_get(_passes(program, proposal, jnp.asarray(x[rows]), jax.random.fold_in(key, i), levels))
+        part = {name: jnp.asarray(value[rows]) for name, value in given.items()}
+        part_key = jax.random.fold_in(key, i)
+        found = jax.device_get(_passes(program, proposal, jnp.asarray(x[rows]), part, part_key, levels))
         parts.append((found.diffusion[:, :count], found.kl[:, :count]))
     diffusion, kl = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
     schedule = program.denoiser.schedule
@@ -117,23 +124,29 @@ def evidence_bound(
 
 def importance_proposal(
     program: Program,
-    x: Float[Array | np.ndarray, "obs *event"],
+    data: xr.Dataset | Float[Array | np.ndarray, "obs *event"],
     *,
     key: Key[Array, ""],
     bins: int = 24,
     floor: float = 0.1,
 ) -> NoiseProposal:
-    """The density of noise levels under which the bound of observations like `x` is least noisy.
+    """The density of noise levels under which the bound of observations like `data` is least noisy.
 
     An observation's levels are stratified, so a bin is given its share of the standard deviation, over z, ε and λ in
     it, of one observation's error (Neyman allocation), measured on two levels in every bin; a share `floor` is spread
     evenly, which keeps the weights bounded. Estimates stay unbiased whatever is measured.
     """
-    program.check_observations(x)
+    x, given = program.observations(data)
     uniform = NoiseProposal(program.denoiser.schedule)
-    errors = _passes(program, uniform, jnp.asarray(x), key, 2 * bins).diffusion.reshape(bins, 2, len(x))
+    given = {name: jnp.asarray(value) for name, value in given.items()}
+    errors = _passes(program, uniform, jnp.asarray(x), given, key, 2 * bins).diffusion.reshape(bins, 2, len(x))
     spread = jnp.sqrt(jnp.mean((errors[:, 0] - errors[:, 1]) ** 2, axis=1))
     return NoiseProposal(program.denoiser.schedule, (1 - floor) * spread / spread.sum() + floor / bins)
+
+
+def first(data: Any, count: int) -> Any:
+    """The first observations of an array or a Dataset."""
+    return data.isel(obs=slice(count)) if isinstance(data, xr.Dataset) else data[:count]
 
 
 def summarise(estimates: xr.Dataset, dimensions: int) -> dict[str, dict[str, float]]:

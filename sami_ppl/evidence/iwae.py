@@ -12,15 +12,18 @@ import xarray as xr
 from sami_ppl.bound import bound
 from sami_ppl.chunks import padded_chunks
 from sami_ppl.evidence.elbo import draw_latents
+from sami_ppl.prior import Given
 from sami_ppl.program import Program
 from sami_ppl.schedule import NoiseProposal
 
 
 @eqx.filter_jit
-def _log_weights(program: Program, proposal: NoiseProposal, x: Array, key: Array, draws: int, levels: int) -> Array:
+def _log_weights(
+    program: Program, proposal: NoiseProposal, x: Array, given: Given, key: Array, draws: int, levels: int
+) -> Array:
     """Log weights (2, draws, obs) of the same draws of z under two independent noise sets, each shared by all draws."""
     z_key, offset_key, noise_key = jax.random.split(key, 3)
-    latent = jax.lax.map(lambda key: draw_latents(program, x, key), jax.random.split(z_key, draws))
+    latent = jax.lax.map(lambda key: draw_latents(program, x, key, given), jax.random.split(z_key, draws))
     offset = jax.random.uniform(offset_key, (2, len(x)))
 
     def add_level(total: Array, inputs: tuple[Array, Array]) -> tuple[Array, None]:
@@ -44,7 +47,7 @@ def _log_weights(program: Program, proposal: NoiseProposal, x: Array, key: Array
 
 def importance_weighted_bound(
     program: Program,
-    x: Float[Array | np.ndarray, "obs *event"],
+    data: xr.Dataset | Float[Array | np.ndarray, "obs *event"],
     *,
     key: Key[Array, ""],
     draws: int = 64,
@@ -66,7 +69,7 @@ def importance_weighted_bound(
 
     Raises ValueError for observations of another shape and unless `draws` is a power of two, at least 32.
     """
-    program.check_observations(x)
+    x, given = program.observations(data)
     if draws < 32 or draws & (draws - 1):
         raise ValueError(
             "draws must be a power of two, at least 32, so that groups of draws nest and the tail of the weights can "
@@ -75,7 +78,9 @@ def importance_weighted_bound(
     proposal = NoiseProposal(program.denoiser.schedule) if proposal is None else proposal
     parts = []
     for i, (rows, count) in enumerate(padded_chunks(len(x), chunk)):
-        found = _log_weights(program, proposal, jnp.asarray(x[rows]), jax.random.fold_in(key, i), draws, levels)
+        part = {name: jnp.asarray(value[rows]) for name, value in given.items()}
+        part_key = jax.random.fold_in(key, i)
+        found = _log_weights(program, proposal, jnp.asarray(x[rows]), part, part_key, draws, levels)
         parts.append(np.asarray(found, float)[..., :count])
     log_weight, other = np.concatenate(parts, axis=-1)
     particles = [2**i for i in range(draws.bit_length())]
