@@ -21,7 +21,6 @@ from sami_ppl.evidence import importance_weighted_bound as importance_weighted_b
 from sami_ppl.exact import LinearGaussian as LinearGaussian
 from sami_ppl.exact import LinearMixture as LinearMixture
 from sami_ppl.fit import NonFiniteLoss as NonFiniteLoss
-from sami_ppl.fit import Stage as Stage
 from sami_ppl.fit import fit as fit
 from sami_ppl.gauge import align as align
 from sami_ppl.generate import decode as decode
@@ -42,6 +41,7 @@ from sami_ppl.sampler import Heun as Heun
 from sami_ppl.sampler import StochasticDPMSolver as StochasticDPMSolver
 from sami_ppl.schedule import VarianceExploding as VarianceExploding
 from sami_ppl.schedule import VariancePreserving as VariancePreserving
+from sami_ppl.stage import Stage as Stage
 from sami_ppl.warm_start import warm_start as warm_start
 
 __version__ = _version("sami_ppl")

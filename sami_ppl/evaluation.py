@@ -27,7 +27,7 @@ from sami_ppl.encoder import RotatedEncoder
 from sami_ppl.evidence import evidence_bound, summarise
 from sami_ppl.gauge import orthogonal_ica
 from sami_ppl.generate import decode, generate
-from sami_ppl.metrics import circular_correlation, disentanglement_report, largest_jump
+from sami_ppl.metrics import circular_correlation, disentanglement_report, largest_jump, mean_correlation
 from sami_ppl.program import Program
 from sami_ppl.warm_start import low_pass_codes
 
@@ -121,6 +121,7 @@ def factor_figures(program: Program, codes: tuple, factors: tuple, names: list[s
         values = np.array([found["correlation"][name] for name in names]).T.tolist()
         return {
             "linear_r2": found["linear_r2"], "forest_r2": found["forest_r2"], "mig": found["mig"],
+            "mean_correlation": mean_correlation(codes[1], factors[1]),
             "dci_disentanglement": found["dci"]["disentanglement"], "dci_regressor": found["dci"]["regressor"],
             "corr": {"axes": list(program.latents.axes), "factors": names, "values": values},
             "rotated_control": {"mig": found["rotated"]["mig"],

@@ -11,7 +11,8 @@ from numpyro import distributions as dist
 from numpyro.primitives import Messenger
 
 from sami_ppl.encoder import AbstractEncoder, FamilyEncoder
-from sami_ppl.prior import Latents, LatentSite, elementwise_transform, is_unbounded, normal_base
+from sami_ppl.prior import Latents, LatentSite
+from sami_ppl.supports import elementwise_transform, is_unbounded, normal_base
 
 Beta = Array | float | Mapping[str, Array | float]
 """Weight of the latent sites in the objective: one number, or one for each site named."""
@@ -40,11 +41,11 @@ def sample_latents(latents: Latents, encoder: AbstractEncoder, parameters: Any) 
 
 
 def initial_guide(latents: Latents) -> dict[str, Array]:
-    """Parameters of the guide of global sites as it begins: at the prior's centre, a tenth as wide."""
+    """Parameters of the guide of global sites as it begins: at the centre of the prior, a fiftieth as wide."""
     params = {}
     for site in latents.shared:
         params[f"{site.name}$loc"] = jnp.zeros(site.size)
-        params[f"{site.name}$log_scale"] = jnp.full(site.size, jnp.log(0.1))
+        params[f"{site.name}$log_scale"] = jnp.full(site.size, jnp.log(0.02))
     return params
 
 

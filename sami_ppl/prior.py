@@ -23,14 +23,9 @@ import numpy as np
 import numpyro
 from numpyro import distributions as dist
 from numpyro import handlers
-from numpyro.distributions import constraints
-from numpyro.distributions.transforms import (
-    IdentityTransform,
-    IndependentTransform,
-    ParameterFreeTransform,
-    Transform,
-    biject_to,
-)
+from numpyro.distributions.transforms import Transform, biject_to
+
+from sami_ppl.supports import manifold, normal_base
 
 Prior = Callable[..., Any]
 """A function of no arguments, or of the plate `obs`, or of variables of the data, each with a leading dim obs."""
@@ -312,7 +307,7 @@ def _moments(fn: dist.Distribution) -> tuple[Array, Array]:
 
 def _read_site(name: str, traced: dict[str, Any], draws: Array, constant: Any, start: int) -> LatentSite:
     fn: Any = traced["fn"]
-    manifold, transform = _manifold(fn.support)
+    on, transform = manifold(fn.support)
     try:
         transform = biject_to(fn.support) if transform is None else transform
     except NotImplementedError as error:
@@ -321,7 +316,7 @@ def _read_site(name: str, traced: dict[str, Any], draws: Array, constant: Any, s
             "unconstrained space (numpyro's biject_to): use a distribution on such a space"
         ) from error
     shape = tuple(transform.inverse_shape(fn.event_shape))
-    if manifold is not None:
+    if on is not None:
         shift, scale = np.zeros(math.prod(shape)), np.ones(math.prod(shape))
     elif constant is not None:
         shift, scale = (np.array(p, dtype=float).reshape(-1) for p in constant)
@@ -340,46 +335,8 @@ def _read_site(name: str, traced: dict[str, Any], draws: Array, constant: Any, s
     standard = constant is not None
     components = _mixture_components(fn)
     return LatentSite(
-        name, tuple(fn.event_shape), tuple(dims), transform, shape, start, shift, scale, standard, manifold, components
+        name, tuple(fn.event_shape), tuple(dims), transform, shape, start, shift, scale, standard, on, components
     )
-
-
-class AngleTransform(ParameterFreeTransform):
-    """(cos θ, sin θ) → θ in [−π, π): the coordinates of the code in which an angle does not tear."""
-
-    @property
-    def domain(self) -> constraints.Constraint:
-        """Unit vectors."""
-        return constraints.sphere
-
-    @property
-    def codomain(self) -> constraints.Constraint:
-        """Angles."""
-        return constraints.circular
-
-    def __call__(self, x: Array) -> Array:
-        return jnp.arctan2(x[..., 1], x[..., 0])
-
-    def _inverse(self, y: Array) -> Array:
-        return jnp.stack([jnp.cos(y), jnp.sin(y)], axis=-1)
-
-    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: None = None) -> Array:
-        return jnp.zeros_like(y)
-
-    def forward_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return shape[:-1]
-
-    def inverse_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (*shape, 2)
-
-
-def _manifold(support: Any) -> tuple[Literal["circle", "sphere"] | None, Transform | None]:
-    """What a site of directions lives on, and the transform from its code; (None, None) for others."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    if support is constraints.circular:
-        return "circle", AngleTransform()
-    return ("sphere", IdentityTransform()) if support is constraints.sphere else (None, None)
 
 
 def _mixture_components(fn: Any) -> int:
@@ -392,22 +349,3 @@ def _default_dims(name: str, event_shape: tuple[int, ...]) -> tuple[str, ...]:
     if len(event_shape) <= 1:
         return tuple(f"{name}_axis" for _ in event_shape)
     return tuple(f"{name}_axis{i}" for i in range(len(event_shape)))
-
-
-def normal_base(fn: Any) -> dist.Normal | None:
-    """The Normal of the single elements, where a distribution is that of independent ones; else None."""
-    while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
-        fn = fn.base_dist
-    return fn if isinstance(fn, dist.Normal) else None
-
-
-def elementwise_transform(transform: Transform) -> Transform | None:
-    """The transform of single elements, where a site's transform acts on each alone; None otherwise."""
-    while isinstance(transform, IndependentTransform):
-        transform = transform.base_transform
-    return transform if transform.domain.event_dim == 0 else None
-
-
-def is_unbounded(transform: Transform) -> bool:
-    """Whether a site lives in unconstrained space already, so that closed forms for it may be used."""
-    return isinstance(elementwise_transform(transform), IdentityTransform)

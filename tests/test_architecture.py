@@ -14,8 +14,21 @@ PROGRAMS = sorted([*(ROOT / "models").glob("*.py"), *(ROOT / "inference").glob("
 
 # From the bottom up: a module imports modules of lower layers and of its own. Packages count as one.
 LAYERS = (
-    ("nn", "schedule", "prior", "versions", "history", "checkpoint", "chunks", "parallel", "plots", "data", "metrics"),
-    ("denoiser", "encoder", "families", "guide", "objective"),
+    (
+        "nn",
+        "schedule",
+        "supports",
+        "prior",
+        "versions",
+        "history",
+        "checkpoint",
+        "chunks",
+        "parallel",
+        "plots",
+        "data",
+        "metrics",
+    ),
+    ("denoiser", "encoder", "families", "guide", "stage", "objective"),
     ("guidance", "sampler"),
     ("bound", "exact"),
     ("decoder",),

@@ -12,3 +12,5 @@ from sami_ppl.metrics.disentanglement import linear_r2 as linear_r2
 from sami_ppl.metrics.disentanglement import mig as mig
 from sami_ppl.metrics.disentanglement import normalised_information as normalised_information
 from sami_ppl.metrics.disentanglement import random_rotation as random_rotation
+from sami_ppl.metrics.identifiability import check_variability as check_variability
+from sami_ppl.metrics.identifiability import mean_correlation as mean_correlation

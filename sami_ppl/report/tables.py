@@ -14,9 +14,9 @@ import numpyro
 from numpyro.distributions.transforms import Transform
 import xarray as xr
 
-from sami_ppl.prior import elementwise_transform, is_unbounded
 from sami_ppl.program import Program
 from sami_ppl.report.page import image, table, text
+from sami_ppl.supports import elementwise_transform, is_unbounded
 
 
 def identity(program: Program, config: Any, out: Path) -> tuple[str, str]:

@@ -1,0 +1,74 @@
+"""How one stage of a fit runs: steps, learning rate, weights of the sites."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from sami_ppl.guide import Beta
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one stage of a fit runs. Units: steps, observations, nats.
+
+    `epochs`, where given, sets the number of steps by the size of the data. The learning rate warms up linearly over
+    `warmup` steps and falls to zero as a cosine. β goes linearly from `beta_start` to `beta` over the first
+    `beta_steps` steps. `discount` c weights noise levels by exp(−c max(λ, 0)): less effort where the observation says
+    it all by itself; what is logged and reported stays the bound, c = 0. Single sites of the prior may have weights of
+    their own: `site_beta` times β, `free_bits` for each, and a `capacity` C in nats that grows from 0 over the first
+    `capacity_steps` steps and draws their KL to it, β |KL − C|. `patience`: validations without a better loss
+    after which the stage ends; None, never.
+    """
+
+    steps: int = 2000
+    epochs: int | None = None
+    batch: int = 128
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    clip: float = 100.0
+    ema: float = 0.999
+    beta: float = 0.1
+    beta_start: float | None = None
+    beta_steps: int = 0
+    free_bits: float | dict[str, float] = 0.0
+    site_beta: dict[str, float] = field(default_factory=dict)
+    capacity: dict[str, float] = field(default_factory=dict)
+    capacity_steps: int = 0
+    discount: float = 0.0
+    validate_every: int = 200
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "validate_every", "learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1), got {self.ema}: 0 keeps no average")
+
+    def beta_at(self, step: Array | int) -> Array:
+        """β at a step: a runtime value, so that a schedule compiles once."""
+        start = self.beta if self.beta_start is None else self.beta_start
+        share = jnp.clip((jnp.asarray(step, jnp.float32) + 1) / max(self.beta_steps, 1), 0, 1)
+        return start + (self.beta - start) * share
+
+    def sites_named(self) -> set[str]:
+        """Sites that have a weight of their own."""
+        free = self.free_bits if isinstance(self.free_bits, dict) else {}
+        return {*self.site_beta, *self.capacity, *free}
+
+    def weights_at(self, step: Array | int, sites: Iterable[str]) -> Beta:
+        """β at a step: one number, or one for each site where they differ."""
+        beta = self.beta_at(step)
+        return {name: beta * self.site_beta.get(name, 1.0) for name in sites} if self.site_beta else beta
+
+    def capacity_at(self, step: Array | int) -> dict[str, Array]:
+        """Capacity of single sites at a step, in nats."""
+        share = jnp.clip((jnp.asarray(step, jnp.float32) + 1) / max(self.capacity_steps, 1), 0, 1)
+        return {name: share * nats for name, nats in self.capacity.items()}
+
+    def count(self, observations: int) -> int:
+        """Number of steps on a data set of this size."""
+        return self.steps if self.epochs is None else max(1, math.ceil(self.epochs * observations / self.batch))

@@ -1,0 +1,38 @@
+"""Correlation with the factors after matching, and the rank condition of theorem 1 of Khemakhem et al. 2020."""
+
+import numpy as np
+import pytest
+
+from sami_ppl.metrics import check_variability, mean_correlation
+
+RNG = np.random.default_rng(0)
+
+
+def test_order_sign_and_scale_do_not_count():
+    """1 for factors in another order, of other signs and scales; the control is their rotation by 45°."""
+    z = RNG.normal(size=(2000, 3))
+    assert mean_correlation(z[:, [2, 0, 1]] * [3.0, -1.0, 0.1] + 1, z) == pytest.approx(1.0)
+    c = np.cos(np.pi / 4)
+    rotated = z.copy()
+    rotated[:, :2] = z[:, :2] @ np.array([[c, c], [-c, c]])
+    assert mean_correlation(rotated, z) == pytest.approx((2 * c + 1) / 3, abs=0.03)
+
+
+def test_every_factor_needs_an_axis_of_its_own():
+    """One axis cannot serve two factors, the greedy choice is not the best, and a missing axis counts 0."""
+    z = RNG.normal(size=(50_000, 2))
+    both = z.sum(1) / np.sqrt(2)
+    assert mean_correlation(np.stack([both, z[:, 0]], 1), z) == pytest.approx((1 + np.sqrt(0.5)) / 2, abs=0.02)
+    assert mean_correlation(z[:, :1], z) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_rank_condition():
+    """2D + 1 values of u in general position suffice; fewer, or scales that do not change, do not."""
+    loc, scale = RNG.uniform(-2, 2, (5, 2)), RNG.uniform(0.2, 1, (5, 2))
+    check_variability(loc, scale)
+    with pytest.raises(ValueError, match=r"4 values of u .* in 3 directions, identifiability needs 4: give at least 5"):
+        check_variability(loc[:4], scale[:4])
+    with pytest.raises(ValueError, match="in 2 directions"):
+        check_variability(loc, np.ones((5, 2)))
+    with pytest.raises(ValueError, match="in 0 directions"):
+        check_variability(loc[:1], scale[:1])
