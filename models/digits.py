@@ -8,20 +8,25 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import numpyro
 from numpyro import distributions as dist
 import xarray as xr
 
-from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, Program, VariancePreserving
+from sami_ppl import PreconditionedDenoiser, Program, VariancePreserving, encoder_for
 from sami_ppl.data import digits, split
 from sami_ppl.nn import ResidualMLP
 
 
 @dataclass(frozen=True)
 class Config:
-    """Settings; size in pixels."""
+    """Settings; size in pixels. `labelled`: share of the training images whose class the mixture prior is told."""
 
     latents: int = 8
+    prior: Literal["normal", "mixture"] = "normal"
+    clusters: int = 10
+    labelled: float = 0.0
     size: int = 8
     width: int = 256
     depth: int = 4
@@ -45,18 +50,33 @@ RECOMMENDED = {
 }
 
 
-def make_prior(latents: int):
-    """Independent standard normal factors."""
+def make_prior(config: Config):
+    """Independent standard normal factors, or a mixture of learned Gaussians, where a known label picks one."""
+    shape, dims = (config.clusters, config.latents), {"event_dims": ["factor"]}
 
-    def prior():
-        numpyro.sample("z", dist.Normal(0, 1).expand([latents]).to_event(1), infer={"event_dims": ["factor"]})
+    def normal():
+        numpyro.sample("z", dist.Normal(0, 1).expand([config.latents]).to_event(1), infer=dims)
 
-    return prior
+    def mixture(label):
+        start = jax.random.normal(jax.random.key(0), shape)
+        loc: Any = numpyro.param("loc", start)
+        log_scale: Any = numpyro.param("log_scale", jnp.full(shape, -0.7))
+        weights: Any = numpyro.param("weights", jnp.zeros(config.clusters))
+        told = jnp.log(jax.nn.one_hot(label, config.clusters) + 1e-6)
+        logits = jnp.where(label[:, None] >= 0, told, weights)
+        each = dist.Normal(loc, jnp.exp(log_scale)).to_event(1)
+        numpyro.sample("z", dist.MixtureSameFamily(dist.Categorical(logits=logits), each), infer=dims)
+
+    return {"normal": normal, "mixture": mixture}[config.prior]
 
 
 def load(config: Config, *, key: jax.Array) -> xr.Dataset:
-    """The images with their classes, four fifths for training."""
-    return split(digits(), test=0.2, key=key)
+    """The images with their classes, four fifths for training; `label` is the class where it is told, else −1."""
+    split_key, label_key = jax.random.split(key)
+    data = split(digits(), test=0.2, key=split_key)
+    told = np.asarray(jax.random.uniform(label_key, (data.sizes["obs"],))) < config.labelled
+    told &= data["split"].values == "train"
+    return data.assign(label=("obs", np.where(told, data["digit"].values, -1)))
 
 
 def adapt(config: Config, data: xr.Dataset) -> Config:
@@ -74,10 +94,13 @@ def build(config: Config, *, key: jax.Array) -> Program:
     network = ResidualMLP(shape, shape, **size, key=denoiser_key)
     trunk = ResidualMLP(shape, (64,), **size, noise=config.noise == "full", key=trunk_key)
     statistics: dict[str, Any] = {"mean": config.mean, "std": config.std}
+    prior = make_prior(config)
+    given = {"label": np.full(1, -1)} if config.prior == "mixture" else None
     return Program(
-        prior=make_prior(config.latents),
+        prior=prior,
         denoiser=PreconditionedDenoiser(network, schedule, shape, **statistics),
-        encoder=DiagonalEncoder(
-            trunk, schedule, shape, config.latents, noise=config.noise, **statistics, key=encoder_key
+        encoder=encoder_for(
+            prior, trunk, schedule, shape, given=given, noise=config.noise, **statistics, key=encoder_key
         ),
+        given=given,
     )

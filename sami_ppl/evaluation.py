@@ -11,15 +11,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
+from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import adjusted_rand_score
+from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 import xarray as xr
 
 from sami_ppl.data import train_test, unrolled, unrolled_names
+from sami_ppl.diagnostics.clusters import clusters
 from sami_ppl.diagnostics.collapse import collapse_warning
 from sami_ppl.diagnostics.gain import draw_code, noise_errors
 from sami_ppl.diagnostics.noise_end import noise_end_kl
@@ -70,6 +74,9 @@ def evaluate(
     metrics["noise_end_kl"] = noise_end_kl(program, test.isel(obs=slice(256)), key=end_key)
 
     names = {kind: _factors(data, kind, factors) for kind in ("f", "iu")}
+    names["iu"] = [name for name in names["iu"] if name not in program.latents.arguments]
+    if any(site.components > 1 for site in program.latents.sites):
+        metrics["clusters"] = cluster_figures(program, test, (x_train, x_test), names["iu"])
     known = None
     if names["f"]:
         train, test = (unrolled(part, names["f"]) for part in (train, test))
@@ -186,6 +193,28 @@ def marginal_kl(program: Program, x: Float[np.ndarray, "obs *event"]) -> dict[st
     kl = (0.5 * (loc**2 + variance - 1 - np.log(variance))).mean(0)
     standard = np.concatenate([np.full(site.size, site.standard) for site in program.latents.sites])
     return {axis: float(v) for axis, v, normal in zip(program.latents.axes, kl, standard, strict=True) if normal}
+
+
+def cluster_figures(
+    program: Program, data: xr.Dataset, pixels: tuple[np.ndarray, np.ndarray], names: list[str]
+) -> dict[str, Any]:
+    """Agreement (adjusted Rand index) of a mixture prior's components with known classes, on held-out observations.
+
+    Beside it k-means and a Gaussian mixture, fitted with as many clusters to principal components, one per axis of z.
+    """
+    train, test = (x.reshape(len(x), -1) for x in pixels)
+    pca = PCA(min(program.latents.size, train.shape[1]), random_state=0).fit(train)
+    found: dict[str, Any] = {}
+    for site, own in clusters(program, data).items():
+        count = next(s.components for s in program.latents.sites if s.name == site)
+        others = {"k_means_pca": KMeans(count, random_state=0),
+                  "gaussian_mixture_pca": GaussianMixture(count, n_init=5, random_state=0)}  # fmt: skip
+        each = {f"sami[{site}]": own} | {
+            name: model.fit(pca.transform(train)).predict(pca.transform(test)) for name, model in others.items()
+        }
+        for name in names:
+            found.setdefault(name, {}).update({k: float(adjusted_rand_score(data[name], v)) for k, v in each.items()})
+    return found
 
 
 def probes(codes: tuple, pixels: tuple, labels: tuple) -> dict[str, float]:

@@ -1,8 +1,14 @@
-"""Correlation with the factors after matching, and the rank condition of theorem 1 of Khemakhem et al. 2020."""
+"""Correlation with factors after matching, the rank condition of theorem 1 of Khemakhem et al. 2020, clusters."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import numpyro
+from numpyro import distributions as dist
 import pytest
+import xarray as xr
 
+from sami_ppl.diagnostics import clusters
 from sami_ppl.metrics import check_variability, mean_correlation
 
 RNG = np.random.default_rng(0)
@@ -36,3 +42,42 @@ def test_rank_condition():
         check_variability(loc, np.ones((5, 2)))
     with pytest.raises(ValueError, match="in 0 directions"):
         check_variability(loc[:1], scale[:1])
+
+
+# --- clusters ---------------------------------------------------------------------------------------------------------
+
+CENTRES = jnp.array([[-4.0, 0.0], [4.0, 0.0], [0.0, 4.0]])
+
+
+def mixture():
+    each = dist.Normal(CENTRES, 1.0).to_event(1)
+    numpyro.sample("z", dist.MixtureSameFamily(dist.Categorical(jnp.ones(3) / 3), each))
+
+
+def test_clusters_are_the_nearest_components(tiny_program):
+    """Of components of one width and weight; with a variable that decides the component, it does."""
+    x = np.random.default_rng(0).normal(scale=3.0, size=(50, 4)).astype(np.float32)
+    program = tiny_program(prior=mixture)
+    values = program.latents.from_code(program.encode(x)[0])["z"]
+    nearest = np.argmin(((values[:, None] - CENTRES) ** 2).sum(-1), axis=1)
+    np.testing.assert_array_equal(clusters(program, x)["z"], nearest)
+    assert len(np.unique(nearest)) > 1
+
+    def told(label):
+        logits = 100.0 * jax.nn.one_hot(label, 3) * (label >= 0)[:, None]
+        numpyro.sample(
+            "z", dist.MixtureSameFamily(dist.Categorical(logits=logits), dist.Normal(CENTRES, 1).to_event(1))
+        )
+
+    label = np.where(np.arange(50) % 2, np.arange(50) % 3, -1)
+    program = program.replace(prior=told, given={"label": np.array([-1])})
+    found = clusters(program, xr.Dataset({"x": (("obs", "feature"), x), "label": ("obs", label)}))["z"]
+    np.testing.assert_array_equal(found[label >= 0], label[label >= 0])
+    values = program.latents.from_code(program.encode(x)[0])["z"]
+    nearest = np.argmin(((values[:, None] - CENTRES) ** 2).sum(-1), axis=1)
+    np.testing.assert_array_equal(found[label < 0], nearest[label < 0])
+
+
+def test_clusters_need_a_mixture(tiny_program):
+    with pytest.raises(ValueError, match=r"no site of the prior is a mixture .z.*MixtureSameFamily"):
+        clusters(tiny_program(), np.zeros((3, 4), np.float32))

@@ -1,5 +1,6 @@
 """Is the posterior informative, and can it be trusted?"""
 
+from sami_ppl.diagnostics.clusters import clusters as clusters
 from sami_ppl.diagnostics.collapse import CollapseWarning as CollapseWarning
 from sami_ppl.diagnostics.collapse import collapse_warning as collapse_warning
 from sami_ppl.diagnostics.dimension import manifold_dimension as manifold_dimension
