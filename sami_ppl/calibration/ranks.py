@@ -182,8 +182,8 @@ def describe(table: xr.Dataset) -> str:
         row: Any = table.sel(axis=name)
         covered = ", ".join(f"{float(value):.0%}" for value in row["coverage"].values)
         moments = f"{float(row['factor']):>8.2f}{_signed(float(row['shift'])):>8}" if name != JOINT else f"{'':16}"
-        line = f"  {name:<{width}}  {covered:<26}{float(row['p_value']):>9.2g}{moments}  {row['verdict'].item()}"
-        lines.append(line)
+        p_value = f"{float(row['p_value']):.1g}" if row["p_value"] > 1e-15 else "<1e-15"
+        lines.append(f"  {name:<{width}}  {covered:<26}{p_value:>9}{moments}  {row['verdict'].item()}")
     errors = ", ".join(f"{float(value):.1%}" for value in table["coverage_se"].values)
     lines.append(f"  standard errors: coverage {errors}; factor ±{float(table['factor_se'].mean()):.2f}, "
                  f"shift ±{float(table['shift_se'].mean()):.2f}")  # fmt: skip

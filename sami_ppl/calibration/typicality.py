@@ -17,7 +17,7 @@ def typicality(
     reference: Float[Array | np.ndarray, "other *event"],
     *,
     key: Key[Array, ""],
-    levels: int = 32,
+    levels: int = 64,
 ) -> xr.Dataset:
     """How the bound of each observation on −log p(x) stands among those of `reference` observations.
 
