@@ -1,5 +1,5 @@
 """The command line: `sami ls`, `sami cp`, `sami run`, `sami report`, `sami evaluate`,
-`sami compare`.
+`sami compare`, `sami calibrate`.
 """
 
 import os
@@ -178,6 +178,47 @@ def compare(
     from sami_ppl.comparing import compare_runs
 
     print(compare_runs(folders, data=data, limit=limit, levels=levels, seed=seed, out=out))
+
+
+@app.command(name="calibrate")
+def calibrate(
+    folder: Path,
+    /,
+    *,
+    data: Path | None = None,
+    simulations: int = 512,
+    draws: int = 200,
+    limit: int = 500,
+    weighted: int = 32,
+    seed: int = 0,
+    quiet: bool = False,
+) -> None:
+    """Can the posterior of a finished run be believed? Simulation-based calibration, true factors, odd observations.
+
+    Parameters
+    ----------
+    folder
+        The run's --out folder; calibration.json, calibration.nc and figures are written to its subfolder calibration.
+    data
+        Observations to be looked at beside the run's own: a .npz, .nc or .zarr with a variable x, or a folder of
+        images; default, the run's test part.
+    simulations
+        Codes drawn from the prior, each with an image by reverse diffusion.
+    draws
+        Draws from the posterior of each.
+    limit
+        At most so many observations, the first ones.
+    weighted
+        Number of observations for Pareto k, the tail of the importance weights; 0 leaves it out.
+    seed
+        Seed of everything random.
+    quiet
+        No progress bar.
+    """
+    from sami_ppl.calibrating import calibrate_run
+
+    print(calibrate_run(folder, data=data, simulations=simulations, draws=draws, limit=limit, weighted=weighted,
+                        seed=seed, progress=not quiet))  # fmt: skip
 
 
 def _user_error(message: str) -> Exception:

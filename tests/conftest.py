@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 import contextlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 import functools
+import json
 
 import equinox as eqx
 import jax
@@ -13,6 +14,7 @@ import numpyro
 from numpyro import distributions as dist
 import pytest
 
+from sami_ppl import io, programs
 from sami_ppl.denoiser import GaussianDenoiser, PreconditionedDenoiser
 from sami_ppl.encoder import AbstractEncoder, DiagonalEncoder, diagonal_log_prob
 from sami_ppl.prior import read_prior
@@ -31,6 +33,21 @@ def strict():
         stack.enter_context(jax.numpy_rank_promotion("raise"))
         stack.enter_context(jax.numpy_dtype_promotion("strict"))
         yield
+
+
+@pytest.fixture(scope="session")
+def exact_run(tmp_path_factory):
+    """The folder of a run that needed no fit: linear-Gaussian data, 400 of them, and the exact networks."""
+    out = tmp_path_factory.mktemp("exact") / "run"
+    file = programs.find("linear_gaussian", "models")
+    module = programs.load_file(file)
+    config = module.Config(observations=400, networks="exact")
+    io.save(programs.build_program(file, config, key=jax.random.key(0)), out / "model")
+    description = {"seed": 0, "data": None, "settings": {"model": asdict(config)}}
+    (out / "config.json").write_text(json.dumps(description))
+    for name in ("posterior.nc", "metrics.json"):
+        (out / name).touch()
+    return out
 
 
 @pytest.fixture

@@ -34,9 +34,9 @@ LAYERS = (
     ("decoder",),
     ("program",),
     ("diagnostics", "encode", "evidence", "gauge", "generate", "posterior", "programs"),
-    ("fit", "io", "evaluation", "report", "warm_start"),
+    ("calibration", "fit", "io", "evaluation", "report", "warm_start"),
     ("results", "running"),
-    ("evaluating", "comparing"),
+    ("calibrating", "comparing", "evaluating"),
     ("cli",),
 )
 # What holds beyond the layers: these files stand on nothing of the library at all.

@@ -1,0 +1,190 @@
+"""Simulation-based calibration (Talts et al. 2018), and what the ranks say in words.
+
+Draw z* from the prior and x from the program given z*: then z* is a draw from the model's own posterior of x. Where the
+amortised posterior is that posterior, z* is exchangeable with S draws z of it, so that for every function f
+
+    PIT = (#{f(z) < f(z*)} + U) / (S + 1),      U ~ Uniform(0, 1),
+
+is exactly uniform, whatever S and whatever the family. Here f is each axis of the code in turn, and log q(z | x), whose
+PIT says whether regions of highest density hold z* as often as they say (`joint`).
+
+It is the fitted model, its sampler included, that the posterior is held against; real data play no part in it.
+"""
+
+from typing import Any
+
+import arviz as az
+from arviz_stats.base import array_stats  # pyright: ignore[reportPrivateImportUsage]
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+import numpy as np
+from numpyro.infer import Predictive
+from scipy.stats import norm
+import xarray as xr
+
+from sami_ppl.chunks import padded_chunks
+from sami_ppl.guidance import GuidedDenoiser
+from sami_ppl.guide import sample_code
+from sami_ppl.history import progress_bar
+from sami_ppl.program import Program
+from sami_ppl.sampler import AbstractSampler
+
+LEVELS = (0.5, 0.8, 0.95)
+"""Contents of the intervals and regions whose coverage is told."""
+
+JOINT = "joint"
+
+
+def simulation_based_calibration(
+    program: Program,
+    *,
+    key: Key[Array, ""],
+    simulations: int = 512,
+    draws: int = 200,
+    sampler: AbstractSampler | None = None,
+    chunk: int = 64,
+    progress: bool = False,
+) -> xr.DataTree:
+    """Ranks of simulated codes among `draws` draws from their amortised posteriors.
+
+    Groups: `prior_sbc`, PIT values as `az.plot_ecdf_pit` takes them, `code` (chain = 1, draw = simulation, axis) and
+    `joint` (chain, draw), that of log q; `simulations`, the codes `z` and the posteriors' `mean` and `sd`, each
+    (simulation, axis). `sampler` replaces the program's own: the posterior is calibrated for one sampler's images.
+
+    Raises ValueError for fewer than 2 simulations or draws.
+    """
+    for name, value in (("simulations", simulations), ("draws", draws), ("chunk", chunk)):
+        least = 1 if name == "chunk" else 2
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    sampler = program.sampler if sampler is None else sampler
+    prior_key, image_key, rank_key = jax.random.split(key, 3)
+    truth = program.latents.to_code(Predictive(program.prior, num_samples=simulations)(prior_key))
+    keys = jax.random.split(image_key, simulations)
+    parts = []
+    with progress_bar(simulations, 0, "simulations", show=progress) as bar:
+        for i, (rows, count) in enumerate(padded_chunks(simulations, chunk)):
+            found = _ranks(program, sampler, truth[rows], keys[rows], jax.random.fold_in(rank_key, i), draws)
+            parts.append(tuple(np.asarray(value, float)[:count] for value in found))
+            bar.update(count)
+    code, joint, mean, sd = (np.concatenate(part) for part in zip(*parts, strict=True))
+    axes = list(program.latents.axes)
+    tree = az.from_dict(
+        {"prior_sbc": {"code": code[None], JOINT: joint[None]}}, dims={"code": ["axis"]}, coords={"axis": axes}
+    )
+    each = ("simulation", "axis")
+    variables = {"z": (each, np.asarray(truth, float)), "mean": (each, mean), "sd": (each, sd)}
+    tree["simulations"] = xr.DataTree(xr.Dataset(variables, coords={"axis": axes}))
+    tree.attrs |= {"draws": draws, "sampler": type(sampler).__name__, "evaluations": sampler.evaluations}
+    return tree
+
+
+@eqx.filter_jit
+def _ranks(
+    program: Program, sampler: AbstractSampler, truth: Array, image_keys: Array, key: Array, draws: int
+) -> tuple[Array, Array, Array, Array]:
+    """PIT of every axis (obs, D) and of log q (obs,), means and standard deviations (obs, D) of the draws."""
+    encoder = program.encoder
+
+    def one(truth: Array, image_key: Array, key: Array) -> tuple[Array, Array, Array, Array]:
+        draw_key, tie_key = jax.random.split(key)
+        x = sampler.sample(GuidedDenoiser(program.denoiser, encoder, truth), image_key)
+        clean = encoder.clean(x)
+        parameters = encoder.parameters(*clean)
+        z = jax.vmap(lambda k: sample_code(encoder, parameters, k))(jax.random.split(draw_key, draws))
+        log_q = jax.vmap(lambda z: encoder.log_prob(z, *clean))
+        below = jnp.concatenate([z < truth, (log_q(z) < log_q(truth[None]))[:, None]], axis=1).sum(0)
+        pit = (below + jax.random.uniform(tie_key, below.shape)) / (draws + 1)
+        return pit[:-1], pit[-1], z.mean(0), z.std(0, ddof=1)
+
+    return jax.vmap(one)(truth, image_keys, jax.random.split(key, len(truth)))
+
+
+def calibration_table(tree: xr.DataTree, *, false_alarm: float = 0.01) -> xr.Dataset:
+    """What the PIT values of `simulation_based_calibration` say, for every axis and for the code as a whole (`joint`).
+
+    Variables on `axis`: `p_value` of ArviZ's test of uniformity (POT-C, the one `az.plot_ecdf_pit` shows); `factor` by
+    which the posterior's standard deviation is too small and `shift`, how far it lies above the truth in its own
+    standard deviations, from mean and standard deviation of Φ⁻¹(PIT), with standard errors `factor_se`, `shift_se`;
+    `coverage` (axis, level) of central intervals, of regions of highest density for `joint`, with the standard error
+    `coverage_se` (level,) that it has where it is nominal; `contraction`, 1 − posterior / prior variance; `verdict`.
+
+    `false_alarm`: the probability that any verdict but "calibrated" is passed on a calibrated posterior, at most: it is
+    divided among the axes and the whole (Bonferroni). Raises ValueError unless it lies between 0 and 1.
+    """
+    if not 0 < false_alarm < 1:
+        raise ValueError(f"false_alarm must lie between 0 and 1, got {false_alarm}")
+    ranks, simulated = tree["prior_sbc"].to_dataset().isel(chain=0), tree["simulations"].to_dataset()
+    axes = list(ranks["axis"].values)
+    code, joint = ranks["code"].transpose("draw", "axis").values, ranks[JOINT].values
+    pit = np.concatenate([code, joint[:, None]], axis=1)
+    count, draws = len(pit), tree.attrs["draws"]
+    p_value = np.asarray(array_stats.uniformity_test(pit, axis=0)[0], float)
+    probit = norm.ppf(np.clip(code, 1e-9, 1 - 1e-9))
+    factor, shift = probit.std(0, ddof=1), -probit.mean(0)
+    inside = np.concatenate([np.abs(2 * code - 1), 1 - joint[:, None]], axis=1)
+    levels = np.asarray(LEVELS)
+    coverage = (inside[:, :, None] < levels).mean(0)
+    outermost = ((code * (draws + 1) < 1) | (code * (draws + 1) > draws)).mean(0)
+    prior, posterior = simulated["z"].var("simulation", ddof=1), (simulated["sd"] ** 2).mean("simulation")
+    rejected = p_value < false_alarm / len(p_value)
+    verdicts = [
+        _verdict(width, off, count, saturated=share > 0.1) if one else "calibrated"
+        for one, width, off, share in zip(rejected[:-1], factor, shift, outermost, strict=True)
+    ]
+    off = coverage[-1] - levels
+    size = "small" if off[np.argmax(np.abs(off))] < 0 else "large"
+    verdicts.append(f"regions too {size}" if rejected[-1] else "calibrated")
+    with_nan = lambda values: ("axis", np.append(values, np.nan))  # noqa: E731
+    variables = {
+        "p_value": ("axis", p_value),
+        "factor": with_nan(factor), "factor_se": with_nan(factor / np.sqrt(2 * count)),
+        "shift": with_nan(shift), "shift_se": with_nan(factor / np.sqrt(count)),
+        "coverage": (("axis", "level"), coverage),
+        "coverage_se": ("level", np.sqrt(levels * (1 - levels) / count)),
+        "contraction": with_nan((1 - posterior / prior).values),
+        "verdict": ("axis", np.array(verdicts)),
+    }  # fmt: skip
+    attrs = {**tree.attrs, "simulations": count, "false_alarm": false_alarm}
+    return xr.Dataset(variables, coords={"axis": [*axes, JOINT], "level": levels}, attrs=attrs)
+
+
+def _verdict(factor: float, shift: float, count: int, *, saturated: bool) -> str:
+    """Words for one axis whose PIT values are not uniform: what stands out of its error by more than three times it."""
+    said = []
+    if abs(factor - 1) > 3 * factor / np.sqrt(2 * count):
+        # The outermost ranks hold what lies beyond the draws, however far.
+        more = " or more" if saturated and factor > 1 else ""
+        narrow = "narrow" if factor > 1 else "wide"
+        said.append(f"too {narrow} by a factor of about {max(factor, 1 / factor):.2f}{more}")
+    if abs(shift) > 3 * factor / np.sqrt(count):
+        said.append(f"shifted by {_signed(shift)} posterior standard deviations")
+    return ", ".join(said) or "centre and width are right, the shape is not"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def describe(table: xr.Dataset) -> str:
+    """The table of `calibration_table` as text, a line for each axis."""
+    levels = ", ".join(f"{level:.0%}" for level in table["level"].values)
+    width = max(len(str(axis)) for axis in table["axis"].values)
+    told = table.attrs
+    lines = [
+        f"simulation-based calibration: {told['simulations']} simulations ({told['sampler']}, {told['evaluations']} "
+        f"evaluations), {told['draws']} draws each; false alarms {told['false_alarm']:.0%} over all lines",
+        f"  {'':<{width}}  {'coverage of ' + levels:<26}{'p-value':>9}{'factor':>8}{'shift':>8}  verdict",
+    ]
+    for name in table["axis"].values:
+        row: Any = table.sel(axis=name)
+        covered = ", ".join(f"{float(value):.0%}" for value in row["coverage"].values)
+        moments = f"{float(row['factor']):>8.2f}{_signed(float(row['shift'])):>8}" if name != JOINT else f"{'':16}"
+        p_value = f"{float(row['p_value']):.1g}" if row["p_value"] > 1e-15 else "<1e-15"
+        lines.append(f"  {name:<{width}}  {covered:<26}{p_value:>9}{moments}  {row['verdict'].item()}")
+    errors = ", ".join(f"{float(value):.1%}" for value in table["coverage_se"].values)
+    lines.append(f"  standard errors: coverage {errors}; factor ±{float(table['factor_se'].mean()):.2f}, "
+                 f"shift ±{float(table['shift_se'].mean()):.2f}")  # fmt: skip
+    return "\n".join(lines)
