@@ -13,7 +13,7 @@ import xarray as xr
 from sami_ppl import plots
 from sami_ppl.calibration import calibration_table, describe, factor_recovery, simulation_based_calibration, typicality
 from sami_ppl.data import check_data, load_data, split, train_test
-from sami_ppl.evidence import importance_proposal, importance_weighted_bound
+from sami_ppl.evidence import first, importance_proposal, importance_weighted_bound
 from sami_ppl.posterior import save_tree
 from sami_ppl.program import Program
 from sami_ppl.programs import UserError
@@ -67,10 +67,11 @@ def calibrate_run(
         lines.append(_factor_lines(recovered))
         figures["factors"] = _plain(recovered.drop_dims("obs")) | recovered.attrs
 
-    x, known = (np.asarray(part["x"].values[:n], np.float32) for part, n in ((observed, limit), (reference, REFERENCE)))
-    each = typicality(program, x, known, key=typical_key)
+    observed = first(observed, limit)
+    each = typicality(program, observed, first(reference, REFERENCE), key=typical_key)
     if weighted:
-        each = each.merge(_weights(program, x[:weighted], key=weight_key).reindex(obs=range(len(x))))
+        weights = _weights(program, first(observed, weighted), key=weight_key)
+        each = each.merge(weights.reindex(obs=range(observed.sizes["obs"])))
     tree["observations"] = xr.DataTree(each)
     figures["observations"] = _observation_figures(each)
     lines.append(_observation_lines(figures["observations"], "training" if data is None else "held-out"))
@@ -83,10 +84,10 @@ def calibrate_run(
     return "\n".join([*lines, f"figures: {folder}"])
 
 
-def _weights(program: Program, x: np.ndarray, *, key: jax.Array) -> xr.Dataset:
-    proposal = importance_proposal(program, x[:PILOT], key=key)
-    weights = importance_weighted_bound(program, x, key=key, proposal=proposal)
-    return weights[["pareto_k", "ess", "weight_noise"]].assign_coords(obs=range(len(x)))
+def _weights(program: Program, data: xr.Dataset, *, key: jax.Array) -> xr.Dataset:
+    proposal = importance_proposal(program, first(data, PILOT), key=key)
+    weights = importance_weighted_bound(program, data, key=key, proposal=proposal)
+    return weights[["pareto_k", "ess", "weight_noise"]].assign_coords(obs=range(data.sizes["obs"]))
 
 
 def _observation_figures(each: xr.Dataset) -> dict[str, Any]:

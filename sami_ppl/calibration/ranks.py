@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 import numpy as np
-from numpyro.infer import Predictive
 from scipy.stats import norm
 import xarray as xr
 
@@ -61,7 +60,7 @@ def simulation_based_calibration(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     sampler = program.sampler if sampler is None else sampler
     prior_key, image_key, rank_key = jax.random.split(key, 3)
-    truth = program.latents.to_code(Predictive(program.prior, num_samples=simulations)(prior_key))
+    truth = program.prior_codes(prior_key, simulations)
     keys = jax.random.split(image_key, simulations)
     parts = []
     with progress_bar(simulations, 0, "simulations", show=progress) as bar:

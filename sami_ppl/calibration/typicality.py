@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 import xarray as xr
 
-from sami_ppl.evidence import evidence_bound, importance_proposal
+from sami_ppl.evidence import evidence_bound, first, importance_proposal
 from sami_ppl.program import Program
 
 PILOT = 256
@@ -13,8 +13,8 @@ PILOT = 256
 
 def typicality(
     program: Program,
-    x: Float[Array | np.ndarray, "obs *event"],
-    reference: Float[Array | np.ndarray, "other *event"],
+    data: xr.Dataset | Float[Array | np.ndarray, "obs *event"],
+    reference: xr.Dataset | Float[Array | np.ndarray, "other *event"],
     *,
     key: Key[Array, ""],
     levels: int = 64,
@@ -28,18 +28,17 @@ def typicality(
 
     Raises ValueError for observations of another shape and for fewer than 20 reference observations.
     """
-    program.check_observations(x)
-    program.check_observations(reference)
-    if len(reference) < 20:
-        raise ValueError(f"reference must hold at least 20 observations, got {len(reference)}")
+    count = len(program.observations(reference)[0])
+    if count < 20:
+        raise ValueError(f"reference must hold at least 20 observations, got {count}")
     pilot_key, own_key, reference_key = jax.random.split(key, 3)
-    proposal = importance_proposal(program, reference[:PILOT], key=pilot_key)
+    proposal = importance_proposal(program, first(reference, PILOT), key=pilot_key)
     own, known = (
         evidence_bound(program, given, key=k, levels=levels, proposal=proposal)["bound"].values
-        for given, k in ((x, own_key), (reference, reference_key))
+        for given, k in ((data, own_key), (reference, reference_key))
     )
     low, median, high = np.quantile(known, [0.25, 0.5, 0.75])
-    ordered, count = np.sort(known), len(known)
+    ordered = np.sort(known)
     above = count - np.searchsorted(ordered, own, side="left")
     below = np.searchsorted(ordered, own, side="right")
     p_value = np.minimum(1.0, 2 * (np.minimum(above, below) + 1) / (count + 1))
