@@ -2,6 +2,7 @@
 
 from importlib.metadata import version as _version
 
+from sami_ppl import analyses as analyses
 from sami_ppl import families as families
 from sami_ppl import plots as plots
 from sami_ppl.comparing import compare as compare

@@ -21,7 +21,7 @@ LAYERS = (
     ("decoder",),
     ("program",),
     ("diagnostics", "encode", "evidence", "gauge", "generate", "posterior", "programs"),
-    ("fit", "io", "evaluation", "report", "warm_start"),
+    ("analyses", "fit", "io", "evaluation", "report", "warm_start"),
     ("results", "running"),
     ("evaluating", "comparing"),
     ("cli",),
