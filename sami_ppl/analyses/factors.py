@@ -273,7 +273,7 @@ def _table(panel: Axes, found: xr.Dataset, name: str) -> None:
     axes = list(found["axis"].values)
     for (i, j), value in np.ndenumerate(values):
         ink = "white" if value > 0.75 else plots.INK
-        text = f"{value:.2f}\n{low[i, j]:.2f} to {high[i, j]:.2f}".replace("-", "−")
+        text = f"{value:.2f}\n{low[i, j]:.2f} to {high[i, j]:.2f}".replace("-0.00", "0.00").replace("-", "−")
         panel.text(j, i, text, ha="center", va="center", fontsize=plots.SMALL, color=ink, linespacing=1.1)
         if axes[i] == found["matched"].values[j]:
             frame = Rectangle((j - 0.48, i - 0.46), 0.96, 0.92, fill=False, edgecolor=plots.VERMILION, lw=1.8)

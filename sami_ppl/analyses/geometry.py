@@ -30,6 +30,7 @@ from sami_ppl.program import Program
 from sami_ppl.sampler import AbstractSampler
 
 DRAWS = 4096
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 NEGLIGIBLE = 1e-4
 """Changes of a sample below this share of its root mean square are rounding errors of reverse diffusion."""
 
@@ -51,7 +52,7 @@ def posterior_covariance_spectrum(
         factor = scale[:, :, None] * np.eye(scale.shape[1]) if scale.ndim == 2 else scale
         covariance = factor @ np.swapaxes(factor, 1, 2)
     values, vectors = np.linalg.eigh(covariance.astype(np.float64))
-    values, vectors = values[:, ::-1], np.swapaxes(vectors, 1, 2)[:, ::-1]
+    values, vectors = np.maximum(values[:, ::-1], 0), np.swapaxes(vectors, 1, 2)[:, ::-1]
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(2)[:, :, None], axis=2)
     origin = f"{DRAWS} draws" if isinstance(program.encoder, FamilyEncoder) else "closed form"
     return axis_dataset(
@@ -88,9 +89,12 @@ def plot_posterior_covariance_spectrum(found: xr.Dataset) -> Figure:
     panel.plot(component, spread[:256].T, color=plots.GRAY, lw=0.6, alpha=0.3 if len(spread) > 8 else 0.8)
     label = "median" if len(spread) > 1 else "this observation"
     panel.plot(component, np.median(spread, axis=0), color=plots.BLUE, lw=1.6, marker="o", ms=3.5, label=label)
-    panel.set_yscale("log")
+    if spread.min() > 0 and spread.max() > 30 * spread.min():
+        panel.set_yscale("log")
+    else:
+        panel.set_ylim(0, 1.15 * spread.max())
     panel.set_xticks(component)
-    panel.legend(fontsize=plots.SMALL, frameon=False, loc="upper right", borderpad=0)
+    panel.legend(fontsize=plots.SMALL, frameon=False, loc="lower left", borderpad=0)
     panel.set_title("posterior spread, in spreads of the prior", fontsize=plots.NORMAL, loc="left", color=plots.INK)
     panel.set_xlabel("principal component of q(z | x)", fontsize=plots.SMALL)
     return figure
@@ -232,6 +236,9 @@ def plot_axis_geometry(found: xr.Dataset) -> Figure:
     for (name, title), panel in zip(columns, panels, strict=True):
         plots.style(panel)
         values = found[name].values
+        power = int(np.floor(np.log10(max(float(np.nanmax(np.abs(values))), 1e-12))))
+        if name != "coherence" and not -2 < power < 4:  # a common power of ten goes to the title
+            values, title = values / 10.0**power, f"{title}, 10{str(power).translate(RAISED)}"
         panel.barh(range(count), np.nan_to_num(values), height=0.65, color=plots.BLUE)
         if name == "coherence":
             panel.errorbar(

@@ -133,11 +133,10 @@ def variance_reduction(
 
     With D(x_λ) the denoised mean, D(x_λ; z) the guided one, z ~ q(z | x) and squares summed over the event:
 
-    - `error`: E‖x − D(x_λ)‖², `error_given_z`: E‖x − D(x_λ; z)‖², in squared units of x;
+    - `error`: E‖x − D(x_λ)‖², `error_given_z`: E‖x − D(x_λ; z)‖², `error_given_other`: that with the z of the next
+      observation, in squared units of x. The last is the largest where samples follow the code: a wrong one misleads;
     - `reduction`: 1 − error_given_z / error; 1 where z says all that the noise has hidden, 0 where it adds nothing;
-      `reduction_se`, its standard error over observations;
-    - `shuffled`: the same with the z of the next observation. Below 0 where samples follow the code: a wrong code
-      misleads.
+      `reduction_se`, its standard error over observations.
 
     Raises ValueError for fewer than 2 observations.
     """
@@ -158,25 +157,32 @@ def variance_reduction(
     variables = {
         "error": ("log_snr", base, {"units": square}),
         "error_given_z": ("log_snr", own.mean(1), {"units": square}),
+        "error_given_other": ("log_snr", shuffled.mean(1), {"units": square}),
         "reduction": ("log_snr", 1 - ratio, {"units": "1", "long_name": "share of the error that z removes"}),
         "reduction_se": ("log_snr", se, {"units": "1"}),
-        "shuffled": ("log_snr", 1 - shuffled.mean(1) / base, {"units": "1", "long_name": "with another's z"}),
     }
     coords = {"log_snr": ("log_snr", np.asarray(lam), {"units": "nats"})}
     return xr.Dataset(variables, coords=coords, attrs={"observations": len(x)})
 
 
 def plot_variance_reduction(found: xr.Dataset) -> Figure:
-    """The share of the error that the own z removes, ±2 standard errors, and, where it fits, that of another's z."""
-    figure = Figure(figsize=(plots.WIDTH, 2.4), layout="constrained")
-    panel = plots.style(figure.subplots())
+    """Above, the squared errors without z, with the own and with another's; below, the share that the own z removes.
+
+    The band is ±2 standard errors.
+    """
+    figure = Figure(figsize=(plots.WIDTH, 4.0), layout="constrained")
+    errors, share = (plots.style(panel) for panel in figure.subplots(2, 1, sharex=True))
     lam, reduction, se = (found[name].values for name in ("log_snr", "reduction", "reduction_se"))
-    panel.fill_between(lam, reduction - 2 * se, reduction + 2 * se, color=plots.BLUE, alpha=0.2, lw=0)
-    panel.plot(lam, reduction, color=plots.BLUE, lw=1.4, label="own z")
-    panel.plot(lam, found["shuffled"], color=plots.VERMILION, lw=1.4, label="another's z")
-    panel.axhline(0, color=plots.GRAY, lw=0.8)
-    panel.set_ylim(min(-0.25, 1.1 * float((reduction - 2 * se).min())), 1.05)
-    panel.legend(fontsize=plots.SMALL, frameon=False, loc="center right", borderpad=0)
-    panel.set_title("share of the squared error that z removes", fontsize=plots.NORMAL, loc="left", color=plots.INK)
-    panel.set_xlabel(NOISE_LABEL, fontsize=plots.SMALL)
+    lines = {"error_given_other": "another's z", "error": "no z", "error_given_z": "own z"}
+    for (name, label), colour in zip(lines.items(), (plots.VERMILION, plots.GRAY, plots.BLUE), strict=True):
+        errors.plot(lam, found[name], color=colour, lw=1.4, label=label)
+    errors.set_yscale("log")
+    errors.legend(fontsize=plots.SMALL, frameon=False, loc="lower left", borderpad=0)
+    errors.set_title("squared error of the denoised mean", fontsize=plots.NORMAL, loc="left", color=plots.INK)
+    share.fill_between(lam, reduction - 2 * se, reduction + 2 * se, color=plots.BLUE, alpha=0.25, lw=0)
+    share.plot(lam, reduction, color=plots.BLUE, lw=1.4)
+    share.axhline(0, color=plots.GRAY, lw=0.8)
+    share.set_ylim(min(-0.05, 1.1 * float((reduction - 2 * se).min())), 1.0)
+    share.set_title("share of it that the own z removes", fontsize=plots.NORMAL, loc="left", color=plots.INK)
+    share.set_xlabel(NOISE_LABEL, fontsize=plots.SMALL)
     return figure
