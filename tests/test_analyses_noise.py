@@ -28,9 +28,8 @@ def make(schedule, *, slant=0.0, cls=LinearGaussian):
     return cls(jnp.asarray(weights, jnp.float32), 0.5, schedule)
 
 
-@pytest.fixture(params=[VariancePreserving, VarianceExploding], ids=["vp", "ve"])
-def schedule(request):
-    return request.param(-8.0, 12.0)
+SCHEDULE = VariancePreserving(-8.0, 12.0)
+both = pytest.mark.parametrize("schedule", [SCHEDULE, VarianceExploding(-8.0, 12.0)], ids=["vp", "ve"])
 
 
 def program_of(model, encoder=None):
@@ -45,6 +44,7 @@ def exact_variance(model, log_snr):
     return np.diag(np.eye(2) - w.T @ gain)
 
 
+@both
 @pytest.mark.parametrize("slant", [0.0, 0.8], ids=["aligned", "mixed"])
 def test_posterior_by_noise_is_the_closed_form(schedule, slant):
     """Variances within 1e-3; variances over 4,096 observations within 5 of their standard errors √(2/n)."""
@@ -58,11 +58,13 @@ def test_posterior_by_noise_is_the_closed_form(schedule, slant):
     np.testing.assert_allclose(
         by_axis["explained"], by_axis["mean_variance"] / (by_axis["mean_variance"] + exact), rtol=2e-3
     )
+    # Of a Gaussian with total variance 1 and share e: e (1 − e) √(2/n).
+    np.testing.assert_allclose(by_axis["explained_se"], exact * (1 - exact) * np.sqrt(2 / OBS), rtol=0.15)
     assert found["log_snr"].values[[0, -1]].tolist() == [-8.0, 12.0]
 
 
-def test_axes_come_in_the_order_in_which_they_survive_noise(schedule):
-    model = make(schedule)
+def test_axes_come_in_the_order_in_which_they_survive_noise():
+    model = make(SCHEDULE)
     x, _ = model.sample(jax.random.key(0), 512)
     found = analyses.posterior_by_noise(program_of(model), x, key=jax.random.key(1), levels=3)
     assert found["axis"].values.tolist() == ["z[1]", "z[0]"]
@@ -78,19 +80,19 @@ class Shrunken(LinearGaussian):
         return 0.5 * mean, cov
 
 
-def test_wrong_posteriors_do_not_sum_to_the_prior(schedule):
+def test_wrong_posteriors_do_not_sum_to_the_prior():
     """Negative control: the two variances sum to 1 for the true posterior, to far less for a shrunken one."""
     for cls, true in ((LinearGaussian, True), (Shrunken, False)):
-        model = make(schedule, cls=cls)
+        model = make(SCHEDULE, cls=cls)
         x, _ = model.sample(jax.random.key(0), OBS)
         found = analyses.posterior_by_noise(program_of(model), x, key=jax.random.key(1), levels=3)
         total = (found["mean_variance"] + found["posterior_variance"]).isel(log_snr=-1)
         assert np.allclose(total, 1, atol=5 * np.sqrt(2 / OBS)) == true
 
 
-def test_last_chunk_counts_once(schedule):
+def test_last_chunk_counts_once():
     """Seven observations in chunks of three: at the clean end the variance is that of the encoder's own means."""
-    model = make(schedule)
+    model = make(SCHEDULE)
     program = program_of(model)
     x, _ = model.sample(jax.random.key(0), 7)
     found = analyses.posterior_by_noise(program, x, key=jax.random.key(1), levels=3, chunk=3)
@@ -105,6 +107,7 @@ def exact_errors(model, log_snr):
     return (free * noise / (free + noise)).sum(), 6 * 0.25 * noise / (0.25 + noise)
 
 
+@both
 @pytest.mark.parametrize("slant", [0.0, 0.8], ids=["aligned", "mixed"])
 def test_variance_reduction_is_the_closed_form(schedule, slant):
     """Errors within 5 standard errors (ratio of a χ²: √(2/n) at most), reduction within 5 of its own."""
@@ -118,15 +121,15 @@ def test_variance_reduction_is_the_closed_form(schedule, slant):
     assert np.all(found["error_given_other"] > found["error_given_z"])
 
 
-def test_variance_reduction_of_wrong_and_of_empty_codes(schedule):
+def test_variance_reduction_of_wrong_and_of_empty_codes():
     """Negative controls: a shrunken posterior misses the closed form; a code of nothing reduces nothing."""
-    model = make(schedule, cls=Shrunken)
+    model = make(SCHEDULE, cls=Shrunken)
     x, _ = model.sample(jax.random.key(0), OBS)
     found = analyses.variance_reduction(program_of(model), x, key=jax.random.key(1), levels=LEVELS)
     free, given = np.array([exact_errors(model, level) for level in found["log_snr"].values]).T
     assert np.any(np.abs(found["reduction"] - (1 - given / free)) > 20 * found["reduction_se"])
 
-    empty = LinearGaussian(jnp.zeros((6, 2)), 0.5, schedule)
+    empty = LinearGaussian(jnp.zeros((6, 2)), 0.5, SCHEDULE)
     found = analyses.variance_reduction(program_of(model, empty.encoder), x[:64], key=jax.random.key(1), levels=3)
     np.testing.assert_allclose(found["reduction"], 0, atol=1e-6)
     np.testing.assert_allclose(found["error_given_other"], found["error_given_z"], rtol=1e-6)
@@ -134,7 +137,7 @@ def test_variance_reduction_of_wrong_and_of_empty_codes(schedule):
 
 @pytest.mark.parametrize("analysis", [analyses.posterior_by_noise, analyses.variance_reduction])
 def test_bad_input(analysis):
-    model = make(VariancePreserving(-8.0, 12.0))
+    model = make(SCHEDULE)
     program, key = program_of(model), jax.random.key(0)
     x, _ = model.sample(key, 4)
     with pytest.raises(ValueError, match="at least 2 observations, got 1"):
@@ -151,7 +154,7 @@ def test_bad_input(analysis):
 
 def test_plots():
     """Figures of their own, with the lines that the Datasets hold."""
-    model = make(VariancePreserving(-8.0, 12.0))
+    model = make(SCHEDULE)
     program, key = program_of(model), jax.random.key(0)
     x, _ = model.sample(key, 32)
     by_noise = analyses.plot_posterior_by_noise(analyses.posterior_by_noise(program, x, key=key, levels=3))

@@ -6,13 +6,11 @@ import numpy as np
 import numpyro
 from numpyro import distributions as dist
 import pytest
+import xarray as xr
 
-from sami_ppl import DDIM, DPMSolver, StochasticDPMSolver, analyses, decode
+from sami_ppl import DPMSolver, StochasticDPMSolver, analyses, decode
 from sami_ppl.analyses.traversal import direction_vector, line_codes
-from sami_ppl.denoiser import PreconditionedDenoiser
-from sami_ppl.encoder import DiagonalEncoder
 from sami_ppl.exact import LinearGaussian
-from sami_ppl.nn import ResidualMLP
 from sami_ppl.prior import read_prior
 from sami_ppl.program import Program
 from sami_ppl.schedule import VariancePreserving
@@ -33,15 +31,6 @@ def model():
 @pytest.fixture(scope="module")
 def program(model):
     return Program(prior, model.denoiser, model.encoder, sampler=StochasticDPMSolver(40))
-
-
-@pytest.fixture(scope="module")
-def image_program():
-    keys = jax.random.split(jax.random.key(0), 3)
-    schedule, shape, size = VariancePreserving(-4.0, 4.0), (1, 6, 6), {"width": 8, "depth": 1}
-    denoiser = PreconditionedDenoiser(ResidualMLP(shape, shape, **size, key=keys[0]), schedule, shape)
-    encoder = DiagonalEncoder(ResidualMLP(shape, (8,), **size, key=keys[1]), schedule, shape, 2, key=keys[2])
-    return Program(prior, denoiser, encoder, sampler=DDIM(3))
 
 
 def test_traversal_of_a_linear_decoder_is_linear(model, program):
@@ -131,17 +120,18 @@ def test_conditional_samples_have_their_law(model):
     assert np.abs(found.mean(0) + w @ mean).max() > 20 * error.max()
 
 
-def test_pictures(image_program):
-    x = np.clip(np.random.default_rng(0).normal(size=(2, 1, 6, 6)), -1, 1).astype(np.float32)
-    key = jax.random.key(0)
-    moved = analyses.traverse(image_program, x[0], ["z[0]", "z[1]"], key=key, steps=[-1.0, 1.0])
+def test_pictures():
+    """One panel of images: the start, the samples, and the end where there is one; samples below their images."""
+    x = np.random.default_rng(0).uniform(-1, 1, size=(2, 3, 1, 6, 6))
+    dims = ("channel", "row", "column")
+    moved = xr.Dataset(
+        {"x": (("path", "step", *dims), x), "start": (dims, x[0, 0])}, {"path": ["z[0]", "w"], "step": [-1.0, 0.0, 1.0]}
+    )
     panel = analyses.plot_traversal(moved).axes[0]
-    assert len(panel.get_images()) == 2 * (1 + 2)
-    assert [label.get_text() for label in panel.get_xticklabels()] == ["image", "−1.0", "1.0"]
-    between = analyses.plot_traversal(analyses.interpolate(image_program, x[0], x[1], key=key, steps=3)).axes[0]
-    assert len(between.get_images()) == 1 + 3 + 1
-    samples = analyses.conditional_samples(image_program, x, key=key, draws=3)
-    assert samples["x"].shape == (2, 3, 1, 6, 6)
+    assert len(panel.get_images()) == 2 * (1 + 3)
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["image", "−1.0", "0.0", "1.0"]
+    assert len(analyses.plot_traversal(moved.assign(end=moved["start"])).axes[0].get_images()) == 2 * (1 + 3 + 1)
+    samples = xr.Dataset({"x": (("obs", "draw", *dims), x), "start": (("obs", *dims), x[:, 0])})
     assert len(analyses.plot_conditional_samples(samples).axes[0].get_images()) == 2 * (1 + 3 + 1)
 
 

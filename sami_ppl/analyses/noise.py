@@ -53,7 +53,8 @@ def posterior_by_noise(
     - `mean_variance`: variance over observations and noise of the posterior mean, in squared spreads of the prior;
     - `posterior_variance`: mean over them of the posterior variance. For a true posterior the two sum to the variance
       of z, 1 under a standard normal prior, at every level;
-    - `explained`: mean_variance / (mean_variance + posterior_variance), the share of the axis that x_λ still tells.
+    - `explained`: mean_variance / (mean_variance + posterior_variance), the share of the axis that x_λ still tells;
+      `explained_se`, its standard error over observations (delta method).
 
     Axes come in the order of `explained` at λmin, the one that survives most noise first; the coordinate `rank` says
     so, from 1. One noise ε per observation, the same at all levels. Raises ValueError for fewer than 2 observations.
@@ -66,7 +67,11 @@ def posterior_by_noise(
         parts.append([leaf[:, :count] for leaf in found])
     loc, variance = (np.concatenate(part, axis=1).astype(np.float64) for part in zip(*parts, strict=True))
     across, within = loc.var(axis=1, ddof=1), variance.mean(axis=1)
-    explained, dims = across / np.maximum(across + within, 1e-30), ("log_snr", "axis")
+    total = np.maximum(across + within, 1e-30)
+    explained, dims = across / total, ("log_snr", "axis")
+    # What each observation adds to the two variances, and through them to the share.
+    influence = (1 - explained)[:, None] * (loc - loc.mean(axis=1, keepdims=True)) ** 2 - explained[:, None] * variance
+    se = influence.std(axis=1, ddof=1) / total / np.sqrt(len(x))
     order = np.argsort(-explained[0], kind="stable")
     rank = np.empty(len(order), int)
     rank[order] = np.arange(1, len(order) + 1)
@@ -77,6 +82,7 @@ def posterior_by_noise(
             "mean_variance": (dims, across, squared, "variance of the posterior mean over observations"),
             "posterior_variance": (dims, within, squared, "mean posterior variance"),
             "explained": (dims, explained, "1", "share of the axis that the noisy observation tells"),
+            "explained_se": (dims, se, "1", "its standard error"),
         },
         {"log_snr": ("log_snr", np.asarray(lam), {"units": "nats"}), "rank": ("axis", rank)},
         observations=len(x),
@@ -177,6 +183,7 @@ def plot_variance_reduction(found: xr.Dataset) -> Figure:
     for (name, label), colour in zip(lines.items(), (plots.VERMILION, plots.GRAY, plots.BLUE), strict=True):
         errors.plot(lam, found[name], color=colour, lw=1.4, label=label)
     errors.set_yscale("log")
+    errors.minorticks_off()
     errors.legend(fontsize=plots.SMALL, frameon=False, loc="lower left", borderpad=0)
     errors.set_title("squared error of the denoised mean", fontsize=plots.NORMAL, loc="left", color=plots.INK)
     share.fill_between(lam, reduction - 2 * se, reduction + 2 * se, color=plots.BLUE, alpha=0.25, lw=0)
