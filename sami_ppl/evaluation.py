@@ -22,6 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 import xarray as xr
 
+from sami_ppl.analyses.codes import ACTIVE_VARIANCE
 from sami_ppl.data import train_test, unrolled, unrolled_names
 from sami_ppl.diagnostics.clusters import clusters
 from sami_ppl.diagnostics.collapse import collapse_warning
@@ -36,8 +37,6 @@ from sami_ppl.program import Program
 from sami_ppl.warm_start import low_pass_codes
 
 TRAIN, TEST = 5000, 2500
-ACTIVE_VARIANCE = 0.05
-"""An axis is active if its posterior means vary by more than this; the prior's variance is 1."""
 
 
 def evaluate(

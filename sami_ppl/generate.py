@@ -1,12 +1,15 @@
 """Samples of a program: given codes, given images, from the prior, or from the denoiser alone."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
 
 from sami_ppl.chunks import padded_chunks
+from sami_ppl.denoiser import AbstractDenoiser
 from sami_ppl.diagnostics.gain import draw_code
+from sami_ppl.encoder import AbstractEncoder
 from sami_ppl.guidance import GuidedDenoiser
 from sami_ppl.program import Program
 from sami_ppl.sampler import AbstractSampler
@@ -32,12 +35,12 @@ def decode(
             f"({', '.join(program.latents.axes)}), got {z.shape}; for site values use program.latents.to_code(values)"
         )
     sampler = program.sampler if sampler is None else sampler
+    return _in_chunks(lambda keys, z: _decode(sampler, program.denoiser, program.encoder, keys, z), keys, z)
 
-    @jax.jit
-    def chunk(keys: Array, z: Array) -> Array:
-        return jax.vmap(lambda k, z: sampler.sample(GuidedDenoiser(program.denoiser, program.encoder, z), k))(keys, z)
 
-    return _in_chunks(chunk, keys, z)
+@eqx.filter_jit
+def _decode(sampler: AbstractSampler, denoiser: AbstractDenoiser, encoder: AbstractEncoder, keys: Array, z: Array):
+    return jax.vmap(lambda key, z: sampler.sample(GuidedDenoiser(denoiser, encoder, z), key))(keys, z)
 
 
 def generate(

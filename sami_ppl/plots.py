@@ -67,13 +67,17 @@ def traversal(
     labels: Sequence[str],
     *,
     start: Float[np.ndarray, "c h w"] | None = None,
+    end: Float[np.ndarray, "c h w"] | None = None,
     limits: Limits = (-1.0, 1.0),
 ) -> Figure:
-    """One row per axis, one column per value of it; the first column is `start`, the image whose code is moved."""
-    first = [] if start is None else [_rgb(start, limits)]
-    rows = [first + [_rgb(image, limits) for image in row] for row in images]
-    columns = ["image"] * len(first) + [f"{value:.1f}".replace("-", "−") for value in values]
-    return _sheet(rows, row_labels=list(labels), column_labels=columns)
+    """One row per axis, one column per value of it; the first column is `start`, the image whose code is moved.
+
+    `end`: an image that the rows lead to, in the last column.
+    """
+    first, last = ([] if image is None else [_rgb(image, limits)] for image in (start, end))
+    rows = [first + [_rgb(image, limits) for image in row] + last for row in images]
+    columns = [f"{value:.1f}".replace("-", "−") for value in values]
+    return _sheet(rows, row_labels=list(labels), column_labels=["image"] * len(first) + columns + ["image"] * len(last))
 
 
 def factor_grid(
@@ -89,7 +93,7 @@ def factor_grid(
     grid = figure.subplots(len(axes), len(names), sharex="col", sharey="row", squeeze=False)
     for i, axis in enumerate(axes):
         for j, name in enumerate(names):
-            panel, value = _style(grid[i, j]), correlation[i, j]
+            panel, value = style(grid[i, j]), correlation[i, j]
             best = np.isfinite(value) and value == np.nanmax(correlation[:, j])
             panel.scatter(factors[:, j], means[:, i], s=3, lw=0, alpha=0.5, color=BLUE if best else GRAY)
             title = f"|r| {value:.2f}" if np.isfinite(value) else "no spread"
@@ -113,7 +117,7 @@ def curves(log: Sequence[Mapping[str, Any]]) -> Figure:
     panels = [(n, r, kind) for n, r in stages.items() for kind in ("loss", "kl") if kind == "loss" or r[-1].get("kl")]
     figure = Figure(figsize=(WIDTH, 1.8 * len(panels) + 0.2), layout="constrained")
     for (name, records, kind), panel in zip(panels, figure.subplots(len(panels), squeeze=False)[:, 0], strict=True):
-        _style(panel)
+        style(panel)
         steps = [record["step"] for record in records]
         if kind == "loss":
             lines = {"training loss": "train_loss", "bound, β = 1": "bound", "held-out loss": "loss"}
@@ -130,7 +134,7 @@ def curves(log: Sequence[Mapping[str, Any]]) -> Figure:
                 panel.plot(steps, series[axis], color=LINE, lw=1)
             _lines(panel, steps, {axis: series[axis] for axis in shown}, COLOURS)
             panel.set_ylim(bottom=0)
-        _label_ends(panel)
+        label_ends(panel)
         what = "loss" if kind == "loss" else "KL per axis"
         panel.set_title(f"{name}: {what}, nats per observation", fontsize=NORMAL, loc="left", color=INK)
         panel.set_xlabel("step", fontsize=SMALL)
@@ -148,14 +152,14 @@ def noise_bands(errors: Mapping[str, Any]) -> Figure:
     series = {key: np.asarray(errors[key], float) for key in keys}
     guided = len(keys) == 3
     figure = Figure(figsize=(WIDTH, 4.0 if guided else 2.2), layout="constrained")
-    panels = [_style(panel) for panel in figure.subplots(1 + guided, squeeze=False, sharex=True)[:, 0]]
+    panels = [style(panel) for panel in figure.subplots(1 + guided, squeeze=False, sharex=True)[:, 0]]
     names = {"unguided": "no z", "own": "own z", "shuffled": "another's z"}
     _lines(panels[0], centres, {names[k]: v for k, v in series.items()}, [GRAY, BLUE, VERMILION])
     positive = np.concatenate(list(series.values()))
     positive = positive[np.isfinite(positive)]
     if len(positive) and positive.min() > 0 and positive.max() > 20 * positive.min():
         panels[0].set_yscale("log")
-    _label_ends(panels[0])
+    label_ends(panels[0])
     panels[0].set_title("denoising error per band, nats", fontsize=NORMAL, loc="left", color=INK)
     if guided:
         width = 0.36 * (centres[1] - centres[0] if len(centres) > 1 else 1.0)
@@ -181,7 +185,7 @@ def spectrum(information: Any) -> Figure:
     """
     log_snr = np.asarray(information["log_snr"], float)
     figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
-    rate, integral = (_style(panel) for panel in figure.subplots(2, 1, sharex=True))
+    rate, integral = (style(panel) for panel in figure.subplots(2, 1, sharex=True))
     total = 0.5 * np.asarray(information["energy"], float)
     rate.plot(log_snr, total, color=INK, lw=1.6, label="all axes")
     rate.plot(log_snr, 0.5 * np.asarray(information["gain"], float), color=INK, lw=1.0, ls="--", label="error saved")
@@ -205,7 +209,7 @@ def kl_bars(kl: Mapping[str, float], *, largest: int = 24) -> Figure:
     shown = [axis for axis in kl if axis in order]
     values = np.nan_to_num([_number(kl[axis]) for axis in shown])
     figure = Figure(figsize=(WIDTH, 0.6 + 0.24 * len(shown)), layout="constrained")
-    panel = _style(figure.subplots())
+    panel = style(figure.subplots())
     bars = panel.barh(range(len(shown)), values, height=0.7, color=BLUE)
     panel.bar_label(bars, [f"{value:.2f}" for value in values], fontsize=SMALL, padding=3, color=INK)
     panel.set_yticks(range(len(shown)), shown, fontsize=NORMAL)
@@ -222,7 +226,7 @@ def coverage(contents: Mapping[str, Float[np.ndarray, " n"]], *, probability: fl
     band is where the curve of a calibrated posterior lies at a given content with `probability`.
     """
     figure = Figure(figsize=(WIDTH, WIDTH), layout="constrained")
-    panel = _style(figure.subplots())
+    panel = style(figure.subplots())
     said, count = np.linspace(0, 1, 101), min(map(len, contents.values()))
     low, high = (binom.ppf(q, count, said) / count for q in (0.5 - probability / 2, 0.5 + probability / 2))
     panel.fill_between(said, low, high, color=LINE, lw=0)
@@ -256,7 +260,7 @@ def recovery(
     for panel in panels[len(shown) :]:
         panel.set_axis_off()
     for j, (name, panel) in enumerate(zip(shown, panels, strict=False)):
-        _style(panel)
+        style(panel)
         panel.errorbar(truth[:, j], mean[:, j], 2 * sd[:, j], fmt="o", ms=2, lw=0.6, color=BLUE, alpha=0.6)
         ends = [truth[:, j].min(), truth[:, j].max()]
         panel.plot(ends, ends, color=INK, lw=0.8)
@@ -309,7 +313,8 @@ def _rgb(image: np.ndarray, limits: Limits) -> np.ndarray:
     return np.broadcast_to(unit.transpose(1, 2, 0), (*image.shape[1:], 3))
 
 
-def _style(panel: Axes) -> Axes:
+def style(panel: Axes) -> Axes:
+    """The look of every panel with axes; returns the panel."""
     panel.spines[["top", "right"]].set_visible(False)
     panel.spines[["left", "bottom"]].set_color(GRAY)
     panel.tick_params(labelsize=SMALL, color=GRAY, labelcolor=INK, length=2.5)
@@ -321,7 +326,7 @@ def _lines(panel: Axes, x: Sequence[float] | np.ndarray, series: Mapping[str, An
         panel.plot(x, values, color=colour, lw=1.4, marker="o", ms=2.5, label=name)
 
 
-def _label_ends(panel: Axes) -> None:
+def label_ends(panel: Axes) -> None:
     """Names at the right ends of the labelled lines, pushed apart where they would overlap; fixes the y range."""
     panel.set_ylim(panel.get_ylim())
     lines = [line for line in panel.get_lines() if not str(line.get_label()).startswith("_")]

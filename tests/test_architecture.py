@@ -34,7 +34,7 @@ LAYERS = (
     ("decoder",),
     ("program",),
     ("diagnostics", "encode", "evidence", "gauge", "generate", "posterior", "programs"),
-    ("calibration", "fit", "io", "evaluation", "report", "warm_start"),
+    ("analyses", "calibration", "fit", "io", "evaluation", "report", "warm_start"),
     ("results", "running"),
     ("calibrating", "comparing", "evaluating"),
     ("cli",),

@@ -9,6 +9,7 @@ from sami_ppl.data.checks import train_test as train_test
 from sami_ppl.data.digits import digits as digits
 from sami_ppl.data.disks import disks as disks
 from sami_ppl.data.disks import fit_disks as fit_disks
+from sami_ppl.data.disks import moving_disks as moving_disks
 from sami_ppl.data.disks import render as render
 from sami_ppl.data.local import load_data as load_data
 from sami_ppl.data.local import open_data as open_data

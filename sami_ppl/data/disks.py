@@ -78,6 +78,50 @@ def disks(
     )
 
 
+def moving_disks(
+    key: Key[Array, ""],
+    n: int,
+    *,
+    frames: int = 12,
+    speed: float = 0.04,
+    resolution: int = 16,
+    radius: float = 0.2,
+    centre: tuple[float, float] = (0.2, 0.8),
+    background: tuple[float, float] = (-1.0, 0.5),
+) -> xr.Dataset:
+    """Draw n clips of a disk that moves in a straight line at `speed`, in image widths a frame, on a still background.
+
+    Starts, directions and backgrounds are uniform; at the ends of the range `centre` the disk bounces, as light off a
+    mirror. Returns x (clip, frame, channel, row, column), centre_x and centre_y (clip, frame), background (clip).
+    Raises ValueError where an argument is out of range, as `disks` does.
+    """
+    if frames < 2 or not speed >= 0:
+        raise ValueError(f"frames must be at least 2 and speed not negative, got frames={frames}, speed={speed}")
+    start_key, direction_key = jax.random.split(key)
+    start = disks(start_key, n, resolution=resolution, radius=radius, centre=centre, background=background)
+    angle = jax.random.uniform(direction_key, (n, 1), jnp.float32, 0.0, 2 * np.pi)
+    way = speed * jnp.arange(frames, dtype=jnp.float32)
+    low, width = centre[0], centre[1] - centre[0]
+
+    def bounce(place: np.ndarray, velocity: Array) -> Array:
+        free = jnp.asarray(place)[:, None] - low + velocity * way
+        # A bouncing path is the straight one folded: up the range, then down again.
+        return low + (width - jnp.abs(jnp.mod(free, 2 * width) - width) if width > 0 else 0 * free)
+
+    a, b = bounce(start["centre_x"].values, jnp.cos(angle)), bounce(start["centre_y"].values, jnp.sin(angle))
+    sky = jnp.asarray(start["background"].values)
+    x = render(a, b, sky[:, None], resolution=resolution, radius=radius)
+    return xr.Dataset(
+        {
+            "x": (("clip", "frame", "channel", "row", "column"), np.asarray(x)),
+            "centre_x": (("clip", "frame"), np.asarray(a)),
+            "centre_y": (("clip", "frame"), np.asarray(b)),
+            "background": ("clip", np.asarray(sky)),
+        },
+        attrs={"radius": radius, "speed": speed},
+    )
+
+
 def _check_range(name: str, got: Sequence[float], low: float, high: float, unit: str) -> None:
     if len(got) != 2 or not low <= got[0] <= got[1] <= high:
         raise ValueError(f"{name} must be a range (low, high) with {low} <= low <= high <= {high} ({unit}), got {got}")

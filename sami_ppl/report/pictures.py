@@ -12,6 +12,8 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl import plots
+from sami_ppl.analyses.codes import ACTIVE_VARIANCE
+from sami_ppl.analyses.traversal import line_codes
 from sami_ppl.data import unrolled
 from sami_ppl.diagnostics.gain import draw_code
 from sami_ppl.generate import decode, generate
@@ -21,8 +23,6 @@ from sami_ppl.report.page import text
 Distance = Callable[[Float[np.ndarray, "n *event"]], Float[np.ndarray, " n"]]
 SHOWN, DRAWS, ALONE, AXES, CODED = 8, 4, 16, 8, 512
 """Test images shown, samples of each, samples without an image, axes shown, observations encoded: at most."""
-ACTIVE_VARIANCE = 0.05
-"""An axis is active if its posterior means vary by more than this; the prior's variance is 1."""
 STEPS = np.linspace(-2.0, 2.0, 7)
 
 
@@ -89,9 +89,8 @@ def gather(
     shown, event = len(material.x), program.event_shape
     own = draw_code(program, jnp.repeat(x[:shown], DRAWS, axis=0), code_key)
     prior = program.prior_codes(prior_key, ALONE)
-    moved = jnp.broadcast_to(codes[0], (len(active), len(STEPS), codes.shape[1]))
-    moved = moved.at[np.arange(len(active)), :, active].set(STEPS).reshape(-1, codes.shape[1])
-    moved = program.latents.onto_support(moved)
+    moved = line_codes(program.latents, codes[0], np.eye(codes.shape[1])[active], STEPS.tolist(), origin="zero")
+    moved = moved.reshape(-1, codes.shape[1])
     keys = jax.random.split(noise_key, len(own) + ALONE)
     keys = jnp.concatenate([keys, jnp.broadcast_to(noise_key, (len(moved),))])
     first, second, third = np.split(
