@@ -150,6 +150,9 @@ def test_bad_input():
         analyses.association(program, flat, key=key)
     with pytest.raises(ValueError, match="factor 'place' does not vary"):
         analyses.factor_grid(program, flat, ["place"])
+    gap = data.assign(place=("obs", np.where(np.arange(60) == 3, np.nan, 1.0)))
+    with pytest.raises(ValueError, match=r"factors place are NaN or infinite somewhere: drop these"):
+        analyses.association(program, gap, key=key)
     empty = program_and_data(linear((0.0, 0.0, 0.0)), 60)[0]
     with pytest.raises(ValueError, match="all axes have collapsed"):
         analyses.association(empty, data, key=key)

@@ -68,7 +68,8 @@ def posterior_means(program: Program, x: Float[np.ndarray, "obs *event"]) -> Flo
 def read_factors(data: xr.Dataset, names: Any = None) -> tuple[Float[np.ndarray, "obs F"], list[str]]:
     """Known factors of the data and their names: those named, else every real-valued variable on obs.
 
-    A factor that goes round counts as two, its cosine and sine. Raises ValueError where there is none.
+    A factor that goes round counts as two, its cosine and sine. Raises ValueError where there is none, and for values
+    that are not finite.
     """
     if not isinstance(data, xr.Dataset) or "x" not in data.data_vars:
         raise ValueError(
@@ -85,7 +86,10 @@ def read_factors(data: xr.Dataset, names: Any = None) -> tuple[Float[np.ndarray,
         )
     data = unrolled(data, list(names))
     columns = [column for name in names for column in unrolled_names(data[name])]
-    return np.stack([np.asarray(data[name].values, float) for name in columns], axis=1), columns
+    values = np.stack([np.asarray(data[name].values, float) for name in columns], axis=1)
+    if bad := [name for name, column in zip(columns, values.T, strict=True) if not np.isfinite(column).all()]:
+        raise ValueError(f"factors {', '.join(bad)} are NaN or infinite somewhere: drop these, data.isel(obs=keep)")
+    return values, columns
 
 
 def axis_dataset(program: Program, variables: dict, coords: dict | None = None, **attrs: Any) -> xr.Dataset:
