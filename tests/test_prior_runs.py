@@ -1,0 +1,76 @@
+"""Whole runs of programs whose priors take variables of the data or have global sites; digits with some labels."""
+
+import json
+import warnings
+
+import jax
+import numpy as np
+import pytest
+import xarray as xr
+
+from sami_ppl import running
+from sami_ppl.data import train_test
+from sami_ppl.diagnostics import CollapseWarning, clusters
+from sami_ppl.evaluating import evaluate_run
+from sami_ppl.programs import find, load_file
+
+pytestmark = pytest.mark.slow
+
+SMALL = {"width": "16", "depth": "1", "denoiser.steps": "6", "encoder.steps": "6", "denoiser.batch": "32",
+         "encoder.batch": "32", "posterior_obs": "4", "draws": "8"}  # fmt: skip
+RUNS = {
+    "mixing": ("mixing", {"observations": "400"}),
+    "hierarchy": ("disks", {"prior": "hierarchical", "observations": "400", "warm_steps": "2", "latents": "4"}),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folders = {}
+    for name, (model, settings) in RUNS.items():
+        folders[name] = tmp_path_factory.mktemp("priors") / name
+        run(model, settings, folders[name])
+    return folders
+
+
+def run(model, settings, out):
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setattr(running, "use_compilation_cache", lambda: None)
+        warnings.simplefilter("ignore", CollapseWarning)  # six steps are no fit
+        running.run(model, settings={**SMALL, **settings}, out=out, progress=False)
+
+
+def test_runs_are_read_back_whole(runs):
+    """Learned parameters and global sites come back; the posterior holds what the prior says."""
+    mixing, hierarchy = (running.open_run(folder).program for folder in runs.values())
+    assert set(mixing.prior_params) == {"loc", "log_scale"}
+    assert set(hierarchy.prior_params) == {"scale$loc", "scale$log_scale"}
+    for program, start in ((mixing, 0.0), (hierarchy, 0.0)):
+        assert any(not np.allclose(value, start) for value in program.prior_params.values())
+    tree = xr.open_datatree(runs["hierarchy"] / "posterior.nc", engine="h5netcdf")
+    assert tree["posterior"]["scale"].dims == ("chain", "draw", "factor")
+    assert "Shared by all observations" in (runs["hierarchy"] / "report.html").read_text()
+
+
+def test_evidence_of_a_conditional_prior(runs):
+    """`sami evaluate` takes u from the run's data, and the factors are scored one axis each."""
+    assert "bound" in evaluate_run(runs["mixing"], limit=20, levels=4, weighted=2, draws=32)
+    metrics = json.loads((runs["mixing"] / "metrics.json").read_text())
+    assert 0 <= metrics["mean_correlation"] <= 1
+    assert "u" not in metrics.get("probes", {}), "what the prior is told is no class to be found"
+
+
+def test_digits_with_some_labels():
+    """Labels of training images only, of about the share asked for; the prior is a mixture that takes them."""
+    module = load_file(find("digits", "models"))
+    config = module.Config(prior="mixture", labelled=0.1, width=8, depth=1, clusters=3)
+    data = module.load(config, key=jax.random.key(0))
+    train, test = train_test(data)
+    assert (test["label"] == -1).all()
+    told = train["label"].values >= 0
+    assert 0.07 < told.mean() < 0.13
+    np.testing.assert_array_equal(train["label"].values[told], train["digit"].values[told])
+    program = module.build(config, key=jax.random.key(1))
+    assert program.latents.arguments == ("label",)
+    assert program.latents.sites[0].components == 3
+    assert set(np.unique(clusters(program, test.isel(obs=slice(64)))["z"])) <= {0, 1, 2}
