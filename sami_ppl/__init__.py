@@ -5,6 +5,7 @@ from importlib.metadata import version as _version
 from sami_ppl import analyses as analyses
 from sami_ppl import families as families
 from sami_ppl import plots as plots
+from sami_ppl import refinement as refinement
 from sami_ppl.calibration import calibration_table as calibration_table
 from sami_ppl.calibration import simulation_based_calibration as simulation_based_calibration
 from sami_ppl.calibration import typicality as typicality

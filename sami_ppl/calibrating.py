@@ -10,10 +10,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 
-from sami_ppl import plots
-from sami_ppl.calibration import calibration_table, describe, factor_recovery, simulation_based_calibration, typicality
+from sami_ppl.calibration import (
+    calibration_table,
+    describe,
+    factor_recovery,
+    pictures,
+    simulation_based_calibration,
+    typicality,
+)
 from sami_ppl.data import check_data, load_data, split, train_test
 from sami_ppl.evidence import first, importance_proposal, importance_weighted_bound
+from sami_ppl.plots import COLOURS
 from sami_ppl.posterior import save_tree
 from sami_ppl.program import Program
 from sami_ppl.programs import UserError
@@ -153,15 +160,15 @@ def _null(value: Any) -> Any:
 def _pictures(tree: xr.DataTree, folder: Path) -> None:
     ranks, simulated = tree["prior_sbc"].to_dataset().isel(chain=0), tree["simulations"].to_dataset()
     axes = [str(axis) for axis in ranks["axis"].values]
-    shown = axes[: len(plots.COLOURS) - 1]
+    shown = axes[: len(COLOURS) - 1]
     contents = {axis: np.abs(2 * ranks["code"].sel(axis=axis).values - 1) for axis in shown}
-    drawn = {"coverage": plots.coverage(contents | {"joint": 1 - ranks["joint"].values})}
+    drawn = {"coverage": pictures.coverage(contents | {"joint": 1 - ranks["joint"].values})}
     codes = (simulated[name].values for name in ("z", "mean", "sd"))
-    drawn["recovery"] = plots.recovery(*codes, names=axes)
+    drawn["recovery"] = pictures.recovery(*codes, names=axes)
     if "factors" in tree.children:
         found = tree["factors"].to_dataset()
         factors = (found[name].values for name in ("truth", "predicted", "sd"))
-        drawn["factors"] = plots.recovery(*factors, names=[str(name) for name in found["factor"].values])
+        drawn["factors"] = pictures.recovery(*factors, names=[str(name) for name in found["factor"].values])
     for name, figure in drawn.items():
         figure.savefig(folder / f"{name}.png", dpi=150)
     plot: Any = az.plot_ecdf_pit(tree, coords={"axis": shown}, visuals={"p_value_text": False}, backend="matplotlib")

@@ -1,5 +1,5 @@
 """The command line: `sami ls`, `sami cp`, `sami run`, `sami report`, `sami evaluate`,
-`sami compare`, `sami calibrate`.
+`sami compare`, `sami calibrate`, `sami refine`.
 """
 
 import os
@@ -219,6 +219,45 @@ def calibrate(
 
     print(calibrate_run(folder, data=data, simulations=simulations, draws=draws, limit=limit, weighted=weighted,
                         seed=seed, progress=not quiet))  # fmt: skip
+
+
+@app.command(name="refine")
+def refine(
+    folder: Path,
+    /,
+    *,
+    obs: str = "0,1,2,3",
+    with_: Annotated[str, Parameter(name="--with")] = "nuts",
+    data: Path | None = None,
+    draws: int = 500,
+    levels: int = 64,
+    seed: int = 0,
+    quiet: bool = False,
+) -> None:
+    """Refine the posteriors of chosen observations of a finished run, and say how far the amortised ones were off.
+
+    Parameters
+    ----------
+    folder
+        The run's --out folder; results are written to its subfolder refinement.
+    obs
+        Positions of the observations, separated by commas, in the run's test part or in --data.
+    with_
+        nuts, the No-U-Turn sampler over the code, or svi, a Gaussian of its own for each observation.
+    data
+        Observations: a .npz, .nc or .zarr with a variable x, or a folder of images; default, the run's own test part.
+    draws
+        Draws of each posterior, in each chain.
+    levels
+        Noise levels of the fixed noise set under which the posterior is refined, each with two signs of the noise.
+    seed
+        Seed of everything random.
+    quiet
+        No progress bar.
+    """
+    from sami_ppl.refining import refine_run
+
+    print(refine_run(folder, obs, with_, data=data, draws=draws, levels=levels, seed=seed, progress=not quiet))
 
 
 def _user_error(message: str) -> Exception:

@@ -10,7 +10,7 @@ import numpyro
 from numpyro import distributions as dist
 from numpyro.primitives import Messenger
 
-from sami_ppl.encoder import AbstractEncoder, FamilyEncoder
+from sami_ppl.encoder import AbstractEncoder, FamilyEncoder, diagonal_log_prob
 from sami_ppl.prior import Latents, LatentSite
 from sami_ppl.supports import elementwise_transform, is_unbounded, normal_base
 
@@ -66,6 +66,19 @@ def sample_code(encoder: AbstractEncoder, parameters: Any, key: Key[Array, ""]) 
     loc, scale = parameters
     noise = jax.random.normal(key, loc.shape, loc.dtype)
     return loc + (scale * noise if scale.ndim == loc.ndim else (scale @ noise[..., None])[..., 0])
+
+
+def code_log_prob(encoder: AbstractEncoder, parameters: Any, z: Float[Array, " D"]) -> Float[Array, ""]:
+    """Log density of a code under the law that `sample_code` draws from, of one observation, in nats."""
+    if isinstance(encoder, FamilyEncoder):
+        found = encoder.distributions(parameters)
+        parts = zip(encoder.sites, encoder.slices, strict=True)
+        return sum((jnp.sum(found[name].log_prob(z[start:stop])) for name, (start, stop) in parts), jnp.zeros(()))
+    loc, scale = parameters
+    if scale.ndim == loc.ndim:
+        return diagonal_log_prob(z, loc, scale)
+    white = jnp.linalg.solve(scale, z - loc)
+    return -0.5 * jnp.sum(white**2 + jnp.log(2 * jnp.pi)) - jnp.linalg.slogdet(scale)[1]
 
 
 def _sample_gaussian(latents: Latents, loc: Float[Array, "*batch D"], scale: Array) -> dict[str, Array]:

@@ -1,5 +1,4 @@
-"""Pictures that ArviZ does not have: images, traversals, axes against factors, noise levels, curves of a fit,
-coverage and recovery.
+"""Pictures that ArviZ does not have: images, traversals, axes against factors, noise levels, curves of a fit.
 
 Every function takes arrays or plain records and returns a `matplotlib.figure.Figure` of its own: nothing is shown, no
 style is changed, no figure is kept. Save one with `figure.savefig("name.png", dpi=200)`. Widths suit a phone as well
@@ -8,7 +7,6 @@ values beyond them are clipped. The colours are those of Okabe & Ito, told apart
 """
 
 from collections.abc import Mapping, Sequence
-import itertools
 from textwrap import fill
 from typing import Any
 
@@ -17,7 +15,6 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
-from scipy.stats import binom
 
 WIDTH = 4.2  # inches
 BLUE, VERMILION, GREEN, GRAY, INK, LINE = "#0072B2", "#D55E00", "#009E73", "#767676", "#222222", "#D0D0D0"
@@ -216,60 +213,6 @@ def kl_bars(kl: Mapping[str, float], *, largest: int = 24) -> Figure:
     panel.invert_yaxis()
     panel.set_xlim(0, max(1.0, 1.15 * values.max(initial=0)))
     panel.set_xlabel("nats per observation", fontsize=SMALL)
-    return figure
-
-
-def coverage(contents: Mapping[str, Float[np.ndarray, " n"]], *, probability: float = 0.99) -> Figure:
-    """How often intervals of each content hold the truth, against what they say: the diagonal if calibrated.
-
-    `contents`: for each axis, and for each of n truths, the content of the smallest interval that holds it. The grey
-    band is where the curve of a calibrated posterior lies at a given content with `probability`.
-    """
-    figure = Figure(figsize=(WIDTH, WIDTH), layout="constrained")
-    panel = style(figure.subplots())
-    said, count = np.linspace(0, 1, 101), min(map(len, contents.values()))
-    low, high = (binom.ppf(q, count, said) / count for q in (0.5 - probability / 2, 0.5 + probability / 2))
-    panel.fill_between(said, low, high, color=LINE, lw=0)
-    panel.plot([0, 1], [0, 1], color=GRAY, lw=0.8)
-    for (name, values), colour in zip(contents.items(), itertools.cycle(COLOURS)):
-        panel.plot(said, (np.asarray(values)[:, None] <= said).mean(0), color=colour, lw=1.4, label=name)
-    panel.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    panel.set_xlabel("content that the posterior says", fontsize=SMALL)
-    panel.set_title("share of truths inside", fontsize=NORMAL, loc="left", color=INK)
-    panel.legend(fontsize=SMALL, frameon=False, loc="upper left")
-    return figure
-
-
-def recovery(
-    truth: Float[np.ndarray, "n k"],
-    mean: Float[np.ndarray, "n k"],
-    sd: Float[np.ndarray, "n k"],
-    names: Sequence[str],
-    *,
-    largest: int = 12,
-) -> Figure:
-    """Posterior means against the truth, with bars of two standard deviations, for the first `largest` names.
-
-    Over each panel the correlation and the contraction, 1 − posterior / prior variance.
-    """
-    shown = names[:largest]
-    columns = min(3, len(shown))
-    rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(max(WIDTH, 1.9 * columns), 2.1 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel in panels[len(shown) :]:
-        panel.set_axis_off()
-    for j, (name, panel) in enumerate(zip(shown, panels, strict=False)):
-        style(panel)
-        panel.errorbar(truth[:, j], mean[:, j], 2 * sd[:, j], fmt="o", ms=2, lw=0.6, color=BLUE, alpha=0.6)
-        ends = [truth[:, j].min(), truth[:, j].max()]
-        panel.plot(ends, ends, color=INK, lw=0.8)
-        contraction = 1 - (sd[:, j] ** 2).mean() / max(truth[:, j].var(), 1e-12)
-        told = f"{fill(name.replace('_', ' '), 15)}\nr {_correlation(mean[:, [j]], truth[:, [j]])[0, 0]:.3f}"
-        panel.set_title(f"{told}, contraction {contraction:.3f}".replace("-", "−"), fontsize=SMALL, color=INK)
-        panel.set_xlabel("true", fontsize=SMALL)
-        if j % columns == 0:
-            panel.set_ylabel("posterior mean ± 2 sd", fontsize=SMALL)
     return figure
 
 

@@ -34,9 +34,9 @@ LAYERS = (
     ("decoder",),
     ("program",),
     ("diagnostics", "encode", "evidence", "gauge", "generate", "posterior", "programs"),
-    ("analyses", "calibration", "fit", "io", "evaluation", "report", "warm_start"),
+    ("analyses", "calibration", "fit", "io", "evaluation", "refinement", "report", "warm_start"),
     ("results", "running"),
-    ("calibrating", "comparing", "evaluating"),
+    ("calibrating", "comparing", "evaluating", "refining"),
     ("cli",),
 )
 # What holds beyond the layers: these files stand on nothing of the library at all.

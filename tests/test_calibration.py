@@ -13,11 +13,11 @@ import pytest
 from scipy.stats import binomtest, kstest
 import xarray as xr
 
-from sami_ppl import plots
 from sami_ppl.calibration import (
     calibration_table,
     describe,
     factor_recovery,
+    pictures,
     simulation_based_calibration,
     typicality,
 )
@@ -185,10 +185,10 @@ def test_every_family_has_ranks(tiny_program, mlp, family):
 
 def test_figures_take_ranks():
     rng = np.random.default_rng(0)
-    figure = plots.coverage({"z": rng.uniform(size=200), "joint": rng.uniform(size=200)})
+    figure = pictures.coverage({"z": rng.uniform(size=200), "joint": rng.uniform(size=200)})
     assert len(figure.axes[0].get_lines()) == 3
     truth = rng.normal(size=(50, 4))
-    figure = plots.recovery(truth, truth + 0.1, np.full((50, 4), 0.1), ["a", "b", "c", "d"])
+    figure = pictures.recovery(truth, truth + 0.1, np.full((50, 4), 0.1), ["a", "b", "c", "d"])
     assert "contraction 0.98" in figure.axes[0].get_title()
     assert "r 1.000" in figure.axes[3].get_title()
 

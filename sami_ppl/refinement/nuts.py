@@ -1,0 +1,77 @@
+"""NUTS over the code of chosen observations, from draws of the amortised posterior as a start."""
+
+from functools import partial
+from typing import Any
+
+import jax
+from jaxtyping import Array, Key
+import numpy as np
+from numpyro.infer.hmc import hmc
+import xarray as xr
+
+from sami_ppl.history import progress_bar
+from sami_ppl.program import Program
+from sami_ppl.refinement.result import observations, result
+from sami_ppl.refinement.target import Table, log_joint, tables
+
+
+def nuts(
+    program: Program,
+    data: xr.Dataset | Array | np.ndarray,
+    *,
+    key: Key[Array, ""],
+    draws: int = 500,
+    warmup: int = 300,
+    chains: int = 4,
+    levels: int = 64,
+    progress: bool = False,
+) -> xr.DataTree:
+    """The posterior of each observation by the No-U-Turn sampler (NumPyro's), in `chains` of `draws` draws.
+
+    It samples u in z = loc + A u, where loc and A are mean and root of the covariance of the amortised posterior: the
+    closer that is, the closer u is to N(0, I). Chains start at draws of it. `levels`: noise levels of the fixed noise
+    set, each with ε and −ε. Groups are those of `refinement.result`, and `sample_stats`.
+
+    Raises ValueError for counts below 1 and what `refinement.target.tables` raises.
+    """
+    for name, value in (("draws", draws), ("warmup", warmup), ("chains", chains)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    x, data = observations(program, data)
+    table_key, start_key, chain_key, result_key = jax.random.split(key, 4)
+    found = tables(program, x, table_key, levels)
+    sample = jax.jit(partial(_sample, program, warmup, draws))
+    codes, stats = [], []
+    with progress_bar(len(x), 0, "observations", show=progress) as bar:
+        for i, table in enumerate(found):
+            start = jax.random.normal(jax.random.fold_in(start_key, i), (chains, program.latents.size))
+            one, told = sample(table, start, jax.random.split(jax.random.fold_in(chain_key, i), chains))
+            codes.append(np.asarray(one))
+            stats.append(jax.device_get(told))
+            bar.update()
+    sample_stats = {name: np.stack([told[name] for told in stats], axis=2) for name in stats[0]}
+    return result(program, data, np.stack(codes, axis=2), key=result_key, levels=levels, sample_stats=sample_stats)
+
+
+def _sample(
+    program: Program, warmup: int, draws: int, table: Table, start: Array, keys: Array
+) -> tuple[Array, dict[str, Array]]:
+    """Codes (chain, draw, D) of one observation, and what the sampler says of each draw."""
+
+    def potential(table: Table) -> Any:
+        return lambda u: -log_joint(program, table, table.loc + table.factor @ u)
+
+    # NumPyro's MCMC class would compile anew for every observation.
+    begin, move = hmc(potential_fn_gen=potential, algo="NUTS")
+
+    def chain(start: Array, key: Array) -> tuple[Array, dict[str, Array]]:
+        def step(state: Any, _: None) -> tuple[Any, Any]:
+            state = move(state, model_args=(table,))
+            told = {"diverging": state.diverging, "n_steps": state.num_steps, "acceptance_rate": state.accept_prob}
+            return state, (table.loc + table.factor @ state.z, told)
+
+        state = begin(start, warmup, dense_mass=True, model_args=(table,), rng_key=key)
+        state, _ = jax.lax.scan(lambda state, _: (move(state, model_args=(table,)), None), state, length=warmup)
+        return jax.lax.scan(step, state, length=draws)[1]
+
+    return jax.vmap(chain)(start, keys)

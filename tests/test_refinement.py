@@ -1,0 +1,237 @@
+"""Refined posteriors against the exact one of a linear-Gaussian program, started from guides right and wrong.
+
+A refined mean is right within .1 posterior standard deviations and a refined standard deviation within 10 %: noise of
+400 independent draws is .05 and 3.5 %, and there are 1,600 or more.
+"""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from numpyro import distributions as dist
+import pytest
+from scipy import stats
+import xarray as xr
+
+from sami_ppl import cli, refinement
+from sami_ppl.bound import bound
+from sami_ppl.calibration import pictures
+from sami_ppl.encoder import encoder_for
+from sami_ppl.exact import ExactEncoder, LinearGaussian, LinearMixture
+from sami_ppl.families import Full, Mixture
+from sami_ppl.program import Program
+from sami_ppl.programs import UserError
+from sami_ppl.refinement.target import _noise, _table, log_likelihood, log_prior, tables
+from sami_ppl.refining import describe, refine_run
+from sami_ppl.schedule import NoiseProposal, VariancePreserving
+
+WEIGHTS = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 2)))[0] @ np.array([[1.5, 0.5], [0.0, 0.8]])
+METHODS = {"nuts": {"draws": 400, "warmup": 150}, "svi": {"draws": 2000, "steps": 300}}
+
+
+class Wrong(ExactEncoder):
+    """The exact noisy posterior, but for the clean end: the guide is twice too narrow, and a half of its sd off."""
+
+    def __call__(self, x_noisy, log_snr):
+        mean, root = super().__call__(x_noisy, log_snr)
+        clean = log_snr >= self.schedule.log_snr_max
+        return mean + jnp.where(clean, 0.25, 0.0) * jnp.linalg.norm(root, axis=1), jnp.where(clean, 0.5, 1.0) * root
+
+
+def prior():
+    numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1), infer={"event_dims": ["factor"]})
+
+
+@pytest.fixture(scope="module")
+def model():
+    return LinearGaussian(jnp.asarray(WEIGHTS, jnp.float32), 0.5, VariancePreserving(-10.0, 9.0))
+
+
+@pytest.fixture(scope="module")
+def x(model):
+    return np.asarray(model.sample(jax.random.key(0), 2)[0])
+
+
+def exact_moments(model, x):
+    """Mean and covariance of p(z | x), written down anew."""
+    cov = np.linalg.inv(np.eye(2) + WEIGHTS.T @ WEIGHTS / 0.25)
+    return x @ WEIGHTS @ cov / 0.25, cov
+
+
+def distance(tree, model, x):
+    """Largest error of the means in exact standard deviations, and of the standard deviations, relative."""
+    codes = tree["unconstrained_posterior"]["code"].values
+    mean, cov = exact_moments(model, x)
+    sd = np.sqrt(np.diag(cov))
+    return np.abs((codes.mean((0, 1)) - mean) / sd).max(), np.abs(codes.std((0, 1)) / sd - 1).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_refinement_of_a_wrong_guide_is_the_exact_posterior(method, model, x):
+    """The control is the guide itself, which fails by .25 of its sd and half the width; agreement tells by how much."""
+    program = Program(prior, model.denoiser, Wrong(model))
+    refine = getattr(refinement, method)
+    tree = refine(program, x, key=jax.random.key(1), levels=128, **METHODS[method])
+    shift, ratio = distance(tree, model, x)
+    assert shift < 0.1
+    assert ratio < 0.1
+    cov = exact_moments(model, x)[1]
+    codes = tree["unconstrained_posterior"]["code"].values[:, :, 0].reshape(-1, 2)
+    assert np.corrcoef(codes.T)[0, 1] == pytest.approx(cov[0, 1] / np.sqrt(cov[0, 0] * cov[1, 1]), abs=0.1)
+
+    guide = tree["amortised"]["z"].values
+    assert np.abs(guide.std((0, 1)) / np.sqrt(np.diag(cov)) - 1).min() > 0.4
+    found = tree["agreement"]
+    assert found["sd_ratio"].values == pytest.approx(2.0, rel=0.1)
+    assert found["mean_shift"].values == pytest.approx(-0.5, abs=0.2)
+    # KL(q ‖ p) of the guide: its factor ½ costs D (log 2 − 3/8) nats, its shift δ = .25 sd's (marginal) some more.
+    delta = 0.25 * np.sqrt(np.diag(cov))
+    kl = 2 * (np.log(2) - 3 / 8) + 0.5 * delta @ np.linalg.solve(cov, delta)
+    assert np.all(np.abs(found["gain"].values - kl) < 4 * found["gain_se"].values + 0.05)
+    assert np.all(found["gain"].values > 0.3)
+    assert tree["posterior"]["z"].dims == ("chain", "draw", "obs", "factor")
+    assert tree["posterior"]["z"].values == pytest.approx(tree["unconstrained_posterior"]["code"].values, abs=1e-5)
+    if method == "nuts":
+        stats = tree["sample_stats"]
+        assert stats["diverging"].dims == ("chain", "draw", "obs")
+        assert not stats["diverging"].values.any()
+        assert "divergences 0 of 3200" in describe(tree, method)
+
+
+@pytest.mark.slow
+def test_refinement_leaves_the_exact_guide(model, x):
+    """No shift, no other width, and nothing gained."""
+    program = Program(prior, model.denoiser, model.encoder)
+    tree = refinement.svi(program, x[:1], key=jax.random.key(1), levels=128, **METHODS["svi"])
+    assert np.abs(tree["agreement"]["mean_shift"].values).max() < 0.1
+    assert np.abs(tree["agreement"]["sd_ratio"].values - 1).max() < 0.1
+    assert np.abs(tree["agreement"]["gain"].values).max() < 0.05
+
+
+@pytest.mark.slow
+def test_likelihood_is_the_bound_in_closed_form(model, x):
+    """Differences between codes, from which ε has gone: only the integral over λ is left, by 256 levels."""
+    program = Program(prior, model.denoiser, model.encoder)
+    (table,) = tables(program, x[:1], jax.random.key(0), 256)
+    codes = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
+    found = np.array([log_likelihood(program, table, jnp.asarray(z)) for z in codes])
+    known = np.array(
+        [-float(model.bound(jnp.asarray(x[0]), jnp.asarray(z), 1e-6 * jnp.eye(2))[0].total) for z in codes]
+    )
+    assert found - found[0] == pytest.approx(known - known[0], rel=0.03, abs=0.05)
+    # The value itself has the noise of ε: that of half a χ²₆ over 256 levels and few of them weighty.
+    assert found[0] == pytest.approx(known[0], abs=6.0)
+
+
+def positive_prior():
+    rate = numpyro.sample("rate", dist.Gamma(3.0, 2.0))
+    numpyro.sample("place", dist.Uniform(-1.0, 3.0).expand([2]).to_event(1))
+    numpyro.sample("size", dist.LogNormal(0.0, rate))
+
+
+@pytest.mark.slow
+def test_prior_of_codes_has_the_jacobian(tiny_program):
+    """Of constrained and dependent sites, against scipy's densities and log |dx/dz| by differences."""
+    program = tiny_program(positive_prior)
+    z = jnp.asarray([0.3, -0.4, 0.8, 0.5])
+    values = program.latents.from_code(z)
+    rate, place, size = float(values["rate"]), np.asarray(values["place"]), float(values["size"])
+    density = stats.gamma.logpdf(rate, 3.0, scale=0.5) + stats.uniform.logpdf(place, -1.0, 4.0).sum()
+    density += stats.lognorm.logpdf(size, rate)
+    flat = lambda z: jnp.concatenate([jnp.ravel(v) for v in program.latents.from_code(z).values()])  # noqa: E731
+    jacobian = np.linalg.slogdet(np.asarray(jax.jacfwd(flat)(z)))[1]
+    assert float(log_prior(program, z)) == pytest.approx(density + jacobian, abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [Full, Mixture], ids=lambda f: f.__name__)
+def test_likelihood_is_the_mean_bound_of_every_family(tiny_program, mlp, fill, family):
+    """From a table of derivatives, against the bound through both networks on the same noise."""
+    program = tiny_program()
+    schedule = program.denoiser.schedule
+    encoder = encoder_for(program.prior, mlp(4, 8, key=jax.random.key(1)), schedule, (4,), families={"z": family},
+                          key=jax.random.key(2))  # fmt: skip
+    program = program.replace(encoder=fill(encoder))
+    x, z, key = jnp.asarray([0.4, -1.0, 0.2, 0.9]), jnp.asarray([0.7, -0.2]), jax.random.key(0)
+    levels = NoiseProposal(schedule, jnp.asarray([1.0, 3.0, 2.0])).at((jnp.arange(6) + 0.5) / 6)
+    log_snr, eps = _noise(levels, x, key)
+    assert np.array_equal(eps[:6], -eps[6:])
+    each = jax.vmap(lambda *row: bound(program.denoiser, program.encoder, x, z, *row).total)
+    known = each(log_snr, jnp.tile(levels.weight, 2), eps).mean()
+    assert float(log_likelihood(program, _table(program, levels, x, key), z)) == pytest.approx(-float(known), rel=1e-4)
+
+
+def angle():
+    numpyro.sample("angle", dist.VonMises(0.0, 1.0))
+
+
+def test_what_cannot_be_refined_is_said(tiny_program, model, mlp, x):
+    program, key = Program(prior, model.denoiser, model.encoder), jax.random.key(0)
+    for method, count in (
+        ("nuts", "draws"),
+        ("nuts", "warmup"),
+        ("nuts", "chains"),
+        ("svi", "draws"),
+        ("svi", "steps"),
+    ):
+        with pytest.raises(ValueError, match=f"{count} must be at least 1, got 0"):
+            getattr(refinement, method)(program, x, key=key, **{count: 0})
+    with pytest.raises(ValueError, match="levels must be at least 2, got 1"):
+        refinement.svi(program, x, key=key, levels=1)
+    with pytest.raises(ValueError, match=r"x must have shape \(obs, 6\), got \(2, 5\)"):
+        refinement.nuts(program, x[:, :5], key=key)
+    with pytest.raises(ValueError, match="holds no observations"):
+        refinement.nuts(program, x[:0], key=key)
+    tiny = tiny_program()
+    encoder = encoder_for(angle, mlp(4, 8, key=key), tiny.denoiser.schedule, (4,), key=key)
+    with pytest.raises(ValueError, match="'angle' lives on a circle"):
+        refinement.nuts(Program(angle, tiny.denoiser, encoder), np.zeros((1, 4), np.float32), key=key)
+
+
+@pytest.mark.slow
+def test_an_encoder_with_another_density_than_its_draws_is_refused(model, x):
+    """The exact posterior of a mixture is one, but its location and scale are those of a Gaussian."""
+    modes = {"probs": jnp.ones(2), "locs": jnp.asarray([[-2.0, 0.0], [2.0, 0.5]]), "scales": 0.3 * jnp.ones((2, 2))}
+    mixture = LinearMixture(model.weights, 0.5, model.schedule, **modes)
+    with pytest.raises(ValueError, match="ExactEncoder is not that of its `parameters`"):
+        refinement.svi(Program(prior, mixture.denoiser, mixture.encoder), x, key=jax.random.key(0), levels=8)
+
+
+def test_picture_of_agreement():
+    rng = np.random.default_rng(0)
+    figure = pictures.agreement(rng.normal(size=(4, 8)), np.ones((4, 8)), [f"z[{j}]" for j in range(8)], list("abcd"))
+    assert [panel.get_title() for panel in figure.axes] == [f"z[{j}]" for j in range(6)]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list("abcd")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
+def test_command_writes_what_it_says(exact_run, monkeypatch, capsys, tmp_path):
+    """Positions are of the test part; the exact networks leave nothing to refine."""
+    monkeypatch.setattr(sys, "argv", ["sami", "refine", str(exact_run), "--obs", "2,0", "--with", "svi", "--quiet"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    text = capsys.readouterr().out
+    assert "svi beside the amortised posterior, 64 noise levels" in text
+    folder = exact_run / "refinement"
+    assert {file.name for file in folder.iterdir()} == {"svi.nc", "svi.json", "svi.png"}
+    assert json.loads((folder / "svi.json").read_text())["obs"] == [2, 0]
+    with xr.open_datatree(folder / "svi.nc", engine="h5netcdf") as tree:
+        assert list(tree["posterior"]["obs"].values) == [2, 0]
+        assert np.abs(tree["agreement"]["mean_shift"].values).max() < 0.3
+    for arguments, message in (
+        ({"obs": "a,b"}, "separated by commas"),
+        ({"obs": "0,80"}, "there are 80 observations, 0 to 79, but no 80"),
+        ({"obs": "1,1"}, "named twice"),
+        ({"method": "hmc"}, "refinement is by nuts or svi"),
+        ({"draws": 1}, "--draws and --levels must be at least 2"),
+    ):
+        with pytest.raises(UserError, match=message):
+            refine_run(exact_run, **arguments)
+    with pytest.raises(UserError, match="is no finished run"):
+        refine_run(tmp_path)
