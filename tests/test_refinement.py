@@ -235,3 +235,24 @@ def test_command_writes_what_it_says(exact_run, monkeypatch, capsys, tmp_path):
             refine_run(exact_run, **arguments)
     with pytest.raises(UserError, match="is no finished run"):
         refine_run(tmp_path)
+
+
+def test_the_fitted_prior_is_the_one_that_counts(tiny_program):
+    """log p(z) at learned parameters; hierarchical priors and priors of variables are refused."""
+
+    def learned():
+        numpyro.sample("z", dist.Normal(numpyro.param("centre", jnp.zeros(2)), 1.0).to_event(1))
+
+    program = tiny_program(prior=learned).replace(prior_params={"centre": jnp.array([2.0, -1.0])})
+    z = jnp.array([0.3, 0.4])
+    np.testing.assert_allclose(
+        log_prior(program, z), dist.Normal(jnp.array([2.0, -1.0]), 1.0).log_prob(z).sum(), rtol=1e-5
+    )
+
+    def hierarchical(obs):
+        scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+        with obs:
+            numpyro.sample("z", dist.Normal(jnp.zeros(2), scale).to_event(1))
+
+    with pytest.raises(ValueError, match="refinement is for priors of a single observation"):
+        refinement.nuts(tiny_program(prior=hierarchical), np.zeros((1, 4), np.float32), key=jax.random.key(0))
