@@ -160,6 +160,17 @@ def test_a_fit_trains_the_prior_with_the_encoder(tiny_program, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, again.prior_params, fitted.prior_params)
 
 
+def test_a_fit_counts_global_sites_once_for_all_observations(tiny_program):
+    """The log's KL of a global site is its own divided by the training observations, here 54, not by the batch."""
+    x = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    stage = Stage(steps=4, batch=8, warmup=1, validate_every=4, ema=0.0)
+    program = tiny_program(prior=only_centre)
+    fitted, history = fit(program, x, stage, key=KEY, train=("encoder",), progress=False)
+    loc, scale = fitted.prior_params["centre$loc"], np.exp(fitted.prior_params["centre$log_scale"])
+    kl = 0.5 * np.sum(scale**2 + loc**2 - 1 - 2 * np.log(scale))
+    np.testing.assert_allclose(history.stage_records()[-1]["kl"]["centre"], kl / 54, rtol=1e-4)
+
+
 def test_codes_come_from_the_fitted_prior(tiny_program):
     """Of mean and variance known, 5 standard errors (6e-7 each); the control is the prior as it began."""
     program = tiny_program(prior=learned)
