@@ -107,7 +107,8 @@ def calibration_table(tree: xr.DataTree, *, false_alarm: float = 0.01) -> xr.Dat
 
     Variables on `axis`: `p_value` of ArviZ's test of uniformity (POT-C, the one `az.plot_ecdf_pit` shows); `factor` by
     which the posterior's standard deviation is too small and `shift`, how far it lies above the truth in its own
-    standard deviations, from mean and standard deviation of Φ⁻¹(PIT), with standard errors `factor_se`, `shift_se`;
+    standard deviations, from mean and standard deviation of Φ⁻¹(PIT), with standard errors `factor_se`, `shift_se`. A
+    rank beyond all draws has no distance, so that large factors are lower ends (1.43 is 1.38 with 200 draws). Further
     `coverage` (axis, level) of central intervals, of regions of highest density for `joint`, with the standard error
     `coverage_se` (level,) that it has where it is nominal; `contraction`, 1 − posterior / prior variance; `verdict`.
 
@@ -179,7 +180,7 @@ def describe(table: xr.Dataset) -> str:
     told = table.attrs
     lines = [
         f"simulation-based calibration: {told['simulations']} simulations ({told['sampler']}, {told['evaluations']} "
-        f"evaluations), {told['draws']} draws each; false alarms {told['false_alarm']:.0%} over all lines",
+        f"evaluations), {told['draws']} draws each; false alarms {100 * told['false_alarm']:g}% over all lines",
         f"  {'':<{width}}  {'coverage of ' + levels:<26}{'p-value':>9}{'factor':>8}{'shift':>8}  verdict",
     ]
     for name in table["axis"].values:
