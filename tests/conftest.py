@@ -26,6 +26,13 @@ from sami_ppl.schedule import AbstractSchedule, VariancePreserving
 jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_what_was_compiled():
+    """Every compiled function holds memory maps, of which Linux gives a process 65,530: the whole suite needs more."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def strict():
     """No implicit rank or dtype promotion. NumPyro itself relies on both, so this is for our own pure functions."""

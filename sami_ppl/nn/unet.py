@@ -49,8 +49,9 @@ class Conv3x3(eqx.Module):
 
 
 def _convolution(h: Float[Array, "h w c"], weight: Float[Array, "c9 c_out"]) -> Float[Array, "h w c_out"]:
-    kernel, names = weight.reshape(3, 3, h.shape[-1], -1), ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(h[None], kernel, (1, 1), "SAME", dimension_numbers=names)[0]
+    dtype, names = jnp.result_type(h, weight), ("NHWC", "HWIO", "NHWC")  # as a matrix product has it
+    kernel = weight.reshape(3, 3, h.shape[-1], -1).astype(dtype)
+    return jax.lax.conv_general_dilated(h[None].astype(dtype), kernel, (1, 1), "SAME", dimension_numbers=names)[0]
 
 
 @jax.custom_jvp
