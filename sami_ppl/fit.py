@@ -100,6 +100,17 @@ class Fit:
                 f"site_beta, free_bits or capacity name {', '.join(unknown)}, but the prior's sites are "
                 f"{', '.join(self.sites)}"
             )
+        shared = {site.name for site in program.latents.shared}
+        if held := sorted(stage.sites_held() & shared):
+            raise ValueError(
+                f"free_bits or capacity name {', '.join(held)}, shared by all observations: they hold the nats of each "
+                "observation. Give global sites a weight by site_beta"
+            )
+        if shared and observations is None:
+            raise ValueError(
+                f"observations must be given with global sites ({', '.join(sorted(shared))}): their KL counts once for "
+                "all of them"
+            )
         self.svi = SVI(self.model, self.guide, self._optimiser(train), self.objective_at(0))
         self.mesh = parallel.current_mesh()
 

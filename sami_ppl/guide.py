@@ -1,6 +1,7 @@
 """The amortised guide: the encoder's posterior of the code z, as sample statements at the prior's sites."""
 
 from collections.abc import Mapping
+import math
 from typing import Any, cast
 
 import jax
@@ -45,7 +46,7 @@ def initial_guide(latents: Latents) -> dict[str, Array]:
     params = {}
     for site in latents.shared:
         params[f"{site.name}$loc"] = jnp.zeros(site.size)
-        params[f"{site.name}$log_scale"] = jnp.full(site.size, jnp.log(0.02))
+        params[f"{site.name}$log_scale"] = jnp.full(site.size, math.log(0.02), jnp.float32)
     return params
 
 

@@ -141,7 +141,7 @@ class Latents:
         return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def read_prior(prior: Prior, given: Given | None = None) -> Latents:
+def read_prior(prior: Prior, given: "Given | Frozen | None" = None) -> Latents:
     """Read a prior from its trace; reading the same function again gives the same object.
 
     `given`: for a prior p(z | u), the u of some observations, over which the code is centred and scaled. Raises
@@ -154,7 +154,7 @@ def read_prior(prior: Prior, given: Given | None = None) -> Latents:
             '    def prior():\n        numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1))'
         )
     arguments = tuple(name for name in _arguments(prior) if name != "obs")
-    frozen = Frozen.of(given or {})
+    frozen = given if isinstance(given, Frozen) else Frozen.of(given or {})
     if missing := [name for name in arguments if name not in frozen.names]:
         raise TypeError(
             f"prior takes the argument {missing[0]!r}, which is not given: pass the values of some observations, "
@@ -167,6 +167,19 @@ def read_prior(prior: Prior, given: Given | None = None) -> Latents:
         return _read(prior, frozen) if isinstance(prior, Hashable) else _read.__wrapped__(prior, frozen)
 
 
+def check_numbers(given: Given) -> None:
+    """Raise ValueError for variables that are no numbers, or not finite."""
+    for name, value in given.items():
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            raise ValueError(
+                f"the prior takes {name!r} as numbers, got {array.dtype}: write "
+                f"np.unique({name}, return_inverse=True)[1]"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name!r}, which the prior takes, is NaN or infinite somewhere: drop these observations")
+
+
 class Frozen:
     """Named arrays that compare and hash by their content."""
 
@@ -176,7 +189,8 @@ class Frozen:
 
     @classmethod
     def of(cls, given: Given) -> "Frozen":
-        """Raises ValueError unless all have one length."""
+        """Raises ValueError unless all are numbers, finite, and of one length."""
+        check_numbers(given)
         arrays = tuple(np.asarray(value) for value in given.values())
         if len({array.shape[:1] for array in arrays}) > 1 or any(array.ndim == 0 for array in arrays):
             shapes = ", ".join(f"{name} {array.shape}" for name, array in zip(given, arrays, strict=True))
@@ -226,6 +240,11 @@ def _read(prior: Prior, given: Frozen) -> Latents:
     sites, shared, start = [], [], 0
     for name, traced in trace.items():
         site = _read_site(name, traced, draws[name], constants.get(name), 0 if is_shared[name] else start)
+        if is_shared[name] and site.manifold is not None:
+            raise ValueError(
+                f"global prior site {name!r} lives on a {site.manifold}, but the guide of global sites is Gaussian: "
+                "sample it in the plate obs, or give it a support without one, such as dist.Uniform"
+            )
         (shared if is_shared[name] else sites).append(site)
         start += 0 if is_shared[name] else site.size
     return Latents(tuple(sites), tuple(shared), params, given.names)
@@ -241,7 +260,13 @@ def _one_observation(prior: Prior, key: Array, given: Given) -> dict[str, Any]:
 
 
 def _trace(prior: Prior, given: Frozen) -> tuple[dict[str, Any], dict[str, Any]]:
-    trace = _one_observation(prior, jax.random.key(0), given.rows(slice(1)))
+    try:
+        trace = _one_observation(prior, jax.random.key(0), given.rows(slice(1)))
+    except NotImplementedError as error:
+        raise ValueError(
+            "the prior cannot be drawn from, as a generative model must: one of its distributions is improper or has "
+            "no sampler. Use a proper one, such as a wide dist.Normal"
+        ) from error
     for name, site in trace.items():
         if site["type"] == "sample" and site["is_observed"]:
             raise ValueError(f"prior site {name!r} is observed: a prior has latent sites only; take its obs= away")

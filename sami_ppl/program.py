@@ -21,7 +21,7 @@ from sami_ppl.denoiser import AbstractDenoiser
 from sami_ppl.encoder import AbstractEncoder, DiagonalEncoder, RotatedEncoder
 from sami_ppl.guidance import check_pair
 from sami_ppl.guide import Beta, initial_guide, sample_latents, sample_shared, scale_sites
-from sami_ppl.prior import Frozen, Given, Latents, Prior, read_prior, sample_prior
+from sami_ppl.prior import Frozen, Given, Latents, Prior, check_numbers, read_prior, sample_prior
 from sami_ppl.sampler import AbstractSampler, StochasticDPMSolver
 
 NETWORKS = ("denoiser", "encoder")
@@ -85,7 +85,7 @@ class Program(eqx.Module):
         origin: Origin | None = None,
     ):
         self.given = given if isinstance(given, Frozen) else Frozen.of(given or {})
-        self.prior, self.latents = prior, read_prior(prior, dict(zip(self.given.names, self.given.arrays, strict=True)))
+        self.prior, self.latents = prior, read_prior(prior, self.given)
         self.denoiser, self.encoder = denoiser, encoder
         self.prior_params = {**self.latents.params, **initial_guide(self.latents), **(prior_params or {})}
         self.sampler = StochasticDPMSolver(20) if sampler is None else sampler
@@ -100,6 +100,13 @@ class Program(eqx.Module):
                 f"unconstrained coordinates ({', '.join(self.latents.axes)}): build the encoder with "
                 f"latent_size=read_prior(prior).size"
             )
+        expected = {**self.latents.params, **initial_guide(self.latents)}
+        for name, value in self.prior_params.items():
+            if name not in expected or jax.tree.map(jnp.shape, value) != jax.tree.map(jnp.shape, expected[name]):
+                raise ValueError(
+                    f"prior_params holds {name!r}, which the prior does not have in this shape; it has "
+                    f"{', '.join(expected) or 'none'}: leave prior_params out to begin anew"
+                )
         for site in self.latents.sites:
             if site.manifold is not None and isinstance(self.encoder, DiagonalEncoder | RotatedEncoder):
                 raise ValueError(
@@ -123,6 +130,8 @@ class Program(eqx.Module):
     def replace(self, **changes: Any) -> "Program":
         """A copy with some of its attributes replaced, under the names that `Program` takes."""
         names = [f.name for f in dataclasses.fields(self) if f.name != "latents"]
+        if "prior" in changes:
+            changes.setdefault("prior_params", None)  # those at hand are of the prior replaced
         if unknown := set(changes) - set(names):
             raise TypeError(f"replace() takes {', '.join(names)}; got {', '.join(sorted(unknown))}")
         return type(self)(**{name: changes.get(name, getattr(self, name)) for name in names})
@@ -270,7 +279,7 @@ class Program(eqx.Module):
     def observations(self, data: xr.Dataset | Array | np.ndarray) -> tuple[Float[np.ndarray, "obs *event"], Given]:
         """Observations x and the variables that the prior takes, of an array of x or a Dataset with all of them.
 
-        Raises ValueError for observations of another shape, and for a variable that is missing.
+        Raises ValueError for observations of another shape, and for a variable that is missing, or no finite number.
         """
         named = self.latents.arguments
         if not isinstance(data, xr.Dataset):
@@ -287,7 +296,9 @@ class Program(eqx.Module):
                     f'variables are {", ".join(map(str, data.data_vars))}: write data.assign({name}=("obs", values))'
                 )
         self.check_observations(data["x"].values)
-        return _floating(data["x"].values), {name: data[name].values for name in named}
+        given = {name: data[name].values for name in named}
+        check_numbers(given)
+        return _floating(data["x"].values), given
 
     def posterior(self, data: Any, **arguments: Any) -> Any:
         """Posterior of observations as an ArviZ DataTree: `sami_ppl.posterior.posterior(self, data, ...)`."""

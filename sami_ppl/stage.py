@@ -56,8 +56,11 @@ class Stage:
 
     def sites_named(self) -> set[str]:
         """Sites that have a weight of their own."""
-        free = self.free_bits if isinstance(self.free_bits, dict) else {}
-        return {*self.site_beta, *self.capacity, *free}
+        return {*self.site_beta, *self.sites_held()}
+
+    def sites_held(self) -> set[str]:
+        """Sites whose KL is held at a floor or a capacity."""
+        return {*self.capacity, *(self.free_bits if isinstance(self.free_bits, dict) else {})}
 
     def weights_at(self, step: Array | int, sites: Iterable[str]) -> Beta:
         """β at a step: one number, or one for each site where they differ."""

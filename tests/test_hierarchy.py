@@ -15,7 +15,7 @@ import xarray as xr
 
 from sami_ppl.diagnostics import noise_end_kl
 from sami_ppl.evidence import evidence_bound
-from sami_ppl.fit import Stage, fit
+from sami_ppl.fit import Fit, Stage, fit
 from sami_ppl.io import load, save
 from sami_ppl.objective import ScoreELBO
 from sami_ppl.prior import read_prior
@@ -89,6 +89,64 @@ def test_what_cannot_be_read_is_refused(name):
     prior, error, message = ERRORS[name]
     with pytest.raises(error, match=f"(?s){message}"):
         read_prior(prior)
+
+
+def improper():
+    numpyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), (2,)))
+
+
+def global_angle(obs):
+    angle = numpyro.sample("angle", dist.VonMises(0.0, 1.0))
+    with obs:
+        numpyro.sample("z", dist.Normal(jnp.zeros(2) + angle, 1).to_event(1))
+
+
+def global_class(obs):
+    kind = numpyro.sample("kind", dist.Categorical(jnp.ones(3) / 3))
+    with obs:
+        numpyro.sample("z", dist.Normal(jnp.zeros(2) + kind, 1).to_event(1))
+
+
+@pytest.mark.parametrize(
+    ("prior", "message"),
+    [
+        (improper, "cannot be drawn from.*improper"),
+        (global_angle, "global prior site 'angle' lives on a circle, but the guide of global sites is Gaussian"),
+        (global_class, "'kind' is discrete"),
+    ],
+)
+def test_what_has_no_guide_or_no_draws_is_refused(prior, message):
+    with pytest.raises(ValueError, match=message):
+        read_prior(prior)
+
+
+def test_another_prior_begins_anew(tiny_program):
+    """Parameters of the prior replaced are forgotten, also where the new one has some of the same name."""
+
+    def other():
+        numpyro.sample("z", dist.Normal(numpyro.param("centre", jnp.ones(())), 1.0).expand([2]).to_event(1))
+
+    moved = tiny_program(prior=learned).replace(prior_params={"centre": jnp.array([2.0, -1.0])})
+    np.testing.assert_array_equal(moved.replace(sampler=moved.sampler).prior_params["centre"], [2.0, -1.0])
+    assert moved.replace(prior=other).prior_params["centre"].shape == ()
+    for wrong in ({"center": jnp.zeros(2)}, {"centre": jnp.zeros(3)}):
+        with pytest.raises(ValueError, match="which the prior does not have in this shape; it has centre"):
+            moved.replace(prior_params=wrong)
+
+
+def test_global_sites_have_no_floor_and_need_the_number_of_observations(tiny_program):
+    """What would be without effect, or weighed by the batch, is refused; a weight of their own is not."""
+    program, options = tiny_program(prior=only_centre), {"target": "joint", "train": ("encoder",), "steps": 1}
+    for setting in ({"free_bits": {"centre": 0.5}}, {"capacity": {"centre": 1.0}}):
+        with pytest.raises(ValueError, match="free_bits or capacity name centre, shared by all observations"):
+            Fit(program, Stage(**setting), **options, observations=10)
+    with pytest.raises(ValueError, match=r"observations must be given with global sites \(centre\)"):
+        Fit(program, Stage(), **options)
+    weighted = Fit(program, Stage(site_beta={"centre": 3.0}), **options, observations=N)
+    beta = weighted.stage.weights_at(0, weighted.sites)
+    arguments = (KEY, program.params(), program.model, program.guide, X)
+    one, three = (ScoreELBO().terms(*arguments, beta=b, total=N)["centre"] for b in (beta["z"], beta))
+    np.testing.assert_allclose(three, 3 * one, rtol=1e-6)
 
 
 def test_a_second_plate_is_refused():
@@ -299,6 +357,11 @@ BAD = {
     "an array": (lambda p: evidence_bound(p, X, key=KEY, levels=2), "give an xarray Dataset with x and u on obs"),
     "no u": (lambda p: p.posterior(dataset().drop_vars("u"), key=KEY), "no variable 'u' on obs, which the prior takes"),
     "not given": (lambda p: p.model(X), r"takes 'u': pass given={'u': array of shape \(6, ...\)}.* got none"),
+    "words": (
+        lambda p: p.observations(dataset(u=np.array(list("abcabc")))),
+        "'u' as numbers, got <U1: write np.unique",
+    ),
+    "not finite": (lambda p: p.observations(dataset(u=np.full(N, np.nan))), "'u', which the prior takes, is NaN"),
     "wrong length": (lambda p: p.model(X, given={"u": U[:2]}), r"of shape \(6, ...\).*got an array of shape \(2,\)"),
 }
 
