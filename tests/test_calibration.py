@@ -10,7 +10,7 @@ import numpy as np
 import numpyro
 from numpyro import distributions as dist
 import pytest
-from scipy.stats import binomtest, kstest
+from scipy.stats import binomtest, kstest, norm
 import xarray as xr
 
 from sami_ppl.calibration import (
@@ -98,6 +98,14 @@ def test_contraction_is_one_minus_the_posterior_variance(exact, model):
     assert found == pytest.approx(1 - np.diagonal(cov), abs=0.05)
 
 
+def ranked(factor, shift, draws=100):
+    """Mean and deviation of Φ⁻¹(PIT) for a posterior of that width and place: finite draws blunt what lies beyond."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=400_000) / factor - shift
+    probit = norm.ppf((rng.binomial(draws, norm.cdf(truth)) + rng.uniform(size=truth.size)) / (draws + 1))
+    return probit.mean(), probit.std()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("factor", "shift", "words", "joint"),
@@ -109,11 +117,15 @@ def test_contraction_is_one_minus_the_posterior_variance(exact, model):
     ],
 )
 def test_broken_guides_are_flagged_in_words(build, model, factor, shift, words, joint):
-    """Negative controls: the size of the mistake is told within four of its standard errors, on every axis."""
+    """Negative controls: the size of the mistake is told within four of its standard errors, on every axis.
+
+    Held against what 100 draws can tell: a factor of 1.43 looks like 1.35.
+    """
     table = calibration_table(calibrated(build(Changed(model, factor, shift))), false_alarm=FALSE_ALARM)
+    mean, width = ranked(factor, shift)
     assert all(str(verdict).startswith(words) for verdict in table["verdict"].values[:-1])
-    assert np.all(np.abs(table["factor"] - 1 / factor)[:-1] < 4 * table["factor_se"][:-1])
-    assert np.all(np.abs(table["shift"] - shift)[:-1] < 4 * table["shift_se"][:-1])
+    assert np.all(np.abs(table["factor"] - width)[:-1] < 4 * table["factor_se"][:-1])
+    assert np.all(np.abs(table["shift"] + mean)[:-1] < 4 * table["shift_se"][:-1])
     assert joint in str(table["verdict"].values[-1])
 
 
