@@ -1,0 +1,39 @@
+"""What a family of posteriors is, and how its scales are bounded."""
+
+import abc
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from numpyro import distributions as dist
+
+
+class AbstractFamily(eqx.Module):
+    """q of the code of one site, given the features of one observation."""
+
+    @abc.abstractmethod
+    def parameters(self, features: Float[Array, " features"]) -> Any:
+        """Parameters of q for one observation, a tree of arrays."""
+
+    @abc.abstractmethod
+    def distribution(self, parameters: Any) -> dist.Distribution:
+        """Law of the site's d coordinates of z, event shape (d,); leading dims of the parameters are its batch."""
+
+    @abc.abstractmethod
+    def moments(self, parameters: Any) -> tuple[Float[Array, "*batch d"], Float[Array, "*batch d"]]:
+        """Mean and standard deviation of every coordinate of z under q."""
+
+
+def check_min_scale(min_scale: float) -> None:
+    """Raise ValueError unless the least scale lies between 0 and the prior's own spread."""
+    if not 0 < min_scale < 1:
+        raise ValueError(f"min_scale must lie between 0 and 1, the prior's own spread, got {min_scale}")
+
+
+def squashed_scale(raw: Float[Array, "*d"], min_scale: float) -> Float[Array, "*d"]:
+    """A standard deviation between `min_scale` and 2, 1 where `raw` is 0."""
+    low, high = math.log(min_scale), math.log(2.0)
+    return jnp.exp(low + (high - low) * jax.nn.sigmoid(raw + math.log(-low / high)))

@@ -1,0 +1,36 @@
+"""Which family a site of a prior has."""
+
+from collections.abc import Callable, Mapping
+
+from sami_ppl.families.base import AbstractFamily
+from sami_ppl.families.directions import Directions
+from sami_ppl.families.gaussian import Diagonal
+from sami_ppl.families.mixture import Mixture
+from sami_ppl.prior import Latents, LatentSite
+
+
+def default_family(site: LatentSite) -> type[AbstractFamily]:
+    """The family that suits a site of a prior unless another is asked for."""
+    if site.manifold is not None:
+        return Directions
+    return Mixture if site.components > 1 else Diagonal
+
+
+def choose_families(latents: Latents, families: Mapping[str, Callable] | None) -> dict[str, Callable]:
+    """The family of every site: the one given, else the one that suits it.
+
+    Raises ValueError for a site that the prior has not, and for a family that cannot live on a site's support.
+    """
+    given = dict(families or {})
+    names = [site.name for site in latents.sites]
+    if unknown := sorted(set(given) - set(names)):
+        raise ValueError(f"families names {', '.join(unknown)}, but the prior's sites are {', '.join(names)}")
+    chosen = {site.name: given.get(site.name, default_family(site)) for site in latents.sites}
+    for site in latents.sites:
+        family = chosen[site.name]
+        if site.manifold is not None and Directions not in (family, getattr(family, "func", None)):
+            raise ValueError(
+                f"prior site {site.name!r} lives on a {site.manifold}, where a Gaussian would tear: leave it out of "
+                "families, or give families.Directions"
+            )
+    return chosen
