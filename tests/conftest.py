@@ -13,6 +13,7 @@ import numpy as np
 import numpyro
 from numpyro import distributions as dist
 import pytest
+from two_priors import PRIORS
 
 from sami_ppl import io, programs
 from sami_ppl.denoiser import GaussianDenoiser, PreconditionedDenoiser
@@ -187,6 +188,24 @@ def tiny_program():
         return Program(prior, denoiser, encoder, **{"sampler": DDIM(6), **changes})
 
     return build
+
+
+@pytest.fixture(scope="module")
+def built():
+    """Programs built once for a module."""
+    return {}
+
+
+@pytest.fixture
+def program(built, tiny_program):
+    """`program(name)`: the tiny program on one of the two priors."""
+
+    def get(name="gaussian"):
+        if name not in built:
+            built[name] = tiny_program(PRIORS[name])
+        return built[name]
+
+    return get
 
 
 def fill(network, size=0.2):

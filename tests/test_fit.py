@@ -1,9 +1,6 @@
-"""The fit loop, its checkpoints and its log: what is trained, what is kept, what an interruption leaves behind."""
+"""The fit loop: what is trained, what is kept, what an interruption leaves behind."""
 
 from dataclasses import replace
-import gc
-import importlib.util
-import json
 import os
 import signal
 import subprocess
@@ -15,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sami_ppl.checkpoint import CheckpointError, Checkpoints
+from sami_ppl.checkpoint import CheckpointError
 from sami_ppl.fit import Batch, Fit, NonFiniteLoss, Stage, batches, fit
-from sami_ppl.history import History, read_history
+from sami_ppl.history import read_history
 from sami_ppl.objective import ScoreELBO
 
 STAGE = Stage(steps=6, batch=8, warmup=2, validate_every=2, learning_rate=1e-2)
@@ -54,48 +51,7 @@ def scripted(monkeypatch, losses):
     return seen
 
 
-# The stage's numbers
-
-
-def test_batches_cover_every_observation_once_an_epoch():
-    epoch = batches(5, 48, 8, 0, 6)
-    assert sorted(epoch.ravel()) == list(range(48))
-    later = batches(5, 48, 8, 6, 6)
-    assert sorted(later.ravel()) == list(range(48))
-    assert not np.array_equal(epoch, later)
-
-
-def test_batches_that_do_not_divide_the_data_run_on_into_the_next_epoch():
-    stream = batches(5, 10, 4, 0, 10).ravel()
-    assert all(sorted(stream[i : i + 10]) == list(range(10)) for i in range(0, 40, 10))
-
-
-def test_batches_are_a_function_of_the_step_alone():
-    whole = batches(5, 10, 4, 0, 9)
-    for first, count in ((0, 3), (3, 1), (4, 5)):
-        assert np.array_equal(batches(5, 10, 4, first, count), whole[first : first + count])
-    assert not np.array_equal(batches(6, 10, 4, 0, 9), whole)
-
-
-@pytest.mark.parametrize(
-    ("epochs", "observations", "steps"), [(1, 64, 8), (3, 64, 24), (1, 65, 9), (2, 3, 1), (None, 64, 6)]
-)
-def test_epochs_set_the_number_of_steps(epochs, observations, steps):
-    assert replace(STAGE, epochs=epochs).count(observations) == steps
-
-
-def test_beta_goes_linearly_to_its_final_value():
-    stage = Stage(beta=1.0, beta_start=0.2, beta_steps=4)
-    assert np.allclose([stage.beta_at(i) for i in range(6)], [0.4, 0.6, 0.8, 1.0, 1.0, 1.0])
-    assert np.allclose([Stage(beta=0.7).beta_at(i) for i in (0, 5)], 0.7)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("steps", 0), ("batch", -1), ("learning_rate", 0.0), ("clip", -1.0), ("ema", 1.0)]
-)
-def test_a_stage_names_the_number_that_is_wrong(name, value):
-    with pytest.raises(ValueError, match=f"{name} must .*{value}"):
-        Stage(**{name: value})
+# Bad input
 
 
 def test_unknown_networks_are_refused(tiny_program):
@@ -273,104 +229,6 @@ def test_finished_run_is_not_run_again(tiny_program, x, monkeypatch, tmp_path):
         lines = str(caught.value).splitlines()
         assert difference in lines[1]
         assert len(lines) == 3, "only what differs is named"
-
-
-# Checkpoints
-
-
-def tree(value):
-    return {"a": jnp.full((3,), float(value)), "key": jax.random.key(value)}
-
-
-# A read that fails half way leaves coroutines of orbax's unawaited: collect them where their warnings are let be.
-half_read = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning"
-)
-
-
-def test_latest_and_best_checkpoint_are_kept(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "c", {"seed": 1})
-    for step, loss in ((1, 5.0), (2, 1.0), (3, 4.0), (4, 3.0)):
-        checkpoints.save(step, tree(step), loss)
-    assert sorted(checkpoints.manager.all_steps()) == [2, 4]
-    restored = checkpoints.restore(tree(0))
-    assert same(restored["a"], tree(4)["a"])
-    assert np.array_equal(jax.random.key_data(restored["key"]), jax.random.key_data(tree(4)["key"]))
-    checkpoints.close()
-
-
-def test_no_checkpoint_yet(tmp_path):
-    assert Checkpoints(tmp_path / "c", {}).restore(tree(0)) is None
-
-
-@half_read
-@pytest.mark.parametrize("part", ["state", "signature"])
-def test_damaged_checkpoint_says_what_to_do(tmp_path, part):
-    checkpoints = Checkpoints(tmp_path / "c", {"seed": 1})
-    checkpoints.save(1, tree(1), 0.0)
-    checkpoints.close()
-    for file in (tmp_path / "c" / "1" / part).rglob("*"):
-        if file.is_file():
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match=r"(?s)step 1.*truncated or damaged: remove that folder") as caught:
-        Checkpoints(tmp_path / "c", {"seed": 1}, resume=True).restore(tree(0))
-    assert str(tmp_path / "c") in str(caught.value)
-    del caught
-    gc.collect()
-
-
-@half_read
-def test_checkpoint_of_another_structure_is_refused(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "c", {})
-    checkpoints.save(1, tree(1), 0.0)
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        checkpoints.restore({"a": jnp.zeros(4), "key": jax.random.key(0)})
-    gc.collect()
-
-
-# The log
-
-
-def test_log_is_cut_at_the_step_that_the_run_goes_on_from(tmp_path):
-    file = tmp_path / "log.jsonl"
-    first = History(file, stage="denoiser")
-    first.add({"step": 2, "loss": np.float32(1.5), "kl": {"z": np.ones(2)}, "own": None})
-    second = History(file, stage="encoder")
-    for step in (2, 4, 6):
-        second.add({"step": step, "loss": float(step)})
-    file.write_text(file.read_text() + '{"stage": "encoder", "step": 8, "lo')
-    third = History(file, keep=4, stage="encoder")
-    third.add({"step": 6, "loss": 60.0})
-    found = [(r["stage"], r["step"], r["loss"]) for r in map(json.loads, file.read_text().splitlines())]
-    assert found == [("denoiser", 2, 1.5), ("encoder", 2, 2.0), ("encoder", 4, 4.0), ("encoder", 6, 60.0)]
-    assert read_history(file)[0]["kl"] == {"z": [1.0, 1.0]}
-    assert [r["step"] for r in third.stage_records()] == [2, 4, 6]
-
-
-@pytest.mark.skipif(importlib.util.find_spec("tensorboardX") is None, reason="needs tensorboardX")
-def test_every_number_goes_to_tensorboard(tmp_path):
-    from tensorboardX.proto.event_pb2 import Event
-
-    history = History(tmp_path / "log.jsonl", stage="encoder")
-    for step in (2, 4, 6):
-        history.add({"step": step, "loss": float(step), "kl": {"z": np.arange(2.0)}, "own": None})
-    found = []
-    for file in (tmp_path / "tensorboard" / "encoder").iterdir():
-        data, at = file.read_bytes(), 0
-        while at < len(data):
-            # A record: length (8 bytes), checksum (4), payload, checksum (4).
-            size = int.from_bytes(data[at : at + 8], "little")
-            event = Event.FromString(data[at + 12 : at + 12 + size])
-            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
-            at += size + 16
-    expected = [(tag, step, v) for step in (2, 4, 6) for tag, v in (("loss", step), ("kl/z/0", 0), ("kl/z/1", 1))]
-    assert sorted(found) == sorted(expected)
-
-
-def test_log_is_written_without_tensorboard(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    History(tmp_path / "log.jsonl").add({"step": 1, "loss": 2.0})
-    assert [p.name for p in tmp_path.iterdir()] == ["log.jsonl"]
 
 
 # Whole fits
