@@ -17,8 +17,9 @@ from jaxtyping import Array, Float, Key
 from numpyro.distributions import Distribution
 
 from sami_ppl.families import AbstractFamily, Diagonal, check_min_scale, choose_families, squashed_scale
+from sami_ppl.latents import Latents
 from sami_ppl.nn.embed import NoiseEmbedding
-from sami_ppl.prior import Given, Latents, Prior, read_prior
+from sami_ppl.prior import Given, Prior, read_prior
 from sami_ppl.schedule import AbstractSchedule
 
 Noise = Literal["full", "variance", "blind"]

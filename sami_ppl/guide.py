@@ -12,7 +12,7 @@ from numpyro import distributions as dist
 from numpyro.primitives import Messenger
 
 from sami_ppl.encoder import AbstractEncoder, FamilyEncoder, diagonal_log_prob
-from sami_ppl.prior import Latents, LatentSite
+from sami_ppl.latents import Latents, LatentSite
 from sami_ppl.supports import elementwise_transform, is_unbounded, normal_base
 
 Beta = Array | float | Mapping[str, Array | float]

@@ -10,21 +10,21 @@ on the observations, a label or a time: the prior is p(z | u).
 """
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
 import functools
 import inspect
 import math
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 import numpy as np
 import numpyro
 from numpyro import distributions as dist
 from numpyro import handlers
-from numpyro.distributions.transforms import Transform, biject_to
+from numpyro.distributions.transforms import biject_to
 
+from sami_ppl.latents import Latents, LatentSite
 from sami_ppl.supports import manifold, normal_base
 
 Prior = Callable[..., Any]
@@ -32,113 +32,6 @@ Prior = Callable[..., Any]
 
 Given = Mapping[str, Array | np.ndarray]
 """The variables that a prior takes, by name, each (obs, ...)."""
-
-
-@dataclass(frozen=True, eq=False)
-class LatentSite:
-    """One site of the prior and its place in the code z.
-
-    Coordinates of z are unconstrained, but for directions: the code of an angle is (cos, sin), that of a unit vector
-    itself; `manifold` says so. `components`: of a mixture prior, else 1. `standard`: a fixed Normal, so that
-    the prior of z is N(0, I).
-    """
-
-    name: str
-    event_shape: tuple[int, ...]
-    dims: tuple[str, ...]
-    transform: Transform
-    unconstrained_shape: tuple[int, ...]
-    start: int
-    shift: np.ndarray
-    scale: np.ndarray
-    standard: bool
-    manifold: Literal["circle", "sphere"] | None = None
-    components: int = 1
-
-    @property
-    def size(self) -> int:
-        """Number of unconstrained coordinates."""
-        return math.prod(self.unconstrained_shape)
-
-    @property
-    def code(self) -> slice:
-        """The coordinates of the code z that belong to this site."""
-        return slice(self.start, self.start + self.size)
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """One label per coordinate: the site's name, indexed where it has several."""
-        if self.unconstrained_shape == ():
-            return (self.name,)
-        return tuple(f"{self.name}[{','.join(map(str, i))}]" for i in np.ndindex(self.unconstrained_shape))
-
-    def to_code(self, value: Float[Array, "*batch_and_event"]) -> Float[Array, "*batch d"]:
-        """Site value → its coordinates of z."""
-        batch = value.shape[: value.ndim - len(self.event_shape)]
-        unconstrained = jnp.asarray(self.transform.inv(value)).reshape((*batch, self.size))
-        return (unconstrained - jnp.asarray(self.shift, value.dtype)) / jnp.asarray(self.scale, value.dtype)
-
-    def from_code(self, z: Float[Array, "*batch d"]) -> Float[Array, "*batch_and_event"]:
-        """Coordinates of z → site value."""
-        unconstrained = jnp.asarray(self.shift, z.dtype) + jnp.asarray(self.scale, z.dtype) * z
-        return jnp.asarray(self.transform(unconstrained.reshape(z.shape[:-1] + self.unconstrained_shape)))
-
-
-@dataclass(frozen=True, eq=False)
-class Latents:
-    """The sites of a prior, in the order of the program, and the code z that those of one observation make up.
-
-    `shared`: global sites, outside the plate over observations; they are no part of z. `params`: what the prior learns,
-    by the name of its `numpyro.param`, as it begins. `arguments`: the variables of the data that the prior takes.
-    """
-
-    sites: tuple[LatentSite, ...]
-    shared: tuple[LatentSite, ...] = ()
-    params: Mapping[str, Any] = field(default_factory=dict)
-    arguments: tuple[str, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """D, the number of coordinates of z."""
-        return sum(site.size for site in self.sites)
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """One label per coordinate of z."""
-        return tuple(label for site in self.sites for label in site.axes)
-
-    def to_code(self, values: Mapping[str, Array]) -> Float[Array, "*batch D"]:
-        """Site values → z."""
-        return jnp.concatenate([site.to_code(jnp.asarray(values[site.name])) for site in self.sites], axis=-1)
-
-    def from_code(self, z: Float[Array, "*batch D"]) -> dict[str, Array]:
-        """Z → site values."""
-        return {site.name: site.from_code(z[..., site.code]) for site in self.sites}
-
-    def onto_support(self, z: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        """The nearest codes that a value has: directions get length 1, other coordinates stay."""
-        parts = []
-        for site in self.sites:
-            part = z[..., site.code]
-            if site.manifold is not None:
-                vectors = part.reshape(*part.shape[:-1], -1, site.unconstrained_shape[-1])
-                length = jnp.sqrt(jnp.sum(vectors**2, -1, keepdims=True) + 1e-12)
-                part = (vectors / length).reshape(part.shape)
-            parts.append(part)
-        return jnp.concatenate(parts, axis=-1)
-
-    def describe(self) -> str:
-        """A table of the factors: site, shape, support's transform, coordinates of z."""
-        rows = [("site", "shape", "dims", "from unconstrained space", "axes of z")]
-        for site in self.sites:
-            shape = "×".join(map(str, site.event_shape)) or "scalar"
-            span = f"{site.start}" if site.size == 1 else f"{site.start}–{site.start + site.size - 1}"
-            rows.append((site.name, shape, ", ".join(site.dims), type(site.transform).__name__, span))
-        for site in self.shared:
-            shape = "×".join(map(str, site.event_shape)) or "scalar"
-            rows.append((site.name, shape, ", ".join(site.dims), type(site.transform).__name__, "global"))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def read_prior(prior: Prior, given: "Given | Frozen | None" = None) -> Latents:

@@ -21,7 +21,8 @@ from sami_ppl.denoiser import AbstractDenoiser
 from sami_ppl.encoder import AbstractEncoder, DiagonalEncoder, RotatedEncoder
 from sami_ppl.guidance import check_pair
 from sami_ppl.guide import Beta, initial_guide, sample_latents, sample_shared, scale_sites
-from sami_ppl.prior import Frozen, Given, Latents, Prior, check_numbers, read_prior, sample_prior
+from sami_ppl.latents import Latents
+from sami_ppl.prior import Frozen, Given, Prior, check_numbers, read_prior, sample_prior
 from sami_ppl.sampler import AbstractSampler, StochasticDPMSolver
 
 NETWORKS = ("denoiser", "encoder")

@@ -22,7 +22,7 @@ from tqdm.auto import trange
 from sami_ppl.diagnostics.dimension import manifold_dimension
 from sami_ppl.encoder import AbstractEncoder
 from sami_ppl.fit import batches
-from sami_ppl.prior import Latents
+from sami_ppl.latents import Latents
 from sami_ppl.program import Program
 
 

@@ -18,6 +18,7 @@ LAYERS = (
         "nn",
         "schedule",
         "supports",
+        "latents",
         "prior",
         "versions",
         "history",

@@ -14,7 +14,7 @@ import xarray as xr
 from sami_ppl import plots
 from sami_ppl.analyses.codes import CODE_UNITS, observations
 from sami_ppl.generate import decode, generate
-from sami_ppl.prior import Latents
+from sami_ppl.latents import Latents
 from sami_ppl.program import Program
 from sami_ppl.sampler import AbstractSampler
 

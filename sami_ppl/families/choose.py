@@ -6,7 +6,7 @@ from sami_ppl.families.base import AbstractFamily
 from sami_ppl.families.directions import Directions
 from sami_ppl.families.gaussian import Diagonal
 from sami_ppl.families.mixture import Mixture
-from sami_ppl.prior import Latents, LatentSite
+from sami_ppl.latents import Latents, LatentSite
 
 
 def default_family(site: LatentSite) -> type[AbstractFamily]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpyro import distributions as dist
 
 from sami_ppl.families.base import AbstractFamily, squashed_scale
-from sami_ppl.prior import LatentSite
+from sami_ppl.latents import LatentSite
 
 
 class Diagonal(AbstractFamily):

@@ -10,7 +10,7 @@ from numpyro import distributions as dist
 from numpyro.distributions import constraints
 
 from sami_ppl.families.base import AbstractFamily, squashed_scale
-from sami_ppl.prior import LatentSite
+from sami_ppl.latents import LatentSite
 
 
 class Mixture(AbstractFamily):
