@@ -3,11 +3,12 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3; do command -v $$p >/de
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+SITE := .venv/.site
 
 # Large pages for large arrays: steps of a U-Net take a quarter less time on Linux (glibc 2.35 and later).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo check test bench clean install
+.PHONY: demo check test docs bench clean install
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -16,6 +17,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python && $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))' || \
 	  { rm -rf .venv; $(PYTHON) -m venv .venv; }
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(SITE): $(INSTALLED)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@
 
 demo: $(INSTALLED)
@@ -27,12 +32,16 @@ check: $(INSTALLED)
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q -m "not slow" -n 2
 
-test: $(INSTALLED)
+test: $(SITE)
 	$(BIN)/python -m pytest -n 2
+
+# The documentation as a site, docs/_build/index.html; its code is run by `make test`, not here.
+docs: $(SITE)
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
 
 # Times of steps against each other and against this machine's own ceilings; BENCH=--quick for two configurations.
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.steps $(BENCH)
 
 clean:
-	rm -rf .venv runs dist build
+	rm -rf .venv runs dist build docs/_build
