@@ -277,29 +277,52 @@ class Program(eqx.Module):
                 + ("; add the leading dim: x[None]" if jnp.shape(x) == self.event_shape else "")
             )
 
+    def observed(
+        self, data: xr.Dataset | Array | np.ndarray, *, at_least: int = 1, why: str = ""
+    ) -> Float[np.ndarray, "obs *event"]:
+        """Observations x, of an array or of a Dataset with the variable x.
+
+        Raises ValueError for another shape, for no observations, and for fewer than `at_least`, saying `why`.
+        """
+        if isinstance(data, xr.Dataset):
+            self._check_variable(data, "x")
+        x: Any = data["x"].values if isinstance(data, xr.Dataset) else data
+        self.check_observations(x)
+        if len(x) == 0:
+            raise ValueError("data holds no observations: give an array of shape (obs, *event)")
+        if len(x) < at_least:
+            raise ValueError(f"{why or 'x'} needs at least {at_least} observations, got {len(x)}: give more of them")
+        return _floating(x)
+
     def observations(self, data: xr.Dataset | Array | np.ndarray) -> tuple[Float[np.ndarray, "obs *event"], Given]:
         """Observations x and the variables that the prior takes, of an array of x or a Dataset with all of them.
 
         Raises ValueError for observations of another shape, and for a variable that is missing, or no finite number.
         """
         named = self.latents.arguments
-        if not isinstance(data, xr.Dataset):
-            if named:
-                raise ValueError(
-                    f"the prior takes {', '.join(named)}: give an xarray Dataset with x and {', '.join(named)} on obs"
-                )
-            self.check_observations(data)
-            return _floating(data), {}
-        for name in ("x", *named):
-            if name not in data.data_vars or data[name].dims[:1] != ("obs",):
-                raise ValueError(
-                    f"data has no variable {name!r} on obs{'' if name == 'x' else ', which the prior takes'}; its "
-                    f'variables are {", ".join(map(str, data.data_vars))}: write data.assign({name}=("obs", values))'
-                )
-        self.check_observations(data["x"].values)
+        x = self.observed(data)
+        if named and not isinstance(data, xr.Dataset):
+            raise ValueError(
+                f"the prior takes {', '.join(named)}: give an xarray Dataset with x and {', '.join(named)} on obs"
+            )
+        for name in named:
+            self._check_variable(data, name)
         given = {name: data[name].values for name in named}
         check_numbers(given)
-        return _floating(data["x"].values), given
+        return x, given
+
+    def _check_variable(self, data: Any, name: str) -> None:
+        if name in data.data_vars and data[name].dims[:1] == ("obs",):
+            return
+        taken, write = (
+            ("the observations", 'rename({"<name>": "x"}) or data.transpose("obs", ...)')
+            if name == "x"
+            else ("which the prior takes", f'assign({name}=("obs", values))')
+        )
+        raise ValueError(
+            f"data has no variable {name!r} on obs, {taken}; its variables are {', '.join(map(str, data.data_vars))}: "
+            f"write data.{write}"
+        )
 
     def posterior(self, data: Any, **arguments: Any) -> Any:
         """Posterior of observations as an ArviZ DataTree: `sami_ppl.posterior.posterior(self, data, ...)`."""
@@ -339,6 +362,11 @@ class Program(eqx.Module):
 def _floating(x: Any) -> np.ndarray:
     x = np.asarray(x)
     return x if x.dtype.kind == "f" else x.astype(np.float32)
+
+
+def obs_labels(data: Any, count: int) -> np.ndarray:
+    """Labels of `count` observations: the coordinate obs of a Dataset, else their numbers."""
+    return data["obs"].values if isinstance(data, xr.Dataset) and "obs" in data.coords else np.arange(count)
 
 
 def default_event_dims(event_shape: tuple[int, ...]) -> tuple[str, ...]:

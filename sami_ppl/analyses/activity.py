@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl import plots
-from sami_ppl.analyses.codes import CODE_UNITS, axis_dataset, marginal_variance, observations
+from sami_ppl.analyses.codes import CODE_UNITS, axis_dataset, marginal_variance
 from sami_ppl.program import Program
 
 TOLERANCE = 0.1
@@ -22,7 +22,7 @@ def axis_activity(program: Program, x: Float[Array | np.ndarray, "obs *event"]) 
     On `axis`: `mean` and `variance` of s² over observations, `kind`. An axis of a direction (angle, unit vector) has no
     prior spread 1 and is never passive by this measure. Raises ValueError for fewer than 2 observations.
     """
-    x = observations(program, x, at_least=2, why="a variance over observations")
+    x = program.observed(x, at_least=2, why="a variance over observations")
     loc, scale = program.encode(x)
     variance = marginal_variance(scale, loc).astype(np.float64)
     mean, spread = variance.mean(0), variance.var(0)

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 import xarray as xr
 
 from sami_ppl import plots
-from sami_ppl.analyses.codes import ACTIVE_VARIANCE, axis_dataset, observations, posterior_means
+from sami_ppl.analyses.codes import ACTIVE_VARIANCE, axis_dataset, posterior_means
 from sami_ppl.program import Program
 
 STRENGTHS = tuple(np.geomspace(1e-3, 1e2, 26).tolist())
@@ -56,7 +56,7 @@ def attribute_sparsity(
     attribute, for one that has not exactly two values in both parts, and if all axes have collapsed.
     """
     names = _binary(data, attributes)
-    x = observations(program, data["x"].values, at_least=20, why="a probe and its score")
+    x = program.observed(data["x"].values, at_least=20, why="a probe and its score")
     means = posterior_means(program, x)
     active = np.flatnonzero(means.var(0) > ACTIVE_VARIANCE)
     split_key, shuffle_key = jax.random.split(key)

@@ -1,4 +1,4 @@
-"""What the analyses share: observations checked, moments and draws of their codes, chunk by chunk on the host."""
+"""What the analyses share: moments and draws of their codes, chunk by chunk on the host."""
 
 from typing import Any
 
@@ -18,16 +18,6 @@ CHUNK = 256
 CODE_UNITS = "spreads of the prior"
 ACTIVE_VARIANCE = 0.05
 """An axis is active if its posterior means vary by more than this; the prior's variance is 1."""
-
-
-def observations(program: Program, x: Any, *, at_least: int = 1, why: str = "") -> Float[np.ndarray, "obs *event"]:
-    """The observations in float32. Raises ValueError for another shape, and for fewer than `at_least`, saying `why`."""
-    if isinstance(x, xr.Dataset):
-        raise ValueError("x must be an array (obs, *event), got a Dataset: write data.x.values")
-    program.check_observations(x)
-    if len(x) < at_least:
-        raise ValueError(f"{why or 'x'} needs at least {at_least} observations, got {len(x)}: give more of them")
-    return np.asarray(x, np.float32)
 
 
 def marginal_variance(scale: Float[Array | np.ndarray, "*batch"], loc: Any) -> Any:

@@ -22,7 +22,6 @@ from sami_ppl.analyses.codes import (
     CODE_UNITS,
     axis_dataset,
     draw_codes,
-    observations,
     posterior_means,
     read_factors,
 )
@@ -47,7 +46,7 @@ def factor_grid(program: Program, data: xr.Dataset, factors: Sequence[str], *, b
     if isinstance(factors, str) or not len(factors):
         raise ValueError(f'factors must be a list of names, such as ["centre_x", "centre_y"], got {factors!r}')
     read_factors(data, factors)  # its errors; the values are taken as they are
-    x = observations(program, data["x"].values, at_least=2, why="a grid of factors")
+    x = program.observed(data["x"].values, at_least=2, why="a grid of factors")
     means = program.encode(x)[0].astype(np.float64)
     cells = [_cells(np.asarray(data[name].values, float), name, bins) for name in factors]
     shape = tuple(len(centres) for _, centres in cells)
@@ -163,7 +162,7 @@ def association(
     ValueError where there are none, for constant ones, if all axes have collapsed, and for fewer than 40 observations.
     """
     values, names = read_factors(data, factors)
-    x = observations(program, data["x"].values, at_least=40, why="a fit and its score on the other half")
+    x = program.observed(data["x"].values, at_least=40, why="a fit and its score on the other half")
     if constant := [name for name, column in zip(names, values.T, strict=True) if np.ptp(column) == 0]:
         raise ValueError(f"factors {', '.join(constant)} do not vary, so that nothing follows them: leave them out")
     if draws < 1 or resamples < 1 or not 0 < level < 1:

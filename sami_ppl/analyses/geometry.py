@@ -21,7 +21,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl import plots
-from sami_ppl.analyses.codes import CHUNK, CODE_UNITS, axis_dataset, marginal_variance, observations
+from sami_ppl.analyses.codes import CHUNK, CODE_UNITS, axis_dataset, marginal_variance
 from sami_ppl.chunks import padded_chunks
 from sami_ppl.encoder import FamilyEncoder
 from sami_ppl.generate import decode
@@ -44,7 +44,7 @@ def posterior_covariance_spectrum(
     length 1, its largest coordinate positive; `mean` (obs, axis). A Gaussian posterior of the whole code has its
     covariance in closed form; of other families (`FamilyEncoder`) it is that of 4,096 draws, as `attrs["from"]` says.
     """
-    x = observations(program, x)
+    x = program.observed(x)
     means, scale = program.encode(x)
     if isinstance(program.encoder, FamilyEncoder):
         covariance = _sampled_covariance(program, x, key)
@@ -115,7 +115,7 @@ def _variance_gradients(program: Program, x: Array) -> Array:
 
 def sensitivity(program: Program, x: Float[Array | np.ndarray, "obs *event"], *, chunk: int = CHUNK) -> xr.Dataset:
     """`sensitivity` (obs, axis): ‖∇_x Var_q(z_j | x)‖, in squared spreads of the prior per unit of x."""
-    x = observations(program, x)
+    x = program.observed(x)
     parts = [
         np.asarray(_variance_gradients(program, jnp.asarray(x[rows])))[:n] for rows, n in padded_chunks(len(x), chunk)
     ]
@@ -141,7 +141,7 @@ def coherence(
 
     Raises ValueError for fewer than 2 observations, and where no axis changes any.
     """
-    x = observations(program, x, at_least=2, why="a mean over pairs of observations")
+    x = program.observed(x, at_least=2, why="a mean over pairs of observations")
     means, size = program.encode(x)[0], program.latents.size
     codes = means[:, None] + step * np.concatenate([np.zeros((1, size)), np.eye(size)])[None]
     codes = np.asarray(program.latents.onto_support(jnp.asarray(codes, jnp.float32)))
@@ -189,7 +189,7 @@ def axis_geometry(
     variance, and `noisy_variance`, that at noise level `log_snr`; `sensitivity`, its mean over observations;
     `coherence`, `coherence_se` and `change` from the first `pairs_of` observations. Raises what `coherence` raises.
     """
-    x = observations(program, x, at_least=2, why="a variance over observations")
+    x = program.observed(x, at_least=2, why="a variance over observations")
     noise_key, sample_key = jax.random.split(key)
     loc, scale = program.encode(x)
     noisy = _noisy_variance(program, x, noise_key, log_snr)

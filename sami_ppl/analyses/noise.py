@@ -1,5 +1,7 @@
 """What noise leaves of the code, and what the code gives to the denoiser, noise level by noise level."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl import plots
-from sami_ppl.analyses.codes import CHUNK, CODE_UNITS, axis_dataset, draw_codes, marginal_variance, observations
+from sami_ppl.analyses.codes import CHUNK, CODE_UNITS, axis_dataset, draw_codes, marginal_variance
 from sami_ppl.chunks import padded_chunks
 from sami_ppl.guidance import guidance
 from sami_ppl.program import Program
@@ -23,6 +25,17 @@ def noise_levels(program: Program, levels: int) -> Float[Array, " levels"]:
         raise ValueError(f"levels must be at least 2, the two ends of the noise range, got {levels}")
     schedule = program.denoiser.schedule
     return jnp.linspace(schedule.log_snr_min, schedule.log_snr_max, levels)
+
+
+def _by_level(
+    function: Callable[..., tuple[Array, ...]], key: Array, chunk: int, *values: np.ndarray
+) -> list[Float[np.ndarray, "levels obs *rest"]]:
+    """What `function(key, *batch)` gives at every noise level, chunk by chunk of observations, in double precision."""
+    parts = []
+    for i, (rows, count) in enumerate(padded_chunks(len(values[0]), chunk)):
+        found = jax.device_get(function(jax.random.fold_in(key, i), *(jnp.asarray(value[rows]) for value in values)))
+        parts.append([leaf[:, :count] for leaf in found])
+    return [np.concatenate(part, axis=1).astype(np.float64) for part in zip(*parts, strict=True)]
 
 
 @eqx.filter_jit
@@ -59,13 +72,9 @@ def posterior_by_noise(
     Axes come in the order of `explained` at λmin, the one that survives most noise first; the coordinate `rank` says
     so, from 1. One noise ε per observation, the same at all levels. Raises ValueError for fewer than 2 observations.
     """
-    x = observations(program, x, at_least=2, why="a variance over observations")
+    x = program.observed(x, at_least=2, why="a variance over observations")
     lam = noise_levels(program, levels)
-    parts = []
-    for i, (rows, count) in enumerate(padded_chunks(len(x), chunk)):
-        found = jax.device_get(_posteriors(program, jnp.asarray(x[rows]), jax.random.fold_in(key, i), lam))
-        parts.append([leaf[:, :count] for leaf in found])
-    loc, variance = (np.concatenate(part, axis=1).astype(np.float64) for part in zip(*parts, strict=True))
+    loc, variance = _by_level(lambda key, x: _posteriors(program, x, key, lam), key, chunk, x)
     across, within = loc.var(axis=1, ddof=1), variance.mean(axis=1)
     total = np.maximum(across + within, 1e-30)
     explained, dims = across / total, ("log_snr", "axis")
@@ -109,20 +118,22 @@ def plot_posterior_by_noise(found: xr.Dataset) -> Figure:
 
 
 @eqx.filter_jit
-def _errors(program: Program, x: Array, own: Array, other: Array, key: Array, levels: Array) -> Array:
-    """‖x − x̂‖² (levels, 3, obs): without z, with the own z, with another's."""
+def _errors(
+    program: Program, x: Array, own: Array, other: Array, key: Array, levels: Array
+) -> tuple[Array, ...]:
+    """‖x − x̂‖² (levels, obs): without z, with the own z, with another's."""
     schedule = program.denoiser.schedule
     eps = jax.random.normal(key, x.shape, x.dtype)
 
-    def one(x: Array, own: Array, other: Array, eps: Array, log_snr: Array) -> Array:
+    def one(x: Array, own: Array, other: Array, eps: Array, log_snr: Array) -> tuple[Array, ...]:
         x_noisy = schedule.add_noise(x, log_snr, eps)
         x_hat = program.denoiser.x_hat(x_noisy, log_snr)
         gain = schedule.sigma(log_snr) ** 2 / schedule.alpha(log_snr)
         steered = [x_hat + gain * guidance(program.encoder, z, x_noisy, log_snr) for z in (own, other)]
-        return jnp.stack([jnp.sum((x - hat) ** 2) for hat in (x_hat, *steered)])
+        return tuple(jnp.sum((x - hat) ** 2) for hat in (x_hat, *steered))
 
-    def at(log_snr: Array) -> Array:
-        return jax.vmap(one, in_axes=(0, 0, 0, 0, None), out_axes=1)(x, own, other, eps, log_snr)
+    def at(log_snr: Array) -> tuple[Array, ...]:
+        return jax.vmap(one, in_axes=(0, 0, 0, 0, None))(x, own, other, eps, log_snr)
 
     return jax.lax.map(at, levels)
 
@@ -146,16 +157,13 @@ def variance_reduction(
 
     Raises ValueError for fewer than 2 observations.
     """
-    x = observations(program, x, at_least=2, why="another observation's code")
+    x = program.observed(x, at_least=2, why="another observation's code")
     lam = noise_levels(program, levels)
     code_key, noise_key = jax.random.split(key)
     z = draw_codes(program, x, code_key, chunk=chunk)
-    other, parts = np.roll(z, 1, axis=0), []
-    for i, (rows, count) in enumerate(padded_chunks(len(x), chunk)):
-        batch, mine, others = (jnp.asarray(values[rows]) for values in (x, z, other))
-        errors = _errors(program, batch, mine, others, jax.random.fold_in(noise_key, i), lam)
-        parts.append(np.asarray(errors)[:, :, :count])
-    plain, own, shuffled = np.moveaxis(np.concatenate(parts, axis=2).astype(np.float64), 1, 0)
+    plain, own, shuffled = _by_level(
+        lambda key, *batch: _errors(program, *batch, key, lam), noise_key, chunk, x, z, np.roll(z, 1, axis=0)
+    )
     base, ratio = plain.mean(1), own.mean(1) / plain.mean(1)
     # The error of a ratio of means, to first order.
     se = (own - ratio[:, None] * plain).std(1, ddof=1) / base / np.sqrt(len(x))

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl import plots
-from sami_ppl.analyses.codes import observations, posterior_means
+from sami_ppl.analyses.codes import posterior_means
 from sami_ppl.program import Program
 
 STILL = 1e-5
@@ -65,7 +65,7 @@ def straightness(
             + ("; add the leading dim: clips[None]" if clips.shape[1:] == program.event_shape else "")
         )
     count, frames = clips.shape[:2]
-    codes = posterior_means(program, observations(program, clips.reshape(-1, *program.event_shape)))
+    codes = posterior_means(program, program.observed(clips.reshape(-1, *program.event_shape)))
     codes, pixels = codes.reshape(count, frames, -1), clips.reshape(count, frames, -1)
     size = codes.shape[-1]
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl import plots
-from sami_ppl.analyses.codes import CODE_UNITS, observations
+from sami_ppl.analyses.codes import CODE_UNITS
 from sami_ppl.generate import decode, generate
 from sami_ppl.latents import Latents
 from sami_ppl.program import Program
@@ -91,7 +91,7 @@ def traverse(
     if isinstance(directions, str | Mapping) or (isinstance(directions, np.ndarray) and directions.ndim == 1):
         directions = [directions]
     vectors, labels = zip(*(direction_vector(program.latents, d) for d in directions), strict=True)
-    start = observations(program, np.asarray(x)[None])
+    start = program.observed(np.asarray(x)[None])
     codes = line_codes(program.latents, program.encode(start)[0][0], np.stack(vectors), steps, origin=origin)
     return _sampled(program, codes, labels, steps, key, sampler, "multiples of the direction").assign(
         start=(program.event_dims, start[0])
@@ -114,7 +114,7 @@ def interpolate(
     """
     if steps < 2:
         raise ValueError(f"steps must be at least 2, the two ends, got {steps}")
-    ends = observations(program, np.stack([np.asarray(x_from), np.asarray(x_to)]))
+    ends = program.observed(np.stack([np.asarray(x_from), np.asarray(x_to)]))
     z = program.encode(ends)[0]
     share = np.linspace(0.0, 1.0, steps)
     codes = line_codes(program.latents, z[0], (z[1] - z[0])[None], share.tolist())
@@ -171,7 +171,7 @@ def conditional_samples(
 
     `x` (obs, draw, *event) and `start` (obs, *event), the observations. Raises ValueError for fewer than 1 draw.
     """
-    x = observations(program, x)
+    x = program.observed(x)
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")
     samples = generate(program, key=key, x=np.repeat(x, draws, axis=0), sampler=sampler)

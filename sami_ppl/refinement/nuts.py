@@ -11,7 +11,7 @@ import xarray as xr
 
 from sami_ppl.history import progress_bar
 from sami_ppl.program import Program
-from sami_ppl.refinement.result import observations, result
+from sami_ppl.refinement.result import result
 from sami_ppl.refinement.target import Table, log_joint, tables
 
 
@@ -37,7 +37,7 @@ def nuts(
     for name, value in (("draws", draws), ("warmup", warmup), ("chains", chains)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    x, data = observations(program, data)
+    x = program.observed(data)
     table_key, start_key, chain_key, result_key = jax.random.split(key, 4)
     found = tables(program, x, table_key, levels)
     sample = jax.jit(partial(_sample, program, warmup, draws))

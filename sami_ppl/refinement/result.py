@@ -10,28 +10,15 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl.guide import code_log_prob, sample_code
-from sami_ppl.program import Program
+from sami_ppl.program import Program, obs_labels
 from sami_ppl.refinement.target import Table, log_joint, tables
 
 PAIRS = 64
 
 
-def observations(
-    program: Program, data: xr.Dataset | Array | np.ndarray
-) -> tuple[Float[np.ndarray, "obs *event"], xr.Dataset]:
-    """The observations as an array, and with their labels. Raises ValueError for another shape, or where none are."""
-    x = np.asarray(data["x"].values if isinstance(data, xr.Dataset) else data, np.float32)
-    program.check_observations(x)
-    if len(x) == 0:
-        raise ValueError("data holds no observations: give an array of shape (obs, *event)")
-    if isinstance(data, xr.Dataset):
-        return x, data
-    return x, xr.Dataset({"x": (("obs", *program.event_dims), x)})
-
-
 def result(
     program: Program,
-    data: xr.Dataset,
+    data: xr.Dataset | Array | np.ndarray,
     codes: Float[np.ndarray, "chain draw obs D"],
     *,
     key: Key[Array, ""],
@@ -47,7 +34,7 @@ def result(
     `gain_se`, on a noise set that neither has seen.
     """
     amortised_key, table_key, gain_key = jax.random.split(key, 3)
-    x = np.asarray(data["x"].values, np.float32)
+    x = program.observed(data)
     shape, axes = codes.shape[:2], list(program.latents.axes)
     draw = eqx.filter_jit(_amortised)
     plain = np.asarray(draw(program, jnp.asarray(x), jax.random.split(amortised_key, shape[0] * shape[1])))
@@ -61,7 +48,7 @@ def result(
     dims = {site.name: ["obs", *site.dims] for site in program.latents.sites}
     dims |= {"x": ["obs", *program.event_dims], "code": ["obs", "axis"]}
     dims |= {name: ["obs"] for name in sample_stats or {}}
-    labels = data.coords["obs"].values if "obs" in data.coords else np.arange(len(x))
+    labels = obs_labels(data, len(x))
     tree = az.from_dict(groups, dims=dims, coords={"obs": labels, "axis": axes}, attrs={"/": {"noise_levels": levels}})
 
     loc, scale = program.encode(x)

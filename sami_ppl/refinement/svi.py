@@ -11,7 +11,7 @@ import xarray as xr
 
 from sami_ppl.history import progress_bar
 from sami_ppl.program import Program
-from sami_ppl.refinement.result import observations, result
+from sami_ppl.refinement.result import result
 from sami_ppl.refinement.target import Table, log_joint, tables
 
 PAIRS, LEARNING_RATE = 8, 0.1
@@ -40,7 +40,7 @@ def svi(
     for name, value in (("draws", draws), ("steps", steps)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    x, data = observations(program, data)
+    x = program.observed(data)
     table_key, fit_key, draw_key, result_key = jax.random.split(key, 4)
     fit = jax.jit(partial(_fit, program, steps))
     codes = []
