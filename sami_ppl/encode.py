@@ -43,18 +43,14 @@ def encode(
         raise FileExistsError(f"out {out} exists and is not overwritten: give a new folder")
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1 observation, got {chunk}")
-    if not isinstance(data, xr.Dataset):
-        data = open_data(data)
-    check_shape(data, event_shape=program.event_shape)
-    if data["x"].dtype != np.uint8 and data["x"].dtype.kind != "f":
-        raise TypeError(f"x must be floating point or uint8, got {data['x'].dtype}: store it as one of them")
+    data = opened(program, data)
     count = data.sizes["obs"]
     size = min(chunk, count)
     posterior = jax.jit(jax.vmap(program.encoder.posterior))
     part = out.with_name(out.name + ".part")
     arrays, start = _create(part, program, data, size), 0
     with progress_bar(count, 0, "encode", show=progress) as bar:
-        for batch in _batches(data["x"], size):
+        for batch in batches(data["x"], size):
             rows = np.minimum(np.arange(size), len(batch) - 1)  # the last batch is filled up
             for array, values in zip(arrays, jax.device_get(posterior(jnp.asarray(batch[rows]))), strict=True):
                 array[start : start + len(batch)] = values[: len(batch)]
@@ -62,6 +58,21 @@ def encode(
             bar.update(len(batch))
     part.rename(out)
     return xr.open_dataset(out, engine="zarr", consolidated=False)
+
+
+def opened(program: Program, data: xr.Dataset | str | Path) -> xr.Dataset:
+    """Data opened by their path, or as they are, checked as `encode` says, without reading any values."""
+    if not isinstance(data, str | Path | xr.Dataset):
+        raise TypeError(
+            f"data must be a path or an xarray.Dataset to be streamed, got {type(data).__name__}: write "
+            'xr.Dataset({"x": (("obs", "feature"), array)})'
+        )
+    if not isinstance(data, xr.Dataset):
+        data = open_data(data)
+    check_shape(data, event_shape=program.event_shape)
+    if data["x"].dtype != np.uint8 and data["x"].dtype.kind != "f":
+        raise TypeError(f"x must be floating point or uint8, got {data['x'].dtype}: store it as one of them")
+    return data
 
 
 def _create(folder: Path, program: Program, data: xr.Dataset, size: int) -> list[zarr.Array]:
@@ -80,7 +91,7 @@ def _create(folder: Path, program: Program, data: xr.Dataset, size: int) -> list
     ]  # fmt: skip
 
 
-def _batches(x: xr.DataArray, size: int) -> Iterator[np.ndarray]:
+def batches(x: xr.DataArray, size: int) -> Iterator[np.ndarray]:
     """Batches of `size` observations in float32, the last one shorter, cut from whole chunks of the store."""
     stored = x.encoding.get("preferred_chunks", {}).get("obs", size)
     block = -(-size // stored) * stored

@@ -1,5 +1,6 @@
 """The evidence bound of every observation, in nats, by its parts, with the noise of its estimate."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -20,30 +21,38 @@ from sami_ppl.schedule import NoiseProposal
 class LatentDraw(NamedTuple):
     """One draw of the factors of each observation from the guide.
 
-    `z`: codes (obs, D). `kl`: KL(q ‖ p) in nats per axis of z, in closed form where there is one, else at the draw; a
-    site whose axes depend on each other shares its KL evenly among them. `log_q`, `log_p`: densities of the draw under
-    guide and prior, on the factors' own supports, in nats.
+    `values`: the factors, `z`: their codes (obs, D). `kl`: KL(q ‖ p) in nats per axis of z, in closed form where there
+    is one, else at the draw; a site whose axes depend on each other shares its KL evenly among them. `log_q`, and
+    `log_p` by site: densities of the draw under guide and prior, on the factors' own supports, in nats.
     """
 
+    values: dict[str, Array]
     z: Float[Array, "obs D"]
     kl: Float[Array, "obs D"]
     log_q: Float[Array, " obs"]
-    log_p: Float[Array, " obs"]
+    log_p: dict[str, Float[Array, " obs"]]
 
 
 def draw_latents(
-    program: Program, x: Float[Array, "obs *event"], key: Key[Array, ""], given: Given | None = None
+    program: Program,
+    x: Float[Array, "obs *event"],
+    key: Key[Array, ""],
+    given: Given | None = None,
+    shared: Mapping[str, Array] | None = None,
 ) -> LatentDraw:
-    """Draw the factors from the guide, and score the draw, at the variables that the prior takes."""
-    model, guide = traces(key, program.params(), program.model, program.guide, x, given=given)
-    values, kls, log_q, log_p = {}, [], jnp.zeros(len(x)), jnp.zeros(len(x))
+    """Draw the factors from the guide, and score the draw, at the variables that the prior takes.
+
+    `shared`: values of global sites, else drawn too.
+    """
+    params = program.params() | dict(shared or {})
+    model, guide = traces(key, params, program.model, program.guide, x, given=given)
+    values, kls, log_q, log_p = {}, [], jnp.zeros(len(x)), {}
     for site in program.latents.sites:
         value, q, p = guide[site.name]["value"], guide[site.name]["fn"], model[site.name]["fn"]
         kl = site_kl(q, p, value)
         kls.append(kl if kl.shape[1] == site.size else jnp.repeat(kl / site.size, site.size, axis=1))
-        log_q, log_p = log_q + q.log_prob(value), log_p + p.log_prob(value)
-        values[site.name] = value
-    return LatentDraw(program.latents.to_code(values), jnp.concatenate(kls, axis=1), log_q, log_p)
+        log_q, log_p[site.name], values[site.name] = log_q + q.log_prob(value), p.log_prob(value), value
+    return LatentDraw(values, program.latents.to_code(values), jnp.concatenate(kls, axis=1), log_q, log_p)
 
 
 class _Pass(NamedTuple):

@@ -42,7 +42,7 @@ def _log_weights(
 
     start = jnp.zeros((2, draws, len(x)))
     total, _ = jax.lax.scan(add_level, start, (jnp.arange(levels), jax.random.split(noise_key, levels)))
-    return latent.log_p - latent.log_q - total / levels
+    return sum(latent.log_p.values(), start=-latent.log_q) - total / levels
 
 
 def importance_weighted_bound(
@@ -84,18 +84,31 @@ def importance_weighted_bound(
         parts.append(np.asarray(found, float)[..., :count])
     log_weight, other = np.concatenate(parts, axis=-1)
     particles = [2**i for i in range(draws.bit_length())]
-    # ArviZ smooths the weights of leave-one-out, which are inverse likelihoods: it takes minus the log weights.
-    _, pareto_k = array_stats.psislw(-log_weight.T, axis=-1)
-    normalised = np.exp(log_weight - logsumexp(log_weight, axis=0))
+    pareto_k, ess = weight_tails(log_weight)
     variables = {
         "bound": (("obs", "particles"), np.stack([nested_bound(log_weight, k) for k in particles], axis=1)),
-        "pareto_k": ("obs", np.asarray(pareto_k)),
-        "ess": ("obs", 1 / (normalised**2).sum(0)),
+        "pareto_k": ("obs", pareto_k),
+        "ess": ("obs", ess),
         "weight_noise": ("obs", 0.5 * (log_weight - other).var(0, ddof=1)),
         "log_weight": (("draw", "obs"), log_weight),
     }
     attrs = {"units": "nats", "levels": levels, "long_name": "lower bound on log p(x)"}
     return xr.Dataset(variables, coords={"particles": particles}, attrs=attrs)
+
+
+def weight_tails(
+    log_weight: Float[np.ndarray, "draw obs"],
+) -> tuple[Float[np.ndarray, " obs"], Float[np.ndarray, " obs"]]:
+    """Pareto k-hat of the weights of each observation, and the effective number of draws, 1 / Σ w² of normalised w.
+
+    k-hat is NaN for fewer than 32 draws, of which too few make up the tail.
+    """
+    normalised = np.exp(log_weight - logsumexp(log_weight, axis=0))
+    ess = 1 / (normalised**2).sum(0)
+    if len(log_weight) < 32:
+        return np.full(ess.shape, np.nan), ess
+    # ArviZ smooths the weights of leave-one-out, which are inverse likelihoods: it takes minus the log weights.
+    return np.asarray(array_stats.psislw(-log_weight.T, axis=-1)[1]), ess
 
 
 def nested_bound(log_weight: Float[np.ndarray, "draw obs"], particles: int) -> Float[np.ndarray, " obs"]:
