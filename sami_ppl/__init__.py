@@ -35,6 +35,7 @@ from sami_ppl.io import load as load
 from sami_ppl.io import save as save
 from sami_ppl.objective import ScoreELBO as ScoreELBO
 from sami_ppl.parallel import data_parallel as data_parallel
+from sami_ppl.posterior import combine as combine
 from sami_ppl.posterior import posterior as posterior
 from sami_ppl.prior import read_prior as read_prior
 from sami_ppl.program import Program as Program

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,7 @@ def encode(
     return xr.open_dataset(out, engine="zarr", consolidated=False)
 
 
-def opened(program: Program, data: xr.Dataset | str | Path) -> xr.Dataset:
+def opened(program: Program, data: Any) -> xr.Dataset:
     """Data opened by their path, or as they are, checked as `encode` says, without reading any values."""
     if not isinstance(data, str | Path | xr.Dataset):
         raise TypeError(

@@ -301,10 +301,12 @@ class Program(eqx.Module):
         """
         named = self.latents.arguments
         x = self.observed(data)
-        if named and not isinstance(data, xr.Dataset):
-            raise ValueError(
-                f"the prior takes {', '.join(named)}: give an xarray Dataset with x and {', '.join(named)} on obs"
-            )
+        if not isinstance(data, xr.Dataset):
+            if named:
+                raise ValueError(
+                    f"the prior takes {', '.join(named)}: give an xarray Dataset with x and {', '.join(named)} on obs"
+                )
+            return x, {}
         for name in named:
             self._check_variable(data, name)
         given = {name: data[name].values for name in named}

@@ -13,6 +13,8 @@ from sami_ppl.analyses.factors import association as association
 from sami_ppl.analyses.factors import factor_grid as factor_grid
 from sami_ppl.analyses.factors import plot_association as plot_association
 from sami_ppl.analyses.factors import plot_factor_grid as plot_factor_grid
+from sami_ppl.analyses.gap import amortisation_gap as amortisation_gap
+from sami_ppl.analyses.gap import plot_amortisation_gap as plot_amortisation_gap
 from sami_ppl.analyses.geometry import axis_geometry as axis_geometry
 from sami_ppl.analyses.geometry import coherence as coherence
 from sami_ppl.analyses.geometry import plot_axis_geometry as plot_axis_geometry

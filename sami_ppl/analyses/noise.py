@@ -118,9 +118,7 @@ def plot_posterior_by_noise(found: xr.Dataset) -> Figure:
 
 
 @eqx.filter_jit
-def _errors(
-    program: Program, x: Array, own: Array, other: Array, key: Array, levels: Array
-) -> tuple[Array, ...]:
+def _errors(program: Program, x: Array, own: Array, other: Array, key: Array, levels: Array) -> tuple[Array, ...]:
     """‖x − x̂‖² (levels, obs): without z, with the own z, with another's."""
     schedule = program.denoiser.schedule
     eps = jax.random.normal(key, x.shape, x.dtype)
@@ -161,9 +159,8 @@ def variance_reduction(
     lam = noise_levels(program, levels)
     code_key, noise_key = jax.random.split(key)
     z = draw_codes(program, x, code_key, chunk=chunk)
-    plain, own, shuffled = _by_level(
-        lambda key, *batch: _errors(program, *batch, key, lam), noise_key, chunk, x, z, np.roll(z, 1, axis=0)
-    )
+    errors = lambda key, x, own, other: _errors(program, x, own, other, key, lam)  # noqa: E731
+    plain, own, shuffled = _by_level(errors, noise_key, chunk, x, z, np.roll(z, 1, axis=0))
     base, ratio = plain.mean(1), own.mean(1) / plain.mean(1)
     # The error of a ratio of means, to first order.
     se = (own - ratio[:, None] * plain).std(1, ddof=1) / base / np.sqrt(len(x))

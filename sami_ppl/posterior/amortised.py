@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 import warnings
 
-import jax
 from jaxtyping import Array, Key
 import numpy as np
 import xarray as xr
@@ -51,8 +50,8 @@ def posterior(
 
     `predictive=0` or `levels=0` leave their groups out. `data`: a Dataset with variable x, or an array (obs, *event).
 
-    With `out`, a new zarr store is written chunk by chunk and opened, not read; `data` may then be the path of a `.zarr`
-    or `.nc` file, of which whole chunks are read. The store appears when it is complete.
+    With `out`, a new zarr store is written chunk by chunk and opened, not read; `data` may then be the path of a
+    `.zarr` or `.nc` file, of which whole chunks are read. The store appears when it is complete.
 
     Draws are independent, so effective sample sizes of ArviZ only say how many there are. Weights are those of an
     observation's own sites at draws of the global ones; `levels` decides how noisy they are, and noise makes `pareto_k`
@@ -113,6 +112,6 @@ def _pieces(program: Program, source: xr.Dataset, size: int) -> Iterator[xr.Data
     """The data in pieces of `size` observations, the last one shorter, x in float32."""
     start = 0
     for x in batches(source["x"], size):
-        piece = source.drop_vars("x").isel(obs=slice(start, start + len(x))).load()
+        piece = source.drop_vars("x").isel(obs=slice(start, start + len(x)), missing_dims="ignore").load()
         yield piece.assign(x=(("obs", *program.event_dims), x))
         start += len(x)

@@ -36,9 +36,9 @@ def combine(trees: Sequence[xr.DataTree], *, match: bool = True) -> xr.DataTree:
         orders, signs = _match(tree, reference) if match else ({}, {})
         moved.append(_move(tree, orders, signs))
         told.append({"order": _plain(orders), "signs": _plain(signs), "correlation": _agreement(moved[-1], reference)})
-    shared = [name for name in trees[0].children if all(name in tree.children for tree in trees)]
+    everywhere = [name for name in trees[0].children if all(name in tree.children for tree in trees)]
     groups = {}
-    for name in shared:
+    for name in everywhere:
         parts = [tree[name].to_dataset() for tree in moved]
         if name == "unconstrained_posterior":
             continue
@@ -72,7 +72,7 @@ def _check(tree: xr.DataTree, first: xr.DataTree, i: int) -> None:
             f"tree {i} has the sizes {sizes}, the first tree {wanted}: give all fits the same observations and draws, "
             "program.posterior(data, draws=..., key=...)"
         )
-    if not np.array_equal(tree["observed_data"]["x"].values, first["observed_data"]["x"].values):
+    if not first["observed_data"].to_dataset()["x"].equals(tree["observed_data"].to_dataset()["x"]):
         raise ValueError(
             f"tree {i} is of other observations than the first: draw both posteriors from the same data, "
             "[p.posterior(data, key=...) for p in programs]"
@@ -85,9 +85,7 @@ def _means(tree: xr.DataTree) -> dict[str, xr.DataArray]:
     return {str(name): variable for name, variable in found.data_vars.items() if "obs" in variable.dims}
 
 
-def _correlation(
-    a: Float[np.ndarray, "n obs"], b: Float[np.ndarray, "n obs"]
-) -> Float[np.ndarray, "n n"]:
+def _correlation(a: Float[np.ndarray, "n obs"], b: Float[np.ndarray, "n obs"]) -> Float[np.ndarray, "n n"]:
     """Correlation over observations of rows of a with rows of b; 0 for those without spread."""
     a, b = (rows - rows.mean(1, keepdims=True) for rows in (a, b))
     a, b = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (a, b))
@@ -113,9 +111,9 @@ def _match(
             orders[dim] = linear_sum_assignment(score, maximize=True)[1]
     for name, ours in means.items():
         if name in allowed["flip"]:
-            here = ours.isel({dim: order for dim, order in orders.items() if dim in ours.dims})
-            covariance = xr.cov(here, reference[name], dim="obs")
-            signs[name] = np.where(covariance.values < 0, -1.0, 1.0)
+            here = ours.variable.isel({dim: order for dim, order in orders.items() if dim in ours.dims})
+            centred = [m - m.mean("obs") for m in (here, reference[name].variable)]
+            signs[name] = np.where((centred[0] * centred[1]).sum("obs").values < 0, -1.0, 1.0)
     return orders, signs
 
 
@@ -142,7 +140,7 @@ def _move(tree: xr.DataTree, orders: dict[str, np.ndarray], signs: dict[str, np.
 
 
 def _axis_order(posterior: xr.Dataset, axes: list[str], orders: dict[str, np.ndarray]) -> np.ndarray:
-    """The order of the axes of the code that goes with that of the sites' elements, where each has an axis of its own."""
+    """The order of the axes of the code that goes with that of the sites' elements, where each has an axis."""
     order = np.arange(len(axes))
     for name, variable in posterior.data_vars.items():
         dims = [dim for dim in variable.dims if dim not in ("chain", "draw", "obs")]

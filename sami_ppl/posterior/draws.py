@@ -1,6 +1,5 @@
 """What the groups of a posterior hold: draws and their densities, one chunk of observations after another."""
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -63,9 +62,7 @@ class Sampler:
     Global sites are drawn once, for all chunks: `shared_groups` holds what there is of them.
     """
 
-    def __init__(
-        self, program: Program, size: int, *, key: Key[Array, ""], draws: int, predictive: int, levels: int
-    ):
+    def __init__(self, program: Program, size: int, *, key: Key[Array, ""], draws: int, predictive: int, levels: int):
         self.program, self.size, self.draws, self.predictive, self.levels = program, size, draws, predictive, levels
         self.keys = jax.random.split(key, 4)
         self.shared, self.shared_prior, self.shared_groups = _shared(program, draws, self.keys[0], self.keys[1])
@@ -143,7 +140,7 @@ def _shared(
         return {}, {}, {}
     given = program.given.rows(slice(1))
 
-    def prior(values: Mapping[str, Array], key: Array) -> dict[str, Any]:
+    def prior(values: dict[str, Array], key: Array) -> dict[str, Any]:
         run = handlers.seed(handlers.substitute(program.sample_prior, data=values), key)
         return handlers.trace(run).get_trace(numpyro.plate("obs", 1), 1, given)
 

@@ -61,7 +61,8 @@ def symmetries(program: Program) -> dict[str, list[str]]:
         trace = handlers.trace(handlers.seed(prior, key)).get_trace(given)
         start = {site.name: trace[site.name]["value"] for site in sites}
         moved = [start | {name: do(start[name]) for name, do in what.items()} for _, _, what in moves]
-        return jnp.stack([log_p(values, given) for values in (start, *moved)])
+        stacked = jax.tree.map(lambda *values: jnp.stack(values), start, *moved)
+        return jax.vmap(log_p, in_axes=(0, None))(stacked, given)
 
     keys, rows = jax.random.split(jax.random.key(0), TRIALS), jnp.arange(TRIALS) % len(program.given)
     found = np.asarray(jax.jit(jax.vmap(trial))(keys, rows), float)

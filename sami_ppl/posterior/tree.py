@@ -105,7 +105,7 @@ def check_out(out: str | Path) -> Path:
     """The place of a new store. Raises ValueError for another suffix than .zarr, FileExistsError where it exists."""
     out = Path(out)
     if out.suffix != ".zarr":
-        raise ValueError(f'out must end in .zarr, which can be written in parts, got {out}: write out="{out.stem}.zarr"')
+        raise ValueError(f'out must end in .zarr, to be written in parts, got {out}: write out="{out.stem}.zarr"')
     if out.exists():
         raise FileExistsError(f"out {out} exists and is not overwritten: give a new folder")
     return out

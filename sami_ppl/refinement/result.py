@@ -29,9 +29,9 @@ def result(
     `unconstrained_posterior`, the refined `code` (…, axis); `agreement`; `observed_data`.
 
     `agreement`, on (obs, axis): `mean_shift`, refined minus amortised mean of the code in amortised standard
-    deviations, and `sd_ratio`, refined over amortised; on obs `gain`, by how many nats the bound on log p(x) rises when
-    the Gaussian of the refined mean and covariance stands for the amortised posterior, with its Monte-Carlo error
-    `gain_se`, on a noise set that neither has seen.
+    deviations, and `sd_ratio`, refined over amortised; on obs `bound`, that on log p(x) under the amortised posterior,
+    and `gain`, by how many nats it rises when the Gaussian of the refined mean and covariance stands for it, with its
+    Monte-Carlo error `gain_se`, on a noise set that neither has seen.
     """
     amortised_key, table_key, gain_key = jax.random.split(key, 3)
     x = program.observed(data)
@@ -59,10 +59,11 @@ def result(
         _gain(program, table, jnp.asarray(one), jnp.asarray(mean[i]), jnp.asarray(_root(flat[:, i])), gain_key)
         for i, (one, table) in enumerate(zip(x, found, strict=True))
     ]
-    gain, gain_se = np.asarray(gains, float).T
+    bound, gain, gain_se = np.asarray(gains, float).T
     variables = {
         "mean_shift": (("obs", "axis"), (mean - loc) / sd),
         "sd_ratio": (("obs", "axis"), flat.std(0, ddof=1) / sd),
+        "bound": ("obs", bound, {"units": "nats"}),
         "gain": ("obs", gain, {"units": "nats"}),
         "gain_se": ("obs", gain_se, {"units": "nats"}),
     }
@@ -81,8 +82,8 @@ def _root(z: Float[np.ndarray, "draws D"]) -> Float[np.ndarray, "D D"]:
 
 
 @eqx.filter_jit
-def _gain(program: Program, table: Table, x: Array, mean: Array, root: Array, key: Array) -> tuple[Array, Array]:
-    """The bound under N(mean, root rootᵀ) minus that under the amortised posterior, in nats, and its standard error."""
+def _gain(program: Program, table: Table, x: Array, mean: Array, root: Array, key: Array) -> tuple[Array, ...]:
+    """The bound under the amortised posterior, what it gains by N(mean, root rootᵀ), in nats, its standard error."""
     encoder = program.encoder
     refined_key, amortised_key = jax.random.split(key)
     parameters = encoder.parameters(*encoder.clean(x))
@@ -94,4 +95,4 @@ def _gain(program: Program, table: Table, x: Array, mean: Array, root: Array, ke
     ours = joint(refined) - multivariate_normal.logpdf(refined, mean, root @ root.T)
     theirs = joint(amortised) - jax.vmap(lambda z: code_log_prob(encoder, parameters, z))(amortised)
     se = jnp.sqrt((jnp.var(ours, ddof=1) + jnp.var(theirs, ddof=1)) / (2 * PAIRS))
-    return ours.mean() - theirs.mean(), se
+    return theirs.mean(), ours.mean() - theirs.mean(), se
