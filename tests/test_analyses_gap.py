@@ -54,14 +54,15 @@ def test_the_gap_is_the_kl_from_the_posterior(gaps):
 
 
 def test_bounds_and_labels(gaps):
-    """Refined bounds of both are the same; below the evidence but for noise and what the ends of the levels leave."""
+    """Refined bounds of both are the same; the noise set that all share moves them by a nat or so from the evidence."""
     found, evidence = gaps
     for gap in found.values():
         np.testing.assert_allclose(gap["refined"] - gap["amortised"], gap["gap"], atol=1e-3)
         assert gap["obs"].values.tolist() == ["a", "b", "c"]
         assert gap["gap"].attrs["units"] == "nats"
-        assert (gap["refined"].values < evidence + 1.0).all()
-        assert (gap["refined"].values > evidence - 3.0).all()
+        np.testing.assert_allclose(gap["refined"], evidence, atol=3)
+    np.testing.assert_allclose(found["exact"]["refined"], found["spoiled"]["refined"], atol=0.3)
+    assert np.ptp(evidence) > 3, "evidences differ by more than the noise"
 
 
 def test_the_picture_shows_the_largest_on_top(gaps):

@@ -25,8 +25,9 @@ def amortisation_gap(
 
     Variables on `obs`, in nats: `amortised` and `refined`, the bounds under the encoder's posterior and under the full
     Gaussian of the code that `refinement.svi` fits in `steps`; `gap`, their difference, and `gap_se`, its Monte-Carlo
-    standard error. Both are judged on one noise set of `levels` noise levels that neither has seen: a refinement that
-    follows its own noise set may lose a little, so that the gap of an exact encoder lies at or just below 0.
+    standard error. Both are judged on one noise set of `levels` noise levels that neither has seen. Its noise, a nat or
+    so, is in both bounds and not in their difference. A refinement that follows its own noise set may lose a little, so
+    that the gap of an exact encoder lies at or just below 0.
 
     Where the encoder's posterior is diagonal, the gap includes what that costs. It is the encoder's share of the
     distance to log p(x), not the whole: the decoder's bound and posteriors that are no Gaussian have theirs. Raises
