@@ -28,7 +28,7 @@ def posterior(
     key: Key[Array, ""],
     draws: int = 100,
     predictive: int = 4,
-    levels: int = 16,
+    levels: int = 8,
     chunk: int = 64,
     attrs: dict[str, Any] | None = None,
     out: str | Path | None = None,
