@@ -70,10 +70,10 @@ def noise_error(
 ) -> Float[Array, ""]:
     """‖ε − ε̂(x_λ, λ; z)‖² of one observation at one noise level, with the gradient asked for.
 
-    Without an encoder ε̂ is the denoiser's own. `denoiser_loss` says what trains the denoiser: `"guided"`, this very
-    error (joint training); `"own"`, its error without guidance, ‖ε − ε_θ‖² (its value is not returned, its gradient
-    is); `"none"`, nothing. `reverse_over_forward` differentiates the guidance by the module's other form, which
-    tests and benchmarks compare.
+    Without an encoder ε̂ is the denoiser's own; with one and no z it raises ValueError. `denoiser_loss` says what trains
+    the denoiser: `"guided"`, this very error (joint training); `"own"`, its error without guidance, ‖ε − ε_θ‖² (its
+    value is not returned, its gradient is); `"none"`, nothing. `reverse_over_forward` differentiates the guidance by
+    the module's other form, which tests and benchmarks compare.
     """
     schedule = denoiser.schedule
     sigma = schedule.sigma(log_snr)

@@ -77,7 +77,10 @@ def find(name: str, kind: str) -> Path:
 
 
 def copy(name: str, target: str | Path) -> Path:
-    """Copy a model or inference file for editing; never overwrites. Returns the copy."""
+    """Copy a model or inference file for editing; returns the copy.
+
+    Raises UserError for an unknown name, an existing target, one that is no .py file, and a folder that is not there.
+    """
     inferences = list_files("inference").keys() - list_files("models").keys()
     source = find(name, "inference" if Path(name).stem in inferences else "models")
     target = Path(target)

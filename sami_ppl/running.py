@@ -1,8 +1,10 @@
 """Runs a program file under an inference file: data, program, inference, posterior, figures, report, in one folder.
 
-out/config.json     the command's settings, seed and versions        out/posterior.nc    the DataTree
-out/model/          the fitted program                                 out/metrics.json    the figures
-out/checkpoints/    states to resume from, out/log.jsonl               out/report.html, out/figures/
+The folder:
+
+    out/config.json     the command's settings, seed and versions        out/posterior.nc    the DataTree
+    out/model/          the fitted program                                 out/metrics.json    the figures
+    out/checkpoints/    states to resume from, out/log.jsonl               out/report.html, out/figures/
 """
 
 from collections.abc import Callable, Iterator

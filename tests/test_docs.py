@@ -90,6 +90,18 @@ def test_every_public_name_says_what_it_is():
     assert not {f"{package}.{name}" for package, name, found in public_names() if not inspect.getdoc(found)}
 
 
+def test_every_error_raised_is_told():
+    """The docstring of a public function names the errors that its own body raises."""
+    untold = {
+        f"{package}.{name} raises {error}"
+        for package, name, found in public_names()
+        if inspect.isfunction(found)
+        for error in re.findall(r"raise ([A-Z]\w+)\(", inspect.getsource(found))
+        if error not in (inspect.getdoc(found) or "")
+    }
+    assert not untold
+
+
 @pytest.mark.slow
 def test_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("furo", reason="the site takes the extra: pip install -e '.[docs]'")
@@ -103,3 +115,4 @@ def test_site_builds_without_a_warning(tmp_path):
     shown = re.sub(r"<[^>]+>", "", page).replace("&#39;", "'")
     assert "Float[Array | np.ndarray, 'obs *event']" in shown
     assert "`" not in shown
+    assert ":::" not in (tmp_path / "site" / "index.html").read_text()

@@ -4,7 +4,10 @@ import base64
 from html.parser import HTMLParser
 import io
 import json
+import re
+from typing import Any
 
+from browser import complaints, look
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -23,7 +26,9 @@ from sami_ppl.guidance import GuidedDenoiser
 from sami_ppl.nn import ResidualMLP
 from sami_ppl.program import Program
 from sami_ppl.report import tables, write, write_report
+from sami_ppl.report.graph import draw_graph, read_graph
 from sami_ppl.report.pictures import STEPS, gather
+from sami_ppl.report.trust import trust
 from sami_ppl.sampler import DDIM
 from sami_ppl.schedule import VariancePreserving
 
@@ -75,12 +80,23 @@ def program():
 @pytest.fixture(scope="module")
 def data():
     key = jax.random.key(3)
-    return split(disks(key, 40, resolution=8), key=key).rename(centre_y=NASTY)
+    return split(disks(key, 60, resolution=8), test=0.7, key=key).rename(centre_y=NASTY)
 
 
 def tree_of(draws=2, obs=4, size=3):
-    return xr.DataTree.from_dict({"posterior": xr.Dataset({"z": (("chain", "draw", "obs", "z_axis"),
-                                                                  np.zeros((1, draws, obs, size)))})})  # fmt: skip
+    z = (("chain", "draw", "obs", "z_axis"), np.zeros((1, draws, obs, size)))
+    k = (("chain", "obs"), np.array([[0.125, 0.25, 0.375, np.nan, 0.9]])[:, :obs])
+    return xr.DataTree.from_dict({"posterior": xr.Dataset({"z": z}), "sample_stats": xr.Dataset({"pareto_k": k})})
+
+
+def test_tails_of_weights_are_told(tmp_path):
+    tables, figures = trust(tmp_path, {"noise_end_kl": {"z": 0.75}}, tree_of(obs=5))
+    rows = re.findall(r"<th scope=row>(.*?)</th><td class=n>(.*?)</td>", tables[1])
+    assert [value for _, value in rows] == ["0.312", "0.25", "0.75"]
+    assert "sami calibrate" in tables[0]
+    assert not figures
+    tables, _ = trust(tmp_path, {}, xr.DataTree.from_dict({"posterior": xr.Dataset()}))
+    assert len(tables) == 1
 
 
 METRICS = {
@@ -107,22 +123,69 @@ LOG = [
 ]  # fmt: skip
 
 
-def test_whole_report(tmp_path, program, data, monkeypatch):
-    gathered = []
-    monkeypatch.setattr(write, "gather", lambda *a, **k: gathered.append(gather(*a, **k)) or gathered[0])
-    (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in LOG))
-    (tmp_path / "config.json").write_text(json.dumps({"model": "models/disks<1>.py", "seed": 3}))
-    key = jax.random.key(0)
-    path = write_report(
-        tmp_path, program, data, tree_of(), METRICS, key=key, distance=lambda images: np.abs(images).mean((1, 2, 3))
+CALIBRATION = {
+    "calibration": {
+        "axis": ["z[0]", "z[1]", "z[2]", "joint"], "level": [0.5, 0.95], "coverage": [[0.44, 0.91]] * 4,
+        "factor": [1.3, 1.0, 1.0, None], "shift": [-0.2, 0.0, 0.0, None], "simulations": 64, "draws": 50,
+        "false_alarm": 0.01, "verdict": ["too narrow by a factor of about 1.30", *["calibrated"] * 3],
+    },
+    "observations": {"observations": 8, "odd": [3], "pareto_k_median": 0.61, "pareto_k_above_07": 0.25},
+}  # fmt: skip
+REFINEMENT = {"obs": [4], "axis": ["z[0]", "z[1]", "z[2]"], "mean_shift": [[0.5, -0.25, 0.0]],
+              "sd_ratio": [[1.25, 1.0, 1.0]], "gain": [0.31], "gain_se": [0.05]}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, program, data):
+    """A whole report, calibrated and refined by files: its folder and what its pictures were made of."""
+    out, gathered = tmp_path_factory.mktemp("report"), []
+    (out / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in LOG))
+    (out / "config.json").write_text(json.dumps({"model": "models/disks<1>.py", "seed": 3}))
+    for name, content in (("calibration/calibration.json", CALIBRATION), ("refinement/nuts.json", REFINEMENT)):
+        (out / name).parent.mkdir()
+        (out / name).write_text(json.dumps(content))
+    Image.effect_noise((300, 200), 90).save(out / "calibration" / "coverage.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "gather", lambda *a, **k: gathered.append(gather(*a, **k)) or gathered[0])
+        write_report(
+            out, program, data, tree_of(), METRICS, key=jax.random.key(0),
+            distance=lambda images: np.abs(images).mean((1, 2, 3)),
+        )  # fmt: skip
+    return out, gathered[0]
+
+
+@pytest.mark.slow
+def test_whole_report(report, program, data):
+    check_page(Page((report[0] / "report.html").read_text(encoding="utf-8")), report[0])
+    check_traversal(report[1], program, data, jax.random.key(0))
+
+
+@pytest.mark.slow
+def test_report_in_a_browser(report, tmp_path):
+    """Every figure loads, nothing overflows on a phone or a screen, and ink tells from paper in light and dark."""
+    text = (report[0] / "report.html").read_text(encoding="utf-8")
+    views = look(text, tmp_path)
+    assert len(views[0]["images"]) == 12
+    assert complaints(views) == []
+    wrong = complaints(
+        look(
+            text.replace("data:image/png;base64,iVBOR", "data:image/png;base64,", 1)
+            .replace("<main>", "<main><div style='width: 400px'>too wide</div>")
+            .replace("background: var(--page)", ""),
+            tmp_path,
+        )
     )
-    check_page(Page(path.read_text(encoding="utf-8")), tmp_path / "figures")
-    check_traversal(gathered[0], program, data, key)
+    for expected in ("375 px, light: DIV  sticks out", "has not loaded", "375 px, light: ink"):
+        assert any(expected in one for one in wrong), expected
 
 
-def check_page(page, folder):
-    files = {file.stem: file.read_bytes() for file in folder.glob("*.png")}
-    assert set(files) == {"reconstructions", "traversal", "factors", "unconditional", "prior", "noise", "kl", "curves"}
+def check_page(page, out):
+    files = {file.stem: file.read_bytes() for file in (out / "figures").glob("*.png")}
+    assert set(files) == {
+        "reconstructions", "traversal", "factors", "unconditional", "prior", "noise", "kl", "curves",
+        "association", "posterior_by_noise", "information",
+    }  # fmt: skip
+    files["coverage"] = (out / "calibration" / "coverage.png").read_bytes()
     inline = [base64.b64decode(img["src"].removeprefix("data:image/png;base64,")) for img in page.all("img")]
     assert all(png in inline for png in files.values())
     for png in inline:
@@ -137,10 +200,16 @@ def check_page(page, folder):
         assert not any(name.startswith("on") or "://" in (value or "") for name, value in attributes.items())
     assert "url(" not in page.text
     assert "@import" not in page.text
-    for expected in (NASTY, "disks<1>", "axis z[2] is <unused>", "forest <50>", "112.9 ± 0.4", "sami_ppl.load(", "–"):
-        assert expected in page.text
-    assert page.text.index("What was fitted") < page.text.index("Warning") < page.text.index("Measures")
-    assert page.text.index("Measures") < page.text.index("Pictures") < page.text.index("Use it")
+    for expected in (
+        NASTY, "disks<1>", "axis z[2] is <unused>", "forest <50>", "112.9 ± 0.4", "sami_ppl.load(", "–",
+        "Not calibrated", "44, 91", "too narrow by a factor of about 1.30", "−0.25 ×1.00", "0.31 ± 0.05", "0.61",
+        "ScoreDecoder", "q(z | x) is the encoder",
+    ):  # fmt: skip
+        assert expected in page.text, expected
+    parts = ["What was fitted", "Warning", "Measures", "Samples", "What the code holds", "May it be believed?",
+             "How it went", "Use it"]  # fmt: skip
+    places = [page.text.index(part) for part in parts]
+    assert places == sorted(places)
 
 
 def check_traversal(material, program, data, key):
@@ -153,7 +222,31 @@ def check_traversal(material, program, data, key):
     code = program.encoder.posterior(jnp.asarray(test[0]))[0].at[material.active[-1]].set(STEPS[5])
     sample = jax.jit(lambda z, key: program.sampler.sample(GuidedDenoiser(program.denoiser, program.encoder, z), key))
     expected = sample(code, jax.random.split(key, 4)[2])
-    np.testing.assert_allclose(material.moved[-1, 5], expected, atol=5e-3)
+    # Rounding differs in a batch, and guidance by an unfitted encoder is stiff; another value of the axis is far off.
+    error, other = (np.abs(material.moved[-1, step] - expected).max() for step in (5, 1))
+    assert error < min(0.02, 0.2 * other)
+
+
+def test_graph_has_what_depends_on_what(program):
+    def prior(obs):
+        loc: Any = numpyro.param("loc", jnp.zeros(()))
+        scale = numpyro.sample("scale", dist.HalfCauchy(1.0))
+        with obs:
+            near = numpyro.sample("near", dist.Normal(loc, scale))
+            numpyro.sample("far", dist.Normal(near, 1.0).expand([2]).to_event(1))
+
+    nodes = {node.name: node for node in read_graph(program.replace(prior=prior))}
+    parents = {name: set(node.parents) for name, node in nodes.items()}
+    assert parents == {
+        "loc": set(), "scale": set(), "denoiser": set(), "encoder": set(), "near": {"loc", "scale"}, "far": {"near"},
+        "x": {"near", "far", "denoiser", "encoder"},
+    }  # fmt: skip
+    assert {name for name, node in nodes.items() if node.in_plate} == {"near", "far", "x"}
+    assert {name for name, node in nodes.items() if not node.is_site} == {"loc", "denoiser", "encoder"}
+    assert all(nodes[p].row < n.row for n in nodes.values() for p in n.parents if nodes[p].is_site)
+    drawn = Page(draw_graph(program.replace(prior=prior), list(nodes.values())))
+    assert len(drawn.all("ellipse")) == 4
+    assert sum(attrs.get("class") == "arrow" for attrs in drawn.all("path")) == 7
 
 
 def test_nothing_measured_and_no_images(tmp_path, tiny_program):
@@ -164,13 +257,16 @@ def test_nothing_measured_and_no_images(tmp_path, tiny_program):
     page = Page(path.read_text(encoding="utf-8"))
     assert "Not checked" in page.text
     assert "Measures" not in page.text
-    assert {file.stem for file in (tmp_path / "figures").glob("*.png")} == {"factors"}
+    assert {file.stem for file in (tmp_path / "figures").glob("*.png")} == {
+        "factors", "posterior_by_noise", "information",
+    }  # fmt: skip
+    assert f"sami calibrate {tmp_path.as_posix()}" in page.text
 
 
 @pytest.mark.parametrize("lacking", sorted(METRICS))
 def test_each_measure_may_lack(lacking):
     rest = {name: value for name, value in METRICS.items() if name != lacking}
-    Page("".join([*tables.measures(rest, []), tables.verdict(rest)]))
+    Page("".join([*tables.measures(rest), tables.verdict(rest)]))
 
 
 def test_no_warning_is_said():

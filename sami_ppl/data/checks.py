@@ -42,7 +42,7 @@ def _names(data: xr.Dataset) -> str:
 
 
 def check_shape(data: xr.Dataset, *, event_shape: tuple[int, ...] | None = None, batch: int | None = None) -> None:
-    """The part of `check_data` that reads no values."""
+    """The part of `check_data` that reads no values; raises the same ValueErrors, of names, dims and shapes."""
     if "x" not in data.data_vars:
         raise ValueError(
             f"data has no variable 'x', the observations; its variables are {_names(data)}: "

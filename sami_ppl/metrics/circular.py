@@ -26,6 +26,7 @@ def largest_jump(codes: Float[np.ndarray, "n d"], angle: Float[np.ndarray, " n"]
 
     Angles are cut into `bins`; the code's mean is taken in each, all the way round. A code that follows the circle has
     steps of one length, 1; a code on a line that tears has one step as long as all others together, `bins` − 1.
+    Raises ValueError where a bin is empty.
     """
     which = np.minimum((np.mod(angle, 2 * np.pi) / (2 * np.pi) * bins).astype(int), bins - 1)
     if len(np.unique(which)) < bins:

@@ -5,10 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
 
 def text(value: Any) -> str:
@@ -49,6 +51,12 @@ def figure(title: str, sentence: str, png: bytes, inches: float) -> str:
     return f"<figure>{words}{image(title, png, inches)}</figure>"
 
 
+def figure_file(title: str, sentence: str, file: Path, *, dpi: int) -> str:
+    """`figure` of a picture that lies in a file, drawn with so many dots per inch."""
+    with Image.open(file) as picture:
+        return figure(title, sentence, file.read_bytes(), picture.width / dpi)
+
+
 def image(title: str, png: bytes, inches: float) -> str:
     """A picture alone, on paper of its own; `title` is its text for those who do not see it."""
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
@@ -71,6 +79,19 @@ def code(content: str) -> str:
     return f"<pre class=scroll tabindex=0>{escape(content)}</pre>"
 
 
+def note(content: str, command: str) -> str:
+    """A sentence with a command to copy below it."""
+    return f"<div class=note><p>{escape(content)}</p>{code(command)}</div>"
+
+
+def verdict(title: str, sentence: str, items: Iterable[str] = (), *, good: bool | None = None) -> str:
+    """A box with a verdict: good, bad or neither."""
+    kind = {True: " good", False: " bad", None: ""}[good]
+    lines = "".join(f"<li>{escape(item)}</li>" for item in items)
+    body = f"<p><strong>{escape(title)}</strong> {escape(sentence)}</p>" + (f"<ul>{lines}</ul>" if lines else "")
+    return f"<section class='verdict{kind}'>{body}</section>"
+
+
 def details(title: str, value: Any) -> str:
     """A value as JSON, folded; nothing for an empty one."""
     if not value:
@@ -79,13 +100,11 @@ def details(title: str, value: Any) -> str:
     return f"<details><summary>{escape(title)}</summary>{code(content)}</details>"
 
 
-def section(title: str, *parts: str, box: str = "") -> str:
-    """A heading and what belongs to it, in a box of class `box`; nothing where there are no parts."""
-    content = "\n".join(filter(None, parts))
-    if not content:
-        return ""
-    inside = f"<div class={box}>{content}</div>" if box else content
-    return f"<section><h2>{escape(title)}</h2>{inside}</section>"
+def section(title: str, *, tables: Iterable[str] = (), figures: Iterable[str] = (), rest: str = "") -> str:
+    """A heading, tables side by side, figures in a grid, and the rest; nothing where there is none of them."""
+    boxes = (("tables", "\n".join(filter(None, tables))), ("figures", "\n".join(filter(None, figures))))
+    inside = "".join(f"<div class={box}>{content}</div>" for box, content in boxes if content) + rest
+    return f"<section><h2>{escape(title)}</h2>{inside}</section>" if inside else ""
 
 
 def document(title: str, *parts: str) -> str:
@@ -133,6 +152,7 @@ td[style] { background: color-mix(in srgb, var(--accent) var(--tint), transparen
 .verdict.bad { border-left-color: var(--bad); } .verdict.bad strong { color: var(--bad); }
 .verdict.good { border-left-color: var(--good); } .verdict.good strong { color: var(--good); }
 .verdict ul { margin: .2rem 0 0; padding-left: 1.2rem; }
+.tables + .figures { margin-top: 1.6rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.6rem;
   align-items: start; }
 figure { margin: 0; padding: 1rem; background: var(--card); border: 1px solid var(--line); border-radius: .4rem; }
@@ -142,6 +162,14 @@ figcaption p { font-size: .9rem; margin: .2rem 0 .8rem; }
   min-width: calc(var(--inches) * 70px); height: auto; margin: auto; }
 pre { margin: 0; padding: .8rem 1rem; background: var(--card); border: 1px solid var(--line); border-radius: .3rem;
   font: .85rem/1.5 ui-monospace, monospace; overflow-wrap: normal; }
+.tables > * { max-width: 100%; min-width: 0; }
+.graph { padding: 0; border: 0; background: none; } .graph p { color: var(--soft); max-width: 24rem; }
+.graph svg { display: block; font: 13px system-ui, sans-serif; text-anchor: middle; }
+.graph text { fill: var(--ink); } .graph .kind, .graph .label { fill: var(--soft); font-size: 11px; }
+.graph .label { text-anchor: end; } .graph marker path { fill: var(--soft); }
+.graph rect, .graph ellipse { fill: var(--card); stroke: var(--ink); } .graph .observed ellipse { fill: var(--line); }
+.graph .plate { fill: none; stroke: var(--soft); } .graph .arrow { stroke: var(--soft); fill: none; }
+.note { flex-basis: 100%; } .note pre { margin-top: .4rem; } .tables .verdict { flex-basis: 100%; margin: 0; }
 details { margin-top: 1rem; } summary { cursor: pointer; } details pre { margin-top: .5rem; }
 @media (max-width: 34rem) {
   main { padding: 1rem .8rem 2rem; } figure { padding: .8rem .6rem; } .paper { padding: 0; }

@@ -39,10 +39,10 @@ class Picture(NamedTuple):
 class Material:
     """What the pictures are made of. Samples are None where observations cannot be drawn as images.
 
-    x (8, *event) are test observations; `codes` (n, D) the posterior means of up to 512 of them, `factors` (n, F) their
-    known factors; `conditional` (8, 4, *event) samples given draws from the posterior of x; `marginal`, `prior`
-    (16, *event) samples of the denoiser alone and given draws from the prior; `moved` (axes, 7, *event) samples of
-    x[0]'s code with one of the active axes moved, all with one noise.
+    `test` (n, *event) are up to 512 test observations, x the first 8 of them; `codes` (n, D) their posterior means,
+    `factors` (n, F) their known factors; `conditional` (8, 4, *event) samples given draws from the posterior of x;
+    `marginal`, `prior` (16, *event) samples of the denoiser alone and given draws from the prior; `moved` (axes, 7,
+    *event) samples of x[0]'s code with one of the active axes moved, all with one noise.
     """
 
     program: Program
@@ -50,7 +50,7 @@ class Material:
     metrics: Mapping[str, Any]
     distance: Distance | None
     limits: tuple[float, float]
-    x: np.ndarray
+    test: np.ndarray
     codes: np.ndarray
     factors: np.ndarray
     names: list[str]
@@ -59,6 +59,11 @@ class Material:
     marginal: np.ndarray | None = None
     prior: np.ndarray | None = None
     moved: np.ndarray | None = None
+
+    @property
+    def x(self) -> np.ndarray:
+        """The observations that are shown."""
+        return self.test[:SHOWN]
 
 
 def gather(
@@ -81,7 +86,7 @@ def gather(
     active = np.sort(np.argsort(-variance)[:AXES])
     active = active[variance[active] > ACTIVE_VARIANCE]
     limits = (-1.0, 1.0) if np.abs(x).max() <= 1.001 else (float(x.min()), float(x.max()))
-    material = Material(program, log, metrics, distance, limits, x[:SHOWN], codes, factors, names, active)
+    material = Material(program, log, metrics, distance, limits, x, codes, factors, names, active)
     if not plots.is_image(program.event_shape):
         return material
 
@@ -208,9 +213,12 @@ def _curves(m: Material) -> Picture | None:
     return Picture("curves", "Course of the fit", sentence, plots.curves(m.log))
 
 
-PICTURES: list[Callable[[Material], Picture | None]] = [
-    _reconstructions, _traversal, _factor_grid, _marginal, _prior, _noise_bands, _kl_bars, _curves,
-]  # fmt: skip
+PICTURES: dict[str, list[Callable[[Material], Picture | None]]] = {
+    "samples": [_reconstructions, _traversal, _marginal, _prior],
+    "code": [_factor_grid, _noise_bands, _kl_bars],
+    "course": [_curves],
+}
+"""The pictures of each section of the page."""
 
 
 def _titles(m: Material, images: np.ndarray) -> list[str] | None:

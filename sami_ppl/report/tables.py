@@ -1,21 +1,21 @@
 """The words and tables of a report: what was fitted, the verdict, the measures."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
-import shutil
 import sys
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
-import numpyro
 from numpyro.distributions.transforms import Transform
 import xarray as xr
 
+from sami_ppl.encoder import FamilyEncoder, RotatedEncoder
 from sami_ppl.program import Program
-from sami_ppl.report.page import image, table, text
+from sami_ppl.report import page
+from sami_ppl.report.graph import draw_graph, read_graph
+from sami_ppl.report.page import table, text
 from sami_ppl.supports import elementwise_transform, is_unbounded
 
 
@@ -30,11 +30,14 @@ def identity(program: Program, config: Any, out: Path) -> tuple[str, str]:
 
 
 def fitted(program: Program, data: xr.Dataset, tree: xr.DataTree) -> list[str]:
-    """Tables of the latent factors, networks and data; the graph of the model where graphviz is there to draw it."""
+    """Tables of the latent factors, networks and data; the graph of the program."""
+    nodes, families = read_graph(program), _families(program)
+    kinds = {node.name: node.kind for node in nodes}
     sites = [
-        (s.name, "×".join(map(str, s.event_shape)) or "scalar", _support(s.transform), ", ".join(s.axes))
+        (s.name, kinds[s.name], "×".join(map(str, s.event_shape)) or "scalar", _support(s.transform), families[s.name],
+         ", ".join(s.axes))
         for s in program.latents.sites
-    ]
+    ]  # fmt: skip
     parts = [("denoiser", program.denoiser), ("encoder", program.encoder), ("sampler", program.sampler)]
     rows = [(name, type(part).__name__, _size(part)) for name, part in parts]
     schedule, posterior = program.denoiser.schedule, tree["posterior"].sizes
@@ -46,8 +49,12 @@ def fitted(program: Program, data: xr.Dataset, tree: xr.DataTree) -> list[str]:
         ("noise levels", f"log-SNR {text(schedule.log_snr_min)} to {text(schedule.log_snr_max)}"),
     ]
     return [
-        _graph(program),
-        table(("site", "shape", "from unconstrained by", "axes"), sites, "Latent factors of the prior"),
+        draw_graph(program, nodes),
+        table(
+            ("site", "prior", "shape", "from unconstrained by", "posterior", "axes"),
+            sites,
+            "Latent factors of the prior",
+        ),
         _shared(program, tree),
         table(("part", "class", "parameters"), rows, "Parts of the program"),
         table((), facts, "Data"),
@@ -66,6 +73,16 @@ def _shared(program: Program, tree: xr.DataTree) -> str:
     return table(("global site", "mean", "standard deviation"), rows, "Shared by all observations") if rows else ""
 
 
+def _families(program: Program) -> dict[str, str]:
+    """The family of each site's posterior, or the encoder's class where it has one for the whole code."""
+    encoder, sites = program.encoder, program.latents.sites
+    if isinstance(encoder, FamilyEncoder):
+        return {site.name: type(f).__name__ for site, f in zip(sites, encoder.families, strict=True)}
+    if isinstance(encoder, RotatedEncoder):
+        return {site.name: "Diagonal, rotated" for site in sites}
+    return {site.name: type(encoder).__name__.removesuffix("Encoder") for site in sites}
+
+
 def _support(transform: Transform) -> str:
     single = elementwise_transform(transform)
     return "no transform" if is_unbounded(transform) else type(transform if single is None else single).__name__
@@ -75,28 +92,22 @@ def _size(part: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(part, eqx.is_inexact_array)))
 
 
-def _graph(program: Program) -> str:
-    if shutil.which("dot") is None:
-        return ""
-    try:
-        graph = numpyro.render_model(program.model, model_kwargs={"size": 1}, render_distributions=True)
-    except ImportError:  # the program dot without its Python package
-        return ""
-    graph.graph_attr["dpi"] = "200"
-    return image("The program as NumPyro sees it", graph.pipe(format="png"), 1.9)
-
-
 def verdict(metrics: Mapping[str, Any]) -> str:
     """Whether the code collapsed, as the metrics' warnings say."""
     if "warnings" not in metrics:
-        return "<section class=verdict><p><strong>Not checked</strong> for collapse.</p></section>"
-    items = "".join(f"<li>{escape(str(warning))}</li>" for warning in metrics["warnings"])
-    if items:
-        return f"<section class='verdict bad'><p><strong>Warning</strong></p><ul>{items}</ul></section>"
-    return "<section class='verdict good'><p><strong>No warning:</strong> no sign of collapse was found.</p></section>"
+        return page.verdict("Not checked", "for collapse.")
+    if metrics["warnings"]:
+        return page.verdict("Warning", "", map(str, metrics["warnings"]), good=False)
+    return page.verdict("No warning:", "no sign of collapse was found.", good=True)
 
 
-def measures(metrics: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> list[str]:
+def seconds(metrics: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
+    """How long the parts of the run took."""
+    found = metrics.get("seconds") or {r["stage"]: r["seconds"] for r in log if "seconds" in r}
+    return table((), _flat(found), "Seconds") if found else ""
+
+
+def measures(metrics: Mapping[str, Any]) -> list[str]:
     """Tables of those measures that are there."""
     whole = {
         "active axes": metrics.get("active_latents"),
@@ -108,7 +119,6 @@ def measures(metrics: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> li
         "The whole program; the lower the bound the better": {k: v for k, v in whole.items() if v is not None},
         "Samples": metrics.get("samples"),
         "Probes: accuracy": metrics.get("probes"),
-        "Seconds": metrics.get("seconds") or {r["stage"]: r["seconds"] for r in log if "seconds" in r},
     }
     found = [_factors(metrics), _axes(metrics), _scores(metrics)]
     return found + [table((), _flat(values), caption) for caption, values in lists.items() if values]

@@ -1,8 +1,9 @@
 """The report of a fit: one HTML page that holds everything, and its pictures as files.
 
 `write_report` draws what the pictures need from the program (`pictures.gather`), asks each function in
-`pictures.PICTURES` for its picture, and sets tables and pictures into `report.html`: images inline, no scripts, nothing
-loaded from elsewhere. A new picture is a new function in that list. Whatever `metrics` lacks is left out.
+`pictures.PICTURES` for its picture, runs the analyses that apply (`analyses.examine`), reads what calibration and
+refinement have left in the folder (`trust.trust`), and sets tables and pictures into `report.html`: images inline, no
+scripts, nothing loaded from elsewhere. A new picture is a new function in a list. Whatever is not there is left out.
 """
 
 import io
@@ -10,13 +11,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 from jaxtyping import Array, Key
 import xarray as xr
 
 from sami_ppl.history import read_history
 from sami_ppl.program import Program
-from sami_ppl.report import page, tables
+from sami_ppl.report import analyses, page, tables
 from sami_ppl.report.pictures import PICTURES, Distance, Picture, gather
+from sami_ppl.report.trust import trust
 from sami_ppl.versions import versions
 
 
@@ -34,8 +37,9 @@ def write_report(
 
     `data`: observations x with known factors; where they have a split, the test part is shown. `tree`: the posterior as
     `sami_ppl.posterior` gives it. `metrics`: scores, all optional. `distance`: distance of each image from the set of
-    true ones, where that is known; it is then written above the samples. `out/log.jsonl` and `out/config.json` are
-    read if there. Raises ValueError for data without observations of the program's shape.
+    true ones, where that is known; it is then written above the samples. `out/log.jsonl`, `out/config.json`,
+    `out/evidence.nc`, `out/calibration` and `out/refinement` are read if there. Raises ValueError for data without
+    observations of the program's shape.
     """
     out = Path(out)
     if "x" not in data or data["x"].shape[1:] != program.event_shape or not data["x"].shape[0]:
@@ -48,7 +52,11 @@ def write_report(
     log = read_history(out / "log.jsonl") if (out / "log.jsonl").exists() else []
     material = gather(program, data, metrics, log, key=key, distance=distance)
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    cards = [_save(picture, out / "figures") for make in PICTURES if (picture := make(material)) is not None]
+    found = analyses.examine(program, material, key=jax.random.fold_in(key, 1), evidence=out / "evidence.nc")
+    drawn = {part: [picture for make in makers if (picture := make(material))] for part, makers in PICTURES.items()}
+    drawn["code"][1:1] = analyses.pictures(found)
+    cards = {part: [_save(picture, out / "figures") for picture in pictures] for part, pictures in drawn.items()}
+    trust_tables, trust_figures = trust(out, metrics, tree)
     name, sentence = tables.identity(program, config, out)
     load = (
         "import sami_ppl, xarray\n"
@@ -58,11 +66,14 @@ def write_report(
     text = page.document(
         f"{name} · sami_ppl",
         page.header(name, sentence),
-        page.section("What was fitted", *tables.fitted(program, data, tree), box="tables"),
+        page.section("What was fitted", tables=tables.fitted(program, data, tree)),
         tables.verdict(metrics),
-        page.section("Measures", *tables.measures(metrics, log), box="tables"),
-        page.section("Pictures", *cards, box="figures"),
-        page.section("Use it", page.code(load)),
+        page.section("Measures", tables=tables.measures(metrics)),
+        page.section("Samples", figures=cards["samples"]),
+        page.section("What the code holds", tables=[analyses.axes_table(found)], figures=cards["code"]),
+        page.section("May it be believed?", tables=trust_tables, figures=trust_figures),
+        page.section("How it went", tables=[tables.seconds(metrics, log)], figures=cards["course"]),
+        page.section("Use it", rest=page.code(load)),
         page.details("Configuration", config),
         page.details("All measures", metrics),
         page.footer(" · ".join(f"{package} {version}" for package, version in versions().items())),
