@@ -9,6 +9,8 @@ from sami_ppl import refinement as refinement
 from sami_ppl.calibration import calibration_table as calibration_table
 from sami_ppl.calibration import simulation_based_calibration as simulation_based_calibration
 from sami_ppl.calibration import typicality as typicality
+from sami_ppl.causal import counterfactual as counterfactual
+from sami_ppl.causal import intervene as intervene
 from sami_ppl.comparing import compare as compare
 from sami_ppl.comparing import held_out_evidence as held_out_evidence
 from sami_ppl.decoder import ScoreDecoder as ScoreDecoder

@@ -17,7 +17,7 @@ class LatentSite:
 
     Coordinates of z are unconstrained, but for directions: the code of an angle is (cos, sin), that of a unit vector
     itself; `manifold` says so. `components`: of a mixture prior, else 1. `standard`: a fixed Normal, so that
-    the prior of z is N(0, I).
+    the prior of z is N(0, I). `parents`: the sites that its law depends on directly.
     """
 
     name: str
@@ -31,6 +31,7 @@ class LatentSite:
     standard: bool
     manifold: Literal["circle", "sphere"] | None = None
     components: int = 1
+    parents: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:

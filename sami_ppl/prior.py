@@ -24,8 +24,9 @@ from numpyro import distributions as dist
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
+from sami_ppl.dependence import Dependence, Names, dependences
 from sami_ppl.latents import Latents, LatentSite
-from sami_ppl.supports import manifold, normal_base
+from sami_ppl.supports import manifold, mixture_components, normal_base
 
 Prior = Callable[..., Any]
 """A function of no arguments, or of the plate `obs`, or of variables of the data, each with a leading dim obs."""
@@ -130,9 +131,11 @@ def _read(prior: Prior, given: Frozen) -> Latents:
             f'in it, for instance\n{plate}    numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1))'
         )
     draws, constants = _marginal_draws(prior, given, trace)
+    depends = _dependences(prior, given, trace, params)
     sites, shared, start = [], [], 0
     for name, traced in trace.items():
-        site = _read_site(name, traced, draws[name], constants.get(name), 0 if is_shared[name] else start)
+        first = 0 if is_shared[name] else start
+        site = _read_site(name, traced, draws[name], constants.get(name), depends[name].law, first)
         if is_shared[name] and site.manifold is not None:
             raise ValueError(
                 f"global prior site {name!r} lives on a {site.manifold}, but the guide of global sites is Gaussian: "
@@ -216,6 +219,25 @@ def _marginal_draws(
     return draws, constants
 
 
+def _dependences(prior: Prior, given: Frozen, trace: dict[str, Any], params: dict[str, Any]) -> dict[str, Dependence]:
+    """What the law of every site depends on. Raises ValueError for a support that is not fixed."""
+
+    def trace_of(held: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        fixed = handlers.substitute(prior, data=held["sites"] | held["params"])
+        return _one_observation(fixed, jax.random.key(0), held["given"])
+
+    sites = {name: site["value"] for name, site in trace.items()}
+    found = dependences(trace_of, {"sites": sites, "params": params, "given": given.rows(slice(1))})
+    for name, dependence in found.items():
+        if moving := sorted(frozenset().union(*dependence.support.values())):
+            raise ValueError(
+                f"the support of prior site {name!r} moves with {', '.join(moving)}, but its code is made by one fixed "
+                "bijection: take a law on all of space, such as dist.Normal or dist.Laplace, or sample the noise and "
+                "compute from it"
+            )
+    return found
+
+
 def _moments(fn: dist.Distribution) -> tuple[Array, Array]:
     base = normal_base(fn)
     assert base is not None
@@ -223,7 +245,9 @@ def _moments(fn: dist.Distribution) -> tuple[Array, Array]:
     return loc.reshape(fn.event_shape), scale.reshape(fn.event_shape)
 
 
-def _read_site(name: str, traced: dict[str, Any], draws: Array, constant: Any, start: int) -> LatentSite:
+def _read_site(
+    name: str, traced: dict[str, Any], draws: Array, constant: Any, depends: Names, start: int
+) -> LatentSite:
     fn: Any = traced["fn"]
     on, transform = manifold(fn.support)
     try:
@@ -250,17 +274,12 @@ def _read_site(name: str, traced: dict[str, Any], draws: Array, constant: Any, s
             f"prior site {name!r} has {len(fn.event_shape)} event dims but infer={{'event_dims': {list(dims)}}} names "
             f"{len(dims)}: give one name per dim"
         )
-    standard = constant is not None
-    components = _mixture_components(fn)
+    # A coefficient or a mean that is learned may leave its start.
+    standard = constant is not None and not any(depends.values())
     return LatentSite(
-        name, tuple(fn.event_shape), tuple(dims), transform, shape, start, shift, scale, standard, on, components
-    )
-
-
-def _mixture_components(fn: Any) -> int:
-    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
-        fn = fn.base_dist
-    return fn.mixture_size if isinstance(fn, dist.MixtureSameFamily | dist.MixtureGeneral) else 1
+        name, tuple(fn.event_shape), tuple(dims), transform, shape, start, shift, scale, standard, on,
+        mixture_components(fn), tuple(sorted(depends["sites"])),
+    )  # fmt: skip
 
 
 def _default_dims(name: str, event_shape: tuple[int, ...]) -> tuple[str, ...]:

@@ -208,19 +208,25 @@ class Program(eqx.Module):
         """Sample the global sites from their guide."""
         sample_shared(self.latents, self.prior_params)
 
-    def prior_codes(self, key: Key[Array, ""], size: int) -> Float[Array, "size D"]:
+    def prior_codes(
+        self, key: Key[Array, ""], size: int, do: Mapping[str, Array] | None = None
+    ) -> Float[Array, "size D"]:
         """Codes z drawn from the fitted prior, each with global sites of its own, drawn from their guide.
 
-        A prior p(z | u) is drawn at the u of observations in `self.given`, picked at random.
+        A prior p(z | u) is drawn at the u of observations in `self.given`, picked at random. `do`: values of sites set
+        from outside; sites that depend on them feel it.
         """
+        held: dict[str, Any] = {name: jnp.asarray(value)[None] for name, value in (do or {}).items()}
 
         def one(key: Array) -> Array:
             shared_key, own_key, row_key = jax.random.split(key, 3)
             given = self.given.rows(jax.random.randint(row_key, (1,), 0, len(self.given)))
             shared = handlers.trace(handlers.seed(self.sample_shared, shared_key)).get_trace()
-            run = handlers.seed(handlers.replay(self.sample_prior, shared), own_key)
+            run = handlers.seed(handlers.do(handlers.replay(self.sample_prior, shared), data=held), own_key)
             trace = handlers.trace(run).get_trace(numpyro.plate("obs", 1), 1, given)
-            return self.latents.to_code({s.name: trace[s.name]["value"] for s in self.latents.sites})[0]
+            # Under `do`, a trace still holds what the site itself would have been.
+            values = {s.name: held.get(s.name, trace[s.name]["value"]) for s in self.latents.sites}
+            return self.latents.to_code(values)[0]
 
         return jax.vmap(one)(jax.random.split(key, size))
 

@@ -71,17 +71,29 @@ class AbstractSampler(eqx.Module):
         start_key, noise_key = jax.random.split(key)
         if start is None:
             start = jnp.sqrt(schedule.reference_variance()) * jax.random.normal(start_key, denoiser.event_shape)
+        low, high = (jnp.asarray(end, start.dtype) for end in (schedule.log_snr_min, schedule.log_snr_max))
+        return denoiser.x_hat(self.carry(denoiser, start, low, high, noise_key), high)
+
+    def carry(
+        self,
+        denoiser: AbstractDenoiser,
+        x: Float[Array, "*event"],
+        log_snr: Float[Array, ""],
+        to_log_snr: Float[Array, ""],
+        key: Key[Array, ""],
+    ) -> Float[Array, "*event"]:
+        """From x at one noise level to another; towards more noise too, if the sampler is deterministic."""
         steps = (self.evaluations - 1) // self.evaluations_per_step
-        levels = jnp.linspace(schedule.log_snr_min, schedule.log_snr_max, steps + 1)
+        levels = jnp.linspace(log_snr, to_log_snr, steps + 1)
 
         def body(carry: tuple, level: tuple) -> tuple[tuple, None]:
             x, state = carry
             log_snr, next_log_snr, step_key = level
             return self.step(denoiser, x, log_snr, next_log_snr, state, step_key), None
 
-        keys = jax.random.split(noise_key, steps)
-        (x, _), _ = jax.lax.scan(body, (start, self.init(start)), (levels[:-1], levels[1:], keys))
-        return denoiser.x_hat(x, levels[-1])
+        keys = jax.random.split(key, steps)
+        (x, _), _ = jax.lax.scan(body, (x, self.init(x)), (levels[:-1], levels[1:], keys))
+        return x
 
 
 class DDIM(AbstractSampler):

@@ -55,6 +55,13 @@ def normal_base(fn: Any) -> dist.Normal | None:
     return fn if isinstance(fn, dist.Normal) else None
 
 
+def mixture_components(fn: Any) -> int:
+    """The number of components of a mixture; 1 for other distributions."""
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+        fn = fn.base_dist
+    return fn.mixture_size if isinstance(fn, dist.MixtureSameFamily | dist.MixtureGeneral) else 1
+
+
 def elementwise_transform(transform: Transform) -> Transform | None:
     """The transform of single elements, where a site's transform acts on each alone; None otherwise."""
     while isinstance(transform, IndependentTransform):

@@ -1,0 +1,145 @@
+"""Causal disks: centre x moves centre y, centre y the background; interventions and counterfactuals have known answers.
+
+    centre_x   = ½ + 3/10 n₁
+    centre_y   = ½ + 3/5 (centre_x − ½) + 3/25 n₂                       n₁, n₂, n₃ ~ Uniform(−1, 1)
+    background = −¼ + 3/2 (centre_y − ½) + 3/10 n₃
+
+The prior "causal" has the same graph, its coefficients and scales are learned. Neither a graph of Normals nor
+independent ones determine axes by themselves, so a share of the training images is `labelled` with its factors.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from numpyro import distributions as dist
+import xarray as xr
+
+from sami_ppl import PreconditionedDenoiser, Program, VariancePreserving, encoder_for
+from sami_ppl.data import split
+from sami_ppl.data.disks import FACTORS, fit_disks, render
+from sami_ppl.nn import ResidualMLP
+
+PARENT = {"centre_x": None, "centre_y": "centre_x", "background": "centre_y"}
+WEIGHT = {"centre_y": 0.6, "background": 1.5}
+NOISE = {"centre_x": 0.3, "centre_y": 0.12, "background": 0.3}
+# Centre and unit of every factor where the prior begins.
+UNITS = {"centre_x": (0.5, 0.2), "centre_y": (0.5, 0.2), "background": (-0.25, 0.5)}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings; `labelled`: share of the training images whose factors the prior is told, to within `told` units.
+
+    Priors: "causal", a graph of Normals; "independent", the same without its edges; "normal", three N(0, 1) without
+    labels.
+    """
+
+    prior: Literal["causal", "independent", "normal"] = "causal"
+    labelled: float = 0.05
+    told: float = 0.05
+    resolution: int = 16
+    radius: float = 0.2
+    observations: int = 25_000
+    width: int = 512
+    depth: int = 4
+    log_snr_min: float = -6.0
+    log_snr_max: float = 6.0
+    mean: float = 0.0
+    std: float = 1.0
+
+
+RECOMMENDED = {"align": True}
+
+
+def make_prior(config: Config):
+    """A Normal for every factor, around what its parent says, or its own mean, or around its label where it is told."""
+    if config.prior == "normal":
+
+        def normal():
+            numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1), infer={"event_dims": ["factor"]})
+
+        return normal
+
+    def linear(label, labelled):
+        value: dict[str, Any] = {}
+        for j, (name, parent) in enumerate(PARENT.items()):
+            centre, unit = UNITS[name]
+            mean: Any = numpyro.param(f"{name}_mean", jnp.zeros(()))
+            log_scale: Any = numpyro.param(f"{name}_log_scale", jnp.zeros(()))
+            if parent is not None and config.prior == "causal":
+                weight: Any = numpyro.param(f"{name}_weight", jnp.zeros(()))
+                mean = mean + weight * (value[parent] - UNITS[parent][0]) / UNITS[parent][1]
+            loc = jnp.where(labelled > 0, label[:, j], centre + unit * mean)
+            scale = unit * jnp.where(labelled > 0, config.told, jnp.exp(log_scale))
+            value[name] = numpyro.sample(name, dist.Normal(loc, scale))
+
+    return linear
+
+
+def weights(program: Program) -> dict[str, float]:
+    """The coefficients that a program's causal prior has learned, in the units of WEIGHT."""
+    return {
+        name: float(program.prior_params[f"{name}_weight"]) * UNITS[name][1] / UNITS[str(PARENT[name])][1]
+        for name in WEIGHT
+    }
+
+
+def mechanisms(noise: dict[str, Any], do: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The true factors from their noises, with some of them set."""
+    value: dict[str, Any] = {}
+    for name, parent in PARENT.items():
+        moved = 0.0 if parent is None else WEIGHT[name] * (value[parent] - UNITS[parent][0])
+        value[name] = {name: UNITS[name][0] + moved + NOISE[name] * noise[name], **(do or {})}[name]
+    return value
+
+
+def load(config: Config, *, key: jax.Array) -> xr.Dataset:
+    """Images with their true factors and noises, four fifths for training; labels where they are told, else 0."""
+    noise_key, split_key, label_key = jax.random.split(key, 3)
+    noise: dict[str, Any] = dict(
+        zip(FACTORS, jax.random.uniform(noise_key, (3, config.observations), minval=-1.0), strict=True)
+    )
+    factors = {name: np.asarray(value) for name, value in mechanisms(noise).items()}
+    x = render(**factors, resolution=config.resolution, radius=config.radius)
+    data = xr.Dataset({"x": (("obs", "channel", "row", "column"), np.asarray(x))})
+    data = split(data.assign({name: ("obs", value) for name, value in factors.items()}), test=0.2, key=split_key)
+    if config.prior == "normal":
+        return data
+    told = np.asarray(jax.random.uniform(label_key, (data.sizes["obs"],))) < config.labelled
+    told &= data["split"].values == "train"
+    label = np.where(told[:, None], np.stack([data[name].values for name in FACTORS], -1), 0.0)
+    return data.assign(label=(("obs", "factor"), label), labelled=("obs", told.astype(int)))
+
+
+def adapt(config: Config, data: xr.Dataset) -> Config:
+    """What follows from the data: image size, pixel mean and standard deviation."""
+    x = data["x"]
+    return replace(config, resolution=x.shape[-1], mean=float(x.mean()), std=float(x.std()))
+
+
+def build(config: Config, *, key: jax.Array) -> Program:
+    """The program: residual perceptrons; the prior alone is drawn without labels."""
+    shape = (1, config.resolution, config.resolution)
+    schedule = VariancePreserving(config.log_snr_min, config.log_snr_max)
+    denoiser_key, trunk_key, encoder_key = jax.random.split(key, 3)
+    size: dict[str, Any] = {"width": config.width, "depth": config.depth}
+    network = ResidualMLP(shape, shape, **size, key=denoiser_key)
+    trunk = ResidualMLP(shape, (64,), **size, key=trunk_key)
+    statistics: dict[str, Any] = {"mean": config.mean, "std": config.std}
+    prior = make_prior(config)
+    given = None if config.prior == "normal" else {"label": np.zeros((1, 3)), "labelled": np.zeros(1)}
+    return Program(
+        prior=prior,
+        denoiser=PreconditionedDenoiser(network, schedule, shape, **statistics),
+        encoder=encoder_for(prior, trunk, schedule, shape, given=given, **statistics, key=encoder_key),
+        given=given,
+    )
+
+
+def distance(images: np.ndarray, config: Config) -> np.ndarray:
+    """Root-mean-square distance of each image to the nearest true disk."""
+    return np.asarray(fit_disks(images, radius=config.radius)[1])
