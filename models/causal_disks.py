@@ -28,6 +28,8 @@ WEIGHT = {"centre_y": 0.6, "background": 1.5}
 NOISE = {"centre_x": 0.3, "centre_y": 0.12, "background": 0.3}
 # Centre and unit of every factor where the prior begins.
 UNITS = {"centre_x": (0.5, 0.2), "centre_y": (0.5, 0.2), "background": (-0.25, 0.5)}
+# Adam moves a parameter by at most the learning rate a step: coefficients are learned in larger steps than weights.
+STEP = 5.0
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,18 @@ def make_prior(config: Config):
 
         return normal
 
+    def learned(name):
+        start: Any = numpyro.param(name, jnp.zeros(()))
+        return STEP * start
+
     def linear(label, labelled):
         value: dict[str, Any] = {}
         for j, (name, parent) in enumerate(PARENT.items()):
             centre, unit = UNITS[name]
-            mean: Any = numpyro.param(f"{name}_mean", jnp.zeros(()))
-            log_scale: Any = numpyro.param(f"{name}_log_scale", jnp.zeros(()))
+            mean = learned(f"{name}_mean")
+            log_scale = learned(f"{name}_log_scale")
             if parent is not None and config.prior == "causal":
-                weight: Any = numpyro.param(f"{name}_weight", jnp.zeros(()))
+                weight = learned(f"{name}_weight")
                 mean = mean + weight * (value[parent] - UNITS[parent][0]) / UNITS[parent][1]
             loc = jnp.where(labelled > 0, label[:, j], centre + unit * mean)
             scale = unit * jnp.where(labelled > 0, config.told, jnp.exp(log_scale))
@@ -83,7 +89,7 @@ def make_prior(config: Config):
 def weights(program: Program) -> dict[str, float]:
     """The coefficients that a program's causal prior has learned, in the units of WEIGHT."""
     return {
-        name: float(program.prior_params[f"{name}_weight"]) * UNITS[name][1] / UNITS[str(PARENT[name])][1]
+        name: STEP * float(program.prior_params[f"{name}_weight"]) * UNITS[name][1] / UNITS[str(PARENT[name])][1]
         for name in WEIGHT
     }
 

@@ -29,7 +29,7 @@ def dependences(
     def laws(**flat: Any) -> dict[str, Any]:
         held = {kind: {name: flat[f"{kind} {name}"] for name in of} for kind, of in values.items()}
         trace = trace_of(held)
-        return {n: (jax.tree.leaves(trace[n]["fn"]), jax.tree.leaves(trace[n]["fn"].support)) for n in values["sites"]}
+        return {n: (_leaves(trace[n]["fn"]), _leaves(trace[n]["fn"].support)) for n in values["sites"]}
 
     def by_kind(leaves: list[frozenset[str]]) -> Names:
         found = frozenset().union(*leaves)
@@ -37,3 +37,10 @@ def dependences(
 
     found = eval_provenance(laws, **{f"{kind} {name}": v for kind, of in values.items() for name, v in of.items()})
     return {name: Dependence(by_kind(law), by_kind(support)) for name, (law, support) in found.items()}
+
+
+def _leaves(tree: Any) -> list[Any]:
+    try:
+        return jax.tree.leaves(tree)
+    except NotImplementedError:  # a constraint that has no parameters, or does not name them
+        return []
