@@ -11,9 +11,17 @@ import jax
 import numpy as np
 import numpyro
 from numpyro import distributions as dist
+from numpyro.contrib.module import eqx_module
 import xarray as xr
 
-from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, Program, VariancePreserving
+from sami_ppl import (
+    DiagonalEncoder,
+    PreconditionedDenoiser,
+    Program,
+    VariancePreserving,
+    coupling_flow,
+    flow_distribution,
+)
 from sami_ppl.data import disks, fit_disks, split
 from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
 
@@ -26,7 +34,7 @@ class Config:
     """
 
     latents: int = 3
-    prior: Literal["normal", "uniform_box", "laplace", "student_t", "hierarchical"] = "normal"
+    prior: Literal["normal", "uniform_box", "laplace", "student_t", "hierarchical", "flow"] = "normal"
     resolution: int = 16
     radius: float = 0.2
     observations: int = 25_000
@@ -51,8 +59,17 @@ def make_prior(name: str, latents: int):
     """Independent factors of one kind. The images are drawn from uniform ones; the default does not know that.
 
     "hierarchical": Normal factors, each of a scale that all images share and that is inferred; a priori it is small.
+    "flow": a coupling flow, learned with the encoder or fitted to its posteriors afterwards; it starts as the default.
     """
     dims = {"event_dims": ["factor"]}
+    if name == "flow":
+        with jax.ensure_compile_time_eval():
+            start = coupling_flow(latents, key=jax.random.key(0))
+
+        def bent():
+            numpyro.sample("z", flow_distribution(eqx_module("flow", start)), infer=dims)
+
+        return bent
     if name == "hierarchical":
 
         def scaled(obs):

@@ -29,6 +29,8 @@ from sami_ppl.exact import LinearGaussian as LinearGaussian
 from sami_ppl.exact import LinearMixture as LinearMixture
 from sami_ppl.fit import NonFiniteLoss as NonFiniteLoss
 from sami_ppl.fit import fit as fit
+from sami_ppl.flows import coupling_flow as coupling_flow
+from sami_ppl.flows import flow_distribution as flow_distribution
 from sami_ppl.gauge import align as align
 from sami_ppl.generate import decode as decode
 from sami_ppl.generate import generate as generate

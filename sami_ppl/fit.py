@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
+from numpyro import handlers
 from numpyro.infer import SVI
 import optax
 import xarray as xr
@@ -35,6 +36,8 @@ from sami_ppl.program import NETWORKS, Program
 from sami_ppl.stage import Stage
 
 Target = Literal["marginal", "joint"]
+PARTS = (*NETWORKS, "prior")
+"""What `train` may name. The parameters of the prior are trained with the encoder, or by themselves."""
 BLOCK = 50
 """Steps between two looks at the losses: the host does not wait for the device within a block."""
 
@@ -85,8 +88,8 @@ class Fit:
         steps: int,
         observations: int | None = None,
     ):
-        if not train or set(train) - set(NETWORKS):
-            raise ValueError(f"train must name one or more of the networks {NETWORKS}, got {tuple(train)}")
+        if not train or set(train) - set(PARTS):
+            raise ValueError(f"train must name one or more of {PARTS}, got {tuple(train)}")
         if target == "joint" and "denoiser" not in train:
             program = program.replace(denoiser_loss="none")
         self.program, self.stage, self.target, self.steps = program, stage, target, steps
@@ -94,6 +97,14 @@ class Fit:
         self.total = observations if program.latents.shared else None
         trained = program.replace(discount=stage.discount)
         self.model, self.guide = self._sides(trained)
+        if tuple(train) == ("prior",):
+            if target != "joint" or not program.prior_params:
+                raise ValueError(
+                    "train=('prior',) needs target='joint' and a prior with parameters: make them in it by "
+                    "numpyro.param or eqx_module"
+                )
+            # p(x | z) does not depend on them: the KL is all there is, and the denoiser is not called.
+            self.model = handlers.block(self.model, hide=["x"])
         self.sites = [site.name for site in (*program.latents.sites, *program.latents.shared)]
         if unknown := sorted(stage.sites_named() - set(self.sites)):
             raise ValueError(
@@ -130,7 +141,7 @@ class Fit:
         adam = optax.chain(optax.clip_by_global_norm(stage.clip), optax.adam(rate, b2=0.99))
         return optax.multi_transform(
             {"train": adam, "freeze": optax.set_to_zero()},
-            lambda params: {n: "train" if part_of(n) in train else "freeze" for n in params},
+            lambda params: {n: "train" if {*part_of(n)} & {*train} else "freeze" for n in params},
         )
 
     def init(self, key: Key[Array, ""], data: Batch) -> State:
@@ -218,10 +229,10 @@ class Fit:
         )
 
 
-def part_of(parameter: str) -> str:
-    """The network that a parameter belongs to; those of the prior are trained with the encoder."""
+def part_of(parameter: str) -> tuple[str, ...]:
+    """The parts that a parameter is trained with; those of the prior are trained with the encoder too."""
     name = parameter.removesuffix("$params")
-    return name if name in NETWORKS else "encoder"
+    return (name,) if name in NETWORKS else ("encoder", "prior")
 
 
 def not_finite(terms: dict[str, Any]) -> str:
@@ -262,7 +273,8 @@ def fit(
     """Fit a program to observations and return it with its averaged weights, and the log.
 
     `data`: observations x, as an array or a Dataset, which holds the variables that the prior takes too. `held_out`:
-    observations for validation (default: the last tenth of `data`, which is then not trained on). With
+    observations for validation (default: the last tenth of `data`, which is then not trained on). `train`: the parts
+    that are trained; `("prior",)` fits the prior's parameters to the posteriors at hand, by their KL alone. With
     `out`, checkpoints go to `out/checkpoints/name` and the log to `out/log.jsonl`; with `resume`, the run continues
     from the latest checkpoint. `callback` receives every record of the log. In the context `data_parallel` batches are
     split over devices; of several processes, the first writes.
@@ -340,7 +352,7 @@ def fit(
                     checkpoints.save(int(state.step), state, record["loss"])
     if checkpoints is not None:
         checkpoints.close()
-    if target == "joint" and history.stage_records():
+    if target == "joint" and tuple(train) != ("prior",) and history.stage_records():
         _warn_if_collapsed(history.stage_records()[-1])
     # With early stopping the best state is the result; else the last, whose learning rate has come down to zero.
     params = state.average if stage.patience is None else state.best

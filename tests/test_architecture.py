@@ -20,6 +20,7 @@ LAYERS = (
         "supports",
         "latents",
         "dependence",
+        "flows",
         "prior",
         "versions",
         "history",

@@ -10,6 +10,7 @@ prior if it can represent that too (see `diagnostics.noise_end_kl`).
 | `Diagonal` | independent coordinates (default) |
 | `LowRank`, `Full` | coordinates that depend on each other given an observation |
 | `Mixture` | several modes: mixture priors (their default), ambiguous observations |
+| `Flow` | any shape, from a coupling flow given the features; two coordinates or more |
 | `Directions` | angles and unit vectors (their default) |
 """
 
@@ -21,6 +22,7 @@ from sami_ppl.families.choose import default_family as default_family
 from sami_ppl.families.directions import Directions as Directions
 from sami_ppl.families.directions import ProjectedNormals as ProjectedNormals
 from sami_ppl.families.directions import projected_normal_log_prob as projected_normal_log_prob
+from sami_ppl.families.flow import Flow as Flow
 from sami_ppl.families.gaussian import Diagonal as Diagonal
 from sami_ppl.families.gaussian import Full as Full
 from sami_ppl.families.gaussian import LowRank as LowRank
