@@ -1,7 +1,7 @@
 """Prior: denoiser and encoder of a saved program stay as they are; the prior is fitted to their posteriors.
 
 A flow that is fitted afterwards closes the gap between the prior and where the codes of the data lie, so that draws
-from it look like the data; it costs seconds, for only the KL depends on it. `--set program=runs/disks/model` names the
+from it look like the data; it is cheap, for the denoiser is not called. `--set program=runs/disks/model` names the
 folder of the saved program.
 """
 
@@ -22,7 +22,7 @@ class Config:
     """Settings; `program` is the folder of a saved program."""
 
     program: str = ""
-    prior: Stage = Stage(steps=3000, batch=512, learning_rate=3e-3, beta=1.0, validate_every=1000)
+    fit: Stage = Stage(steps=1500, batch=512, learning_rate=3e-3, beta=1.0, validate_every=500)
     posterior_obs: int = 64
     draws: int = 100
 
@@ -40,13 +40,13 @@ def run(
     """Fit the prior, save the program to `out/model`, and return the posterior of held-out observations."""
     if not config.program:
         raise ValueError("program is not given: name the folder of a saved program, --set program=runs/disks/model")
-    check_data(data, event_shape=program.event_shape, batch=config.prior.batch)
+    check_data(data, event_shape=program.event_shape, batch=config.fit.batch)
     train, test = train_test(data)
     prior_key, posterior_key = jax.random.split(key)
     fitted = load(config.program)
     program = program.replace(denoiser=fitted.denoiser, encoder=fitted.encoder)
     program, _ = fit(
-        program, train, config.prior, key=prior_key, train=("prior",), name="prior",
+        program, train, config.fit, key=prior_key, train=("prior",), name="fit",
         held_out=test, out=out, resume=resume, progress=progress,
     )  # fmt: skip
     return conclude(

@@ -242,6 +242,7 @@ RUNS = {
     "decoupled": stages("both"),
     "joint": stages("both"),
     "pretrained": [*stages("encoder"), "warm_steps=0"],
+    "prior": [*stages("fit"), "prior=flow"],
 }
 DOCUMENTED = [
     "checkpoints",
@@ -268,6 +269,8 @@ def test_every_inference_leaves_what_is_documented(sami, tmp_path):
     for name, settings in RUNS.items():
         if name == "pretrained":
             settings = [*settings, f"inference.denoiser={saved}"]
+        if name == "prior":
+            settings = [*settings, f"inference.program={saved}"]
         command = ["run", "disks", "--with", name, "--out", name, "--quiet", *sets(*SMALL, *settings)]
         code, out, err = sami(*command)
         assert code == 0, err

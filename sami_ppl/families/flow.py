@@ -14,7 +14,7 @@ from scipy.stats import norm, qmc
 from sami_ppl.families.base import AbstractFamily
 from sami_ppl.families.gaussian import Diagonal
 from sami_ppl.flows import FlowDistribution, coupling_flow
-from sami_ppl.prior import LatentSite
+from sami_ppl.latents import LatentSite
 
 
 class Flow(AbstractFamily):
