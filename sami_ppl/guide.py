@@ -1,14 +1,15 @@
 """The amortised guide: the encoder's posterior of the code z, as sample statements at the prior's sites."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 import math
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpyro
 from numpyro import distributions as dist
+from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from sami_ppl.encoder import AbstractEncoder, FamilyEncoder, diagonal_log_prob
@@ -17,6 +18,9 @@ from sami_ppl.supports import elementwise_transform, is_unbounded, normal_base
 
 Beta = Array | float | Mapping[str, Array | float]
 """Weight of the latent sites in the objective: one number, or one for each site named."""
+
+GlobalGuide = Literal["diagonal", "full"] | Callable[[], Any]
+"""The guide of global sites: a Gaussian with independent coordinates, one of all of them, or a NumPyro function."""
 
 
 class scale_sites(Messenger):
@@ -41,17 +45,52 @@ def sample_latents(latents: Latents, encoder: AbstractEncoder, parameters: Any) 
     return {s.name: numpyro.sample(s.name, _on_support(s, found[s.name]), infer=_dims(s)) for s in latents.sites}
 
 
-def initial_guide(latents: Latents) -> dict[str, Array]:
-    """Parameters of the guide of global sites as it begins: at the centre of the prior, a fiftieth as wide."""
-    params = {}
+def initial_guide(latents: Latents, kind: GlobalGuide = "diagonal") -> dict[str, Any]:
+    """Parameters of the guide of global sites as it begins: at the centre of the prior, a fiftieth as wide.
+
+    Those of a function are what it makes by `numpyro.param`. Raises ValueError for another kind, and for a function
+    that samples other sites than the global ones.
+    """
+    size, log_scale = sum(site.size for site in latents.shared), math.log(0.02)
+    if callable(kind):
+        return _read_guide(latents, kind)
+    if kind not in ("diagonal", "full"):
+        raise ValueError(f"global_guide must be 'diagonal', 'full' or a function of no arguments, got {kind!r}")
+    if kind == "full" and size:
+        return {"globals$loc": jnp.zeros(size), "globals$factor": log_scale * jnp.eye(size)}
+    params: dict[str, Any] = {}
     for site in latents.shared:
         params[f"{site.name}$loc"] = jnp.zeros(site.size)
-        params[f"{site.name}$log_scale"] = jnp.full(site.size, math.log(0.02), jnp.float32)
+        params[f"{site.name}$log_scale"] = jnp.full(site.size, log_scale, jnp.float32)
     return params
 
 
-def sample_shared(latents: Latents, params: Mapping[str, Array]) -> None:
-    """Sample the global sites from their guide: an independent Gaussian of every coordinate in unconstrained space."""
+def _read_guide(latents: Latents, guide: Callable[[], Any]) -> dict[str, Any]:
+    with jax.ensure_compile_time_eval():
+        trace = handlers.trace(handlers.seed(guide, jax.random.key(0))).get_trace()
+    found = sorted(name for name, site in trace.items() if site["type"] == "sample")
+    if found != sorted(site.name for site in latents.shared):
+        raise ValueError(
+            f"global_guide samples {', '.join(found) or 'nothing'}, but the global sites of the prior are "
+            f"{', '.join(site.name for site in latents.shared) or 'none'}: call numpyro.sample once for each of them"
+        )
+    return {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
+
+
+def sample_shared(latents: Latents, params: Mapping[str, Any], kind: GlobalGuide = "diagonal") -> None:
+    """Sample the global sites from their guide.
+
+    "diagonal": an independent Gaussian for every coordinate in unconstrained space; "full": one Gaussian of all of
+    them, its root lower triangular with the logarithm of the diagonal as the parameter; or the user's own function.
+    """
+    if callable(kind):
+        with handlers.substitute(data=dict(params)):
+            kind()
+        return
+    if kind == "full" and latents.shared:
+        loc, raw = (cast(Array, numpyro.param(name, params[name])) for name in ("globals$loc", "globals$factor"))
+        _sample_chain(latents.shared, loc, jnp.tril(raw, -1) + jnp.diag(jnp.exp(jnp.diagonal(raw))))
+        return
     for site in latents.shared:
         names = (f"{site.name}${parameter}" for parameter in ("loc", "log_scale"))
         loc, log_scale = (cast(Array, numpyro.param(name, params[name])) for name in names)
@@ -83,25 +122,28 @@ def code_log_prob(encoder: AbstractEncoder, parameters: Any, z: Float[Array, " D
 
 
 def _sample_gaussian(latents: Latents, loc: Float[Array, "*batch D"], scale: Array) -> dict[str, Array]:
-    """Sample every site from N(loc, scale²) or N(loc, A Aᵀ).
+    """Sample every site from N(loc, scale²) or N(loc, A Aᵀ)."""
+    if scale.ndim > loc.ndim:
+        return _sample_chain(latents.sites, loc, jnp.linalg.cholesky(scale @ jnp.swapaxes(scale, -1, -2)))
+    values = {}
+    for site in latents.sites:
+        one = _diagonal(site, loc[..., site.code], scale[..., site.code])
+        values[site.name] = numpyro.sample(site.name, one, infer=_dims(site))
+    return values
 
-    A diagonal posterior is independent over sites. A full one is written site by site as the chain of Gaussian
-    conditionals q(z₁) q(z₂ | z₁) …, the same distribution, so that each site keeps its name.
+
+def _sample_chain(sites: Sequence[LatentSite], loc: Float[Array, "*batch D"], factor: Array) -> dict[str, Array]:
+    """Sample sites whose coordinates, one after another, are N(loc, L Lᵀ), L lower triangular.
+
+    Site by site, as the chain of Gaussian conditionals q(z₁) q(z₂ | z₁) …: each site keeps its name.
     """
     values = {}
-    if scale.ndim == loc.ndim:
-        for site in latents.sites:
-            values[site.name] = numpyro.sample(
-                site.name, _diagonal(site, loc[..., site.code], scale[..., site.code]), infer=_dims(site)
-            )
-        return values
-
-    factor = jnp.linalg.cholesky(scale @ jnp.swapaxes(scale, -1, -2))
     noise = jnp.zeros((*loc.shape[:-1], 0))
-    for site in latents.sites:
-        before = factor[..., site.code, : site.start]
-        mean = loc[..., site.code] + (before @ noise[..., None])[..., 0]
-        own = factor[..., site.code, site.code]
+    for site in sites:
+        start = noise.shape[-1]
+        span = slice(start, start + site.size)
+        mean = loc[..., span] + (factor[..., span, :start] @ noise[..., None])[..., 0]
+        own = factor[..., span, span]
         value: Any = numpyro.sample(site.name, _full(site, mean, own), infer=_dims(site))
         values[site.name] = value
         centred = site.to_code(value) - mean

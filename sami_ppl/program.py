@@ -20,7 +20,7 @@ from sami_ppl.decoder import ScoreDecoder
 from sami_ppl.denoiser import AbstractDenoiser
 from sami_ppl.encoder import AbstractEncoder, DiagonalEncoder, RotatedEncoder
 from sami_ppl.guidance import check_pair
-from sami_ppl.guide import Beta, initial_guide, sample_latents, sample_shared, scale_sites
+from sami_ppl.guide import Beta, GlobalGuide, initial_guide, sample_latents, sample_shared, scale_sites
 from sami_ppl.latents import Latents
 from sami_ppl.prior import Frozen, Given, Prior, check_numbers, read_prior, sample_prior
 from sami_ppl.sampler import AbstractSampler, StochasticDPMSolver
@@ -45,11 +45,12 @@ class Program(eqx.Module):
 
     Inference: q(factors | x) = the encoder at the clean end, pushed onto the prior's supports.
 
-    A hierarchical prior, `def prior(obs)`, has global sites too, outside the plate `obs`; their guide is a Gaussian in
-    unconstrained space. `prior_params` holds its parameters and those that the prior itself makes by `numpyro.param`;
-    they are trained with the encoder. A prior p(z | u), `def prior(u)`, takes variables of the data; `given` holds
-    their values for some observations, from which the prior is read and its marginal drawn. The guide does not see u,
-    so that it may guide a denoiser that does not either.
+    A hierarchical prior, `def prior(obs)`, has global sites too, outside the plate `obs`; their guide, `global_guide`,
+    is a Gaussian in unconstrained space, "diagonal" or "full", or a NumPyro function that samples them.
+    `prior_params` holds its parameters and those that the prior itself makes by `numpyro.param`; they are trained with
+    the encoder. A prior p(z | u), `def prior(u)`, takes variables of the data; `given` holds their values for some
+    observations, from which the prior is read and its marginal drawn. The guide does not see u, so that it may guide a
+    denoiser that does not either.
 
     `model` and `guide` are ordinary NumPyro functions: give them to SVI, Predictive, handlers, render_model.
     `event_dims` names the dims of one observation, ("channel", "row", "column") for images and ("feature",) for vectors
@@ -69,6 +70,7 @@ class Program(eqx.Module):
     event_dims: tuple[str, ...] = eqx.field(static=True)
     denoiser_loss: DenoiserLoss = eqx.field(static=True)
     discount: float = eqx.field(static=True)
+    global_guide: GlobalGuide = eqx.field(static=True)
     origin: Origin | None = eqx.field(static=True)
 
     def __init__(
@@ -83,12 +85,14 @@ class Program(eqx.Module):
         event_dims: tuple[str, ...] | None = None,
         denoiser_loss: DenoiserLoss = "guided",
         discount: float = 0.0,
+        global_guide: GlobalGuide = "diagonal",
         origin: Origin | None = None,
     ):
         self.given = given if isinstance(given, Frozen) else Frozen.of(given or {})
         self.prior, self.latents = prior, read_prior(prior, self.given)
         self.denoiser, self.encoder = denoiser, encoder
-        self.prior_params = {**self.latents.params, **initial_guide(self.latents), **(prior_params or {})}
+        self.global_guide = global_guide
+        self.prior_params = self._initial_params() | (prior_params or {})
         self.sampler = StochasticDPMSolver(20) if sampler is None else sampler
         self.event_dims = default_event_dims(denoiser.event_shape) if event_dims is None else tuple(event_dims)
         self.denoiser_loss, self.discount, self.origin = denoiser_loss, discount, origin
@@ -101,7 +105,7 @@ class Program(eqx.Module):
                 f"unconstrained coordinates ({', '.join(self.latents.axes)}): build the encoder with "
                 f"latent_size=read_prior(prior).size"
             )
-        expected = {**self.latents.params, **initial_guide(self.latents)}
+        expected = self._initial_params()
         for name, value in self.prior_params.items():
             if name not in expected or jax.tree.map(jnp.shape, value) != jax.tree.map(jnp.shape, expected[name]):
                 raise ValueError(
@@ -123,6 +127,9 @@ class Program(eqx.Module):
         if clash := taken & set(self.event_dims):
             raise ValueError(f"event_dims {sorted(clash)} are names of other dims or of the observation: rename them")
 
+    def _initial_params(self) -> dict[str, Any]:
+        return {**self.latents.params, **initial_guide(self.latents, self.global_guide)}
+
     @property
     def event_shape(self) -> tuple[int, ...]:
         """Shape of one observation."""
@@ -133,6 +140,9 @@ class Program(eqx.Module):
         names = [f.name for f in dataclasses.fields(self) if f.name != "latents"]
         if "prior" in changes:
             changes.setdefault("prior_params", None)  # those at hand are of the prior replaced
+        if "global_guide" in changes:
+            own = {name: value for name, value in self.prior_params.items() if name in self.latents.params}
+            changes.setdefault("prior_params", own)
         if unknown := set(changes) - set(names):
             raise TypeError(f"replace() takes {', '.join(names)}; got {', '.join(sorted(unknown))}")
         return type(self)(**{name: changes.get(name, getattr(self, name)) for name in names})
@@ -206,7 +216,7 @@ class Program(eqx.Module):
 
     def sample_shared(self) -> None:
         """Sample the global sites from their guide."""
-        sample_shared(self.latents, self.prior_params)
+        sample_shared(self.latents, self.prior_params, self.global_guide)
 
     def prior_codes(
         self, key: Key[Array, ""], size: int, do: Mapping[str, Array] | None = None
