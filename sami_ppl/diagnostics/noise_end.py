@@ -27,6 +27,8 @@ def noise_end_kl(
     """E KL(q(z | x_λmin, λmin) ‖ p(z)) of every site in nats, over observations, noise and, without closed form, z.
 
     Near 0 if the family suits the prior and the fit has found it; what an observation still tells at λmin adds to it.
+    Axes that carry nothing may have any q here that is the same for all observations: guidance, a gradient in x_λ, does
+    not see a constant, and it does no harm. Look for a large value on axes in use.
     """
     observed, given = program.observations(data)
     encoder, latents, schedule = program.encoder, program.latents, program.denoiser.schedule
