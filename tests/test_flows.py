@@ -136,6 +136,15 @@ def test_gradients_reach_the_condition(bent):
     assert np.all(theirs(condition) == 0)
 
 
+def test_a_flow_is_a_tree_of_arrays(bent):
+    """So that transformations take the distribution itself, and give it back."""
+    law = FlowDistribution(*bent)
+    z = jnp.ones((3, 2))
+    through = jax.jit(lambda law: (law, law.log_prob(z)))(law)
+    np.testing.assert_allclose(through[1], law.log_prob(z), rtol=1e-5)
+    np.testing.assert_allclose(through[0].log_prob(z), law.log_prob(z), rtol=1e-5)
+
+
 # --- priors -----------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any, cast
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 from numpyro import distributions as dist
@@ -17,13 +18,21 @@ class FlowDistribution(dist.Distribution):
 
     support = cast(Any, constraints.real_vector)
     arg_constraints: dict = {}
-    pytree_data_fields = ("flow", "condition")
+    pytree_data_fields = ("arrays", "condition")
+    pytree_aux_fields = ("rest",)
     reparametrized_params = ["condition"]
 
     def __init__(self, flow: Any, condition: Float[Array, "*batch c"] | None = None):
-        self.flow, self.condition = flow, condition
+        # Flows hold functions too, which are no leaves of a distribution.
+        self.arrays, self.rest = eqx.partition(flow, eqx.is_array)
+        self.condition = condition
         batch = () if condition is None else jnp.shape(condition)[:-1]
         super().__init__(batch, tuple(flow.shape), validate_args=False)
+
+    @property
+    def flow(self) -> Any:
+        """The flowjax distribution."""
+        return eqx.combine(self.arrays, self.rest)
 
     def sample(self, key: Key[Array, ""], sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws of shape sample_shape + batch_shape + (d,), differentiable in weights and condition."""
