@@ -8,9 +8,9 @@ import subprocess
 
 import pytest
 
-WRAPPER = """<!doctype html><meta charset=utf-8><body>{frames}<pre id=found></pre><script>
+WRAPPER = """<!doctype html><meta charset=utf-8><body><pre id=found></pre><script>
 const found = []
-for (const frame of document.querySelectorAll('iframe')) frame.onload = () => {{
+function note(frame) {{
   const page = frame.contentDocument, wide = page.documentElement.clientWidth, style = frame.contentWindow
     .getComputedStyle(page.body)
   const scrolls = '.scroll svg, .scroll table, .scroll img, pre'
@@ -21,7 +21,7 @@ for (const frame of document.querySelectorAll('iframe')) frame.onload = () => {{
     images: [...page.images].map(i => [i.alt, i.complete ? i.naturalWidth : 0])}})
   document.getElementById('found').textContent = JSON.stringify(found)
 }}
-</script>"""
+</script>{frames}"""
 
 
 def look(text, folder, *, widths=(375, 1280), schemes=("light", "dark")):
@@ -33,7 +33,8 @@ def look(text, folder, *, widths=(375, 1280), schemes=("light", "dark")):
     if browser is None:
         pytest.skip("no browser: apt-get install chromium")
     frames = "".join(
-        f"<iframe width={width} height=800 style='color-scheme: {scheme}' srcdoc='{escape(text)}'></iframe>"
+        f"<iframe width={width} height=800 style='color-scheme: {scheme}' onload='note(this)' srcdoc='{escape(text)}'>"
+        "</iframe>"
         for width in widths
         for scheme in schemes
     )

@@ -69,7 +69,7 @@ def _calibration(folder: Path) -> tuple[list[str], list[str]]:
         ),
         table(
             ("axis", f"coverage of {levels} %", "too narrow by", "shift", "verdict"), rows,
-            "Simulation-based calibration; `joint` is the code as a whole. Factor and shift in posterior standard "
+            "Simulation-based calibration; joint: the code as a whole. Factor and shift in posterior standard "
             "deviations",
         ),
     ]  # fmt: skip
