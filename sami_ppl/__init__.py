@@ -42,6 +42,7 @@ from sami_ppl.parallel import data_parallel as data_parallel
 from sami_ppl.posterior import combine as combine
 from sami_ppl.posterior import posterior as posterior
 from sami_ppl.prior import read_prior as read_prior
+from sami_ppl.processes import Matern as Matern
 from sami_ppl.program import Program as Program
 from sami_ppl.sampler import DDIM as DDIM
 from sami_ppl.sampler import Ancestral as Ancestral

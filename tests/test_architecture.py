@@ -21,6 +21,7 @@ LAYERS = (
         "latents",
         "dependence",
         "flows",
+        "processes",
         "prior",
         "versions",
         "history",
