@@ -38,6 +38,8 @@ from sami_ppl.guidance import GuidedDenoiser as GuidedDenoiser
 from sami_ppl.io import load as load
 from sami_ppl.io import save as save
 from sami_ppl.objective import ScoreELBO as ScoreELBO
+from sami_ppl.over_time import frames_of as frames_of
+from sami_ppl.over_time import over_time as over_time
 from sami_ppl.parallel import data_parallel as data_parallel
 from sami_ppl.posterior import combine as combine
 from sami_ppl.posterior import posterior as posterior

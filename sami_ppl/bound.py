@@ -8,6 +8,8 @@ For any noise prediction ε̂ and any event of dimension d (Kingma et al. 2021, 
     L_reconstruction = d/2 (log 2πe + log σ²/α²)     at λmax, for continuous x
 
 Nothing here is averaged over pixels: every term is a sum over the event, so that it adds up with KL terms in nats.
+Entries of x that are NaN, missing frames of sequences, count nothing (`denoiser.fill_missing`): what is left bounds the
+density of what is seen, since frames are independent given z. For other observations NaN stays NaN.
 
 The guidance is itself a gradient, so training differentiates it once more. Reverse over reverse does so in six passes
 through the encoder, the least there is: forward, back to x_λ, and through both of these back to the weights, twice the
@@ -49,12 +51,14 @@ def prior_loss(schedule: AbstractSchedule, x: Float[Array, "*event"]) -> Float[A
     log_snr = jnp.asarray(schedule.log_snr_min, dtype=x.dtype)
     alpha, sigma, variance = schedule.alpha(log_snr), schedule.sigma(log_snr), schedule.reference_variance()
     ratio = sigma**2 / variance
-    return 0.5 * jnp.sum((alpha * x) ** 2 / variance + ratio - jnp.log(ratio) - 1)
+    each = (alpha * x) ** 2 / variance + ratio - jnp.log(ratio) - 1
+    return 0.5 * jnp.sum(jnp.where(jnp.isnan(x), 0, each))
 
 
 def reconstruction_loss(schedule: AbstractSchedule, x: Float[Array, "*event"]) -> Float[Array, ""]:
     """−E log N(x; x_λ/α, σ²/α² I) at λmax, in nats: the entropy of what noise is left. λ = log α²/σ² by definition."""
-    return jnp.asarray(0.5 * x.size * (jnp.log(2 * jnp.pi * jnp.e) - schedule.log_snr_max), dtype=x.dtype)
+    size = jnp.sum(~jnp.isnan(x), dtype=x.dtype)
+    return 0.5 * size * jnp.asarray(jnp.log(2 * jnp.pi * jnp.e) - schedule.log_snr_max, x.dtype)
 
 
 def noise_error(
@@ -77,23 +81,24 @@ def noise_error(
     """
     schedule = denoiser.schedule
     sigma = schedule.sigma(log_snr)
+    x, seen = denoiser.fill_missing(x)
     x_noisy = schedule.add_noise(x, log_snr, eps)
     eps_theta = denoiser(x_noisy, log_snr)
     if denoiser_loss == "none":
         eps_theta = jax.lax.stop_gradient(eps_theta)
     if encoder is None:
-        return jnp.sum((eps - eps_theta) ** 2)
+        return jnp.sum(seen * (eps - eps_theta) ** 2)
     if z is None:
         raise ValueError("z must be given with an encoder: guidance is the gradient of log q(z | x_λ, λ)")
-    own = jax.lax.stop_gradient(eps - eps_theta)
+    own = seen * jax.lax.stop_gradient(eps - eps_theta)
 
     if not reverse_over_forward:
         trained = eps_theta if denoiser_loss == "guided" else jax.lax.stop_gradient(eps_theta)
-        guided = jnp.sum((eps - trained + sigma * guidance(encoder, z, x_noisy, log_snr)) ** 2)
+        guided = jnp.sum(seen * (eps - trained + sigma * guidance(encoder, z, x_noisy, log_snr)) ** 2)
         return guided + (_gradient_only(-2 * jnp.sum(own * eps_theta)) if denoiser_loss == "own" else 0.0)
 
     frozen_encoder, frozen_z = jax.lax.stop_gradient((encoder, z))
-    residual = own + sigma * jax.lax.stop_gradient(guidance(frozen_encoder, frozen_z, x_noisy, log_snr))
+    residual = own + seen * sigma * jax.lax.stop_gradient(guidance(frozen_encoder, frozen_z, x_noisy, log_snr))
     _, slope = jax.jvp(lambda at: encoder.log_prob(z, at, log_snr), (x_noisy,), (residual,))
     surrogate = 2 * sigma * slope - 2 * jnp.sum((own if denoiser_loss == "own" else residual) * eps_theta)
     return jnp.sum(residual**2) + _gradient_only(surrogate)

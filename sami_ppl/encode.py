@@ -12,6 +12,7 @@ import xarray as xr
 import zarr
 
 from sami_ppl.data import check_shape, open_data, scale_bytes
+from sami_ppl.data.checks import faulty
 from sami_ppl.history import progress_bar
 from sami_ppl.program import Program
 
@@ -47,13 +48,13 @@ def encode(
     data = opened(program, data)
     count = data.sizes["obs"]
     size = min(chunk, count)
-    posterior = jax.jit(jax.vmap(program.encoder.posterior))
+    moments = jax.jit(lambda x: program.moments(x))
     part = out.with_name(out.name + ".part")
     arrays, start = _create(part, program, data, size), 0
     with progress_bar(count, 0, "encode", show=progress) as bar:
         for batch in batches(data["x"], size):
             rows = np.minimum(np.arange(size), len(batch) - 1)  # the last batch is filled up
-            for array, values in zip(arrays, jax.device_get(posterior(jnp.asarray(batch[rows]))), strict=True):
+            for array, values in zip(arrays, jax.device_get(moments(jnp.asarray(batch[rows]))), strict=True):
                 array[start : start + len(batch)] = values[: len(batch)]
             start += len(batch)
             bar.update(len(batch))
@@ -82,13 +83,13 @@ def _create(folder: Path, program: Program, data: xr.Dataset, size: int) -> list
     labels = {"axis": list(program.latents.axes), **({"obs": data["obs"]} if "obs" in data.coords else {})}
     xr.Dataset(coords=labels, attrs={"description": "posterior of the code z"}).to_zarr(folder, consolidated=False)
     group, dims = zarr.open_group(folder, mode="a"), ("obs", "axis", "column")
-    x = jax.ShapeDtypeStruct(program.event_shape, jnp.float32)
+    x = jax.ShapeDtypeStruct((1, *program.event_shape), jnp.float32)
     return [
         group.create_array(
-            name, shape=(data.sizes["obs"], *one.shape), chunks=(size, *one.shape), dtype=one.dtype,
-            fill_value=np.nan, dimension_names=dims[: 1 + len(one.shape)],
+            name, shape=(data.sizes["obs"], *one.shape[1:]), chunks=(size, *one.shape[1:]), dtype=one.dtype,
+            fill_value=np.nan, dimension_names=dims[: one.ndim],
         )
-        for name, one in zip(("location", "scale"), jax.eval_shape(program.encoder.posterior, x), strict=True)
+        for name, one in zip(("location", "scale"), jax.eval_shape(program.moments, x), strict=True)
     ]  # fmt: skip
 
 
@@ -101,8 +102,8 @@ def batches(x: xr.DataArray, size: int) -> Iterator[np.ndarray]:
     left, seen = np.empty((0, *x.shape[1:]), np.float32), 0
     for values in blocks:
         values = values.astype(np.float32) if top is None else scale_bytes(values, top)
-        if not (finite := np.isfinite(values)).all():
-            first = seen + int(np.argwhere(~finite)[0, 0])
+        if (wrong := faulty(values, x.dims)).any():
+            first = seen + int(np.argwhere(wrong)[0, 0])
             raise ValueError(f"x is NaN or infinite at observation {first}, the first such: fill it or leave it out")
         seen += len(values)
         left = np.concatenate([left, values])

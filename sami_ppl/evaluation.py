@@ -30,9 +30,11 @@ from sami_ppl.diagnostics.gain import draw_code, noise_errors
 from sami_ppl.diagnostics.noise_end import noise_end_kl
 from sami_ppl.encoder import RotatedEncoder
 from sami_ppl.evidence import evidence_bound, summarise
+from sami_ppl.framewise import FramewiseEncoder
 from sami_ppl.gauge import orthogonal_ica
 from sami_ppl.generate import decode, generate
 from sami_ppl.metrics import circular_correlation, disentanglement_report, largest_jump, mean_correlation
+from sami_ppl.over_time import frames_of, single_frames
 from sami_ppl.program import Program
 from sami_ppl.warm_start import low_pass_codes
 
@@ -51,9 +53,16 @@ def evaluate(
     """All figures of a fitted program on a data set with train and test parts, as plain numbers.
 
     True factors are the real-valued variables on `obs`, classes the integer ones; `factors` picks among them, and
-    raises ValueError for a name that is not there. `distance`: root-mean-square
-    distance of images to the nearest possible observation, where that is known.
+    raises ValueError for a name that is not there. `distance`: root-mean-square distance of images to the nearest
+    possible observation, where that is known. Of a program of sequences the figures are those of its single frames,
+    under their prior N(0, I), and `sequences`, the bound of whole ones.
     """
+    if isinstance(program.encoder, FramewiseEncoder):
+        sequences = bound_figures(program, train_test(data)[1].isel(obs=slice(TEST // 10)), key=key)
+        frames = evaluate(
+            frames_of(program), single_frames(data), key=key, distance=distance, factors=factors, samples=samples
+        )
+        return frames | {"sequences": {name: sequences[name] for name in ("bound_nats", "kl_total_nats")}}
     train, test = (part.isel(obs=slice(n)) for part, n in zip(train_test(data), (TRAIN, TEST), strict=True))
     x_train, x_test = (np.asarray(part["x"].values, np.float32) for part in (train, test))
     codes = program.encode(x_train)[0], program.encode(x_test)[0]

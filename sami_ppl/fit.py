@@ -193,7 +193,7 @@ class Fit:
         arguments: dict[str, Any] = {"total": self.total, "given": data.given}
         terms = ScoreELBO().terms(term_key, params, partial(model, levels=4), guide, data.x, **arguments)
         program = self.program.with_params(params)
-        errors = noise_errors(program, data.x, error_key, guided=self.target == "joint")
+        errors = noise_errors(program, data.x, error_key, guided=self.target == "joint", given=data.given)
         return parallel.keep_whole((terms, errors), self.mesh)
 
     @partial(jax.jit, static_argnums=0)

@@ -14,6 +14,7 @@ from numpyro.primitives import Messenger
 
 from sami_ppl.encoder import AbstractEncoder, FamilyEncoder, diagonal_log_prob
 from sami_ppl.latents import Latents, LatentSite
+from sami_ppl.processes import Smoothed
 from sami_ppl.supports import elementwise_transform, is_unbounded, normal_base
 
 Beta = Array | float | Mapping[str, Array | float]
@@ -38,7 +39,13 @@ class scale_sites(Messenger):
 
 
 def sample_latents(latents: Latents, encoder: AbstractEncoder, parameters: Any) -> dict[str, Any]:
-    """Sample every site of the prior from the encoder's posterior of the code, given its `parameters` of a batch."""
+    """Sample every site of the prior from the guide's posterior of the code, given its `parameters` of a batch.
+
+    They are those of the encoder at the clean end, or, for sequences, the posterior smoothed over time.
+    """
+    if isinstance(parameters, Smoothed):
+        (site,) = latents.sites
+        return {site.name: numpyro.sample(site.name, parameters, infer=_dims(site))}
     if not isinstance(encoder, FamilyEncoder):
         return _sample_gaussian(latents, *parameters)
     found = encoder.distributions(parameters)
@@ -97,8 +104,17 @@ def sample_shared(latents: Latents, params: Mapping[str, Any], kind: GlobalGuide
         numpyro.sample(site.name, _diagonal(site, loc, jnp.exp(log_scale)), infer=_dims(site))
 
 
+def values_of(sites: Sequence[LatentSite], run: Callable[[], Any]) -> dict[str, Any]:
+    """Run a NumPyro function; the values that it has drawn at these sites."""
+    trace = handlers.trace(run).get_trace()
+    return {site.name: trace[site.name]["value"] for site in sites}
+
+
 def sample_code(encoder: AbstractEncoder, parameters: Any, key: Key[Array, ""]) -> Float[Array, "*batch D"]:
-    """One draw of the code z from the encoder's posterior, given its `parameters` of a batch."""
+    """One draw of the code z from the guide's posterior, given its `parameters` of a batch."""
+    if isinstance(parameters, Smoothed):
+        draw = parameters.sample(key)
+        return draw.reshape(*draw.shape[:-2], -1)
     if isinstance(encoder, FamilyEncoder):
         found = encoder.distributions(parameters)
         keys = jax.random.split(key, len(found))

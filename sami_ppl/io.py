@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sami_ppl.encoder import RotatedEncoder
+from sami_ppl.framewise import FramewiseDenoiser
+from sami_ppl.over_time import frames_of
 from sami_ppl.program import Program
 from sami_ppl.programs import build_program
 from sami_ppl.versions import versions
@@ -103,8 +105,15 @@ def load(folder: str | Path, program: Program | None = None) -> Program:
 
 
 def load_denoiser(folder: str | Path, program: Program) -> Program:
-    """The program with the denoiser of a saved one, whatever that one's prior and encoder. Raises LoadError."""
+    """The program with the denoiser of a saved one, whatever that one's prior and encoder. Raises LoadError.
+
+    A program of sequences takes that of single frames.
+    """
     folder = Path(folder)
+    single = list(program.event_shape[1:]) == _read_description(folder).get("event_shape")
+    if isinstance(program.denoiser, FramewiseDenoiser) and single:
+        frame = load_denoiser(folder, frames_of(program)).denoiser
+        return program.replace(denoiser=FramewiseDenoiser(frame, program.denoiser.frames))
     _read_description(folder)
     archive = _checked_archive(folder)
     with np.load(archive, allow_pickle=False) as saved:

@@ -17,7 +17,8 @@ class LatentSite:
 
     Coordinates of z are unconstrained, but for directions: the code of an angle is (cos, sin), that of a unit vector
     itself; `manifold` says so. `components`: of a mixture prior, else 1. `standard`: a fixed Normal, so that
-    the prior of z is N(0, I). `parents`: the sites that its law depends on directly.
+    the prior of z is N(0, I). `parents`: the sites that its law depends on directly. `process`: a process over time,
+    whose frames have that prior each.
     """
 
     name: str
@@ -32,6 +33,7 @@ class LatentSite:
     manifold: Literal["circle", "sphere"] | None = None
     components: int = 1
     parents: tuple[str, ...] = ()
+    process: bool = False
 
     @property
     def size(self) -> int:
@@ -117,3 +119,28 @@ class Latents:
             rows.append((site.name, shape, ", ".join(site.dims), type(site.transform).__name__, "global"))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def default_event_dims(event_shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Names of the dims of one observation: ("feature",) for vectors, ("channel", "row", "column") for images."""
+    if len(event_shape) == 1:
+        return ("feature",)
+    if len(event_shape) == 3:
+        return ("channel", "row", "column")
+    return tuple(f"x_dim{i}" for i in range(len(event_shape)))
+
+
+def check_event_dims(latents: Latents, dims: tuple[str, ...], shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless the names of the dims of an observation are as many as these, and free.
+
+    Observations and sites may share a dim, such as time.
+    """
+    if len(dims) != len(shape):
+        raise ValueError(
+            f"event_dims must name each of the {len(shape)} dims of an observation of shape {shape}, got {dims}"
+        )
+    sizes = dict(zip(dims, shape, strict=True))
+    own = [pair for site in latents.sites for pair in zip(site.dims, site.event_shape, strict=True)]
+    taken = {"obs", "chain", "draw", "x", *(dim for dim, size in own if size != sizes.get(dim))}
+    if clash := taken & set(dims):
+        raise ValueError(f"event_dims {sorted(clash)} are names of other dims or of the observation: rename them")

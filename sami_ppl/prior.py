@@ -26,6 +26,7 @@ from numpyro.distributions.transforms import biject_to
 
 from sami_ppl.dependence import Dependence, Names, dependences
 from sami_ppl.latents import Latents, LatentSite
+from sami_ppl.processes import Matern
 from sami_ppl.supports import manifold, mixture_components, normal_base
 
 Prior = Callable[..., Any]
@@ -257,8 +258,8 @@ def _read_site(
             f"prior site {name!r} ({_kind(fn)}) has support {fn.support}, which has no bijection from "
             "unconstrained space (numpyro's biject_to): use a distribution on such a space"
         ) from error
-    shape = tuple(transform.inverse_shape(fn.event_shape))
-    if on is not None:
+    shape, process = tuple(transform.inverse_shape(fn.event_shape)), isinstance(fn, Matern)
+    if on is not None or process:
         shift, scale = np.zeros(math.prod(shape)), np.ones(math.prod(shape))
     elif constant is not None:
         shift, scale = (np.array(p, dtype=float).reshape(-1) for p in constant)
@@ -268,7 +269,8 @@ def _read_site(
         unconstrained = np.asarray(transform.inv(draws)).reshape(len(draws), math.prod(shape))
         low, shift, high = np.quantile(unconstrained, [0.25, 0.5, 0.75], axis=0)
         scale = np.maximum((high - low) / 1.349, 1e-6)
-    dims = traced["infer"].get("event_dims") or _default_dims(name, fn.event_shape)
+    default = ("time", "factor") if process else _default_dims(name, fn.event_shape)
+    dims = traced["infer"].get("event_dims") or default
     if len(dims) != len(fn.event_shape):
         raise ValueError(
             f"prior site {name!r} has {len(fn.event_shape)} event dims but infer={{'event_dims': {list(dims)}}} names "
@@ -278,7 +280,7 @@ def _read_site(
     standard = constant is not None and not any(depends.values())
     return LatentSite(
         name, tuple(fn.event_shape), tuple(dims), transform, shape, start, shift, scale, standard, on,
-        mixture_components(fn), tuple(sorted(depends["sites"])),
+        mixture_components(fn), tuple(sorted(depends["sites"])), process,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -19,9 +20,10 @@ from sami_ppl.chunks import padded_chunks
 from sami_ppl.decoder import ScoreDecoder
 from sami_ppl.denoiser import AbstractDenoiser
 from sami_ppl.encoder import AbstractEncoder, DiagonalEncoder, RotatedEncoder
+from sami_ppl.framewise import FramewiseEncoder, check_sequences, floating, smoothed
 from sami_ppl.guidance import check_pair
-from sami_ppl.guide import Beta, GlobalGuide, initial_guide, sample_latents, sample_shared, scale_sites
-from sami_ppl.latents import Latents
+from sami_ppl.guide import Beta, GlobalGuide, initial_guide, sample_latents, sample_shared, scale_sites, values_of
+from sami_ppl.latents import Latents, check_event_dims, default_event_dims
 from sami_ppl.prior import Frozen, Given, Prior, check_numbers, read_prior, sample_prior
 from sami_ppl.sampler import AbstractSampler, StochasticDPMSolver
 
@@ -99,6 +101,7 @@ class Program(eqx.Module):
 
     def __check_init__(self) -> None:
         check_pair(self.denoiser, self.encoder)
+        check_sequences(self.encoder, self.latents)
         if self.encoder.latent_size != self.latents.size:
             raise ValueError(
                 f"encoder.latent_size is {self.encoder.latent_size} but the prior has {self.latents.size} "
@@ -118,14 +121,7 @@ class Program(eqx.Module):
                     f"prior site {site.name!r} lives on a {site.manifold}, where a Gaussian would tear: build the "
                     "encoder with encoder_for(prior, network, ...)"
                 )
-        if len(self.event_dims) != len(self.denoiser.event_shape):
-            raise ValueError(
-                f"event_dims must name each of the {len(self.denoiser.event_shape)} dims of an observation of shape "
-                f"{self.denoiser.event_shape}, got {self.event_dims}"
-            )
-        taken = {"obs", "chain", "draw", "x", *(dim for site in self.latents.sites for dim in site.dims)}
-        if clash := taken & set(self.event_dims):
-            raise ValueError(f"event_dims {sorted(clash)} are names of other dims or of the observation: rename them")
+        check_event_dims(self.latents, self.event_dims, self.event_shape)
 
     def _initial_params(self) -> dict[str, Any]:
         return {**self.latents.params, **initial_guide(self.latents, self.global_guide)}
@@ -196,10 +192,25 @@ class Program(eqx.Module):
         size = self._batch_size(x, size)
         encoder: Any = eqx_module("encoder", self.encoder)
         with scale_sites(beta):
-            self.sample_shared()
+            shared = values_of(self.latents.shared, self.sample_shared)
+        parameters = self.guide_parameters(x, given, encoder=encoder, shared=shared)
         with numpyro.plate("obs", total or size, subsample_size=size), scale_sites(beta):
-            parameters = jax.vmap(lambda x: encoder.parameters(*encoder.clean(x)))(x)
             return sample_latents(self.latents, encoder, parameters)
+
+    def guide_parameters(
+        self, x: Array, given: Given | None = None, *, encoder: AbstractEncoder | None = None, shared: Any = None
+    ) -> Any:
+        """What determines the guide's law of codes given x (obs, *event): the encoder's parameters, or, of sequences,
+        the law smoothed by the prior at its current parameters and at values `shared` of the global sites (default: one
+        draw from their guide, always the same).
+        """
+        encoder = self.encoder if encoder is None else encoder
+        if not isinstance(encoder, FramewiseEncoder):
+            return jax.vmap(lambda x: encoder.parameters(*encoder.clean(x)))(x)
+        if shared is None:
+            shared = values_of(self.latents.shared, handlers.seed(self.sample_shared, jax.random.key(0)))
+        prior = partial(self.sample_prior, numpyro.plate("obs", len(x)), len(x), given)
+        return smoothed(encoder, x, handlers.substitute(prior, data=dict(shared)))
 
     def sample_prior(self, plate: Any, size: int, given: Given | None = None) -> None:
         """Sample all sites of the prior, at its fitted parameters, for the `size` observations of a plate."""
@@ -308,7 +319,7 @@ class Program(eqx.Module):
             raise ValueError("data holds no observations: give an array of shape (obs, *event)")
         if len(x) < at_least:
             raise ValueError(f"{why or 'x'} needs at least {at_least} observations, got {len(x)}: give more of them")
-        return _floating(x)
+        return floating(x, self.encoder)
 
     def observations(self, data: xr.Dataset | Array | np.ndarray) -> tuple[Float[np.ndarray, "obs *event"], Given]:
         """Observations x and the variables that the prior takes, of an array of x or a Dataset with all of them.
@@ -348,16 +359,23 @@ class Program(eqx.Module):
 
         return posterior(self, data, **arguments)
 
-    def encode(self, x: Array | np.ndarray, *, chunk: int = 1024) -> tuple[np.ndarray, np.ndarray]:
+    def moments(self, x: Array, given: Given | None = None) -> tuple[Array, Array]:
+        """Location (obs, D) and scale of the code's posterior; of sequences mean and marginal standard deviations."""
+        if not isinstance(self.encoder, FramewiseEncoder):
+            return jax.vmap(self.encoder.posterior)(x)
+        q = self.guide_parameters(x, given)
+        return q.mean.reshape(len(x), -1), jnp.sqrt(q.variance).reshape(len(x), -1)
+
+    def encode(self, x: Any, *, given: Given | None = None, chunk: int = 1024) -> tuple[np.ndarray, np.ndarray]:
         """Location (obs, D) and scale (obs, D) or (obs, D, D) of the posterior of the code z, chunk by chunk.
 
-        For a store larger than memory there is `sami_ppl.encode`, which gives the same values.
+        `given`: of sequences, what the prior takes. For a store larger than memory, `sami_ppl.encode` gives the same.
         """
         self.check_observations(x)
-        posterior = jax.jit(jax.vmap(self.encoder.posterior))
-        parts = []
+        moments, parts = jax.jit(lambda *arguments: self.moments(*arguments)), []
         for rows, count in padded_chunks(len(x), chunk):
-            parts.append(tuple(leaf[:count] for leaf in jax.device_get(posterior(jnp.asarray(x[rows])))))
+            at = {name: jnp.asarray(value)[rows] for name, value in (given or {}).items()}
+            parts.append(tuple(leaf[:count] for leaf in jax.device_get(moments(jnp.asarray(x[rows]), at))))
         loc, scale = (np.concatenate(part) for part in zip(*parts, strict=True))
         return loc, scale
 
@@ -377,20 +395,6 @@ class Program(eqx.Module):
         return self.replace(prior_params=self.prior_params | own, **networks)
 
 
-def _floating(x: Any) -> np.ndarray:
-    x = np.asarray(x)
-    return x if x.dtype.kind == "f" else x.astype(np.float32)
-
-
 def obs_labels(data: Any, count: int) -> np.ndarray:
     """Labels of `count` observations: the coordinate obs of a Dataset, else their numbers."""
     return data["obs"].values if isinstance(data, xr.Dataset) and "obs" in data.coords else np.arange(count)
-
-
-def default_event_dims(event_shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Names of the dims of one observation: ("feature",) for vectors, ("channel", "row", "column") for images."""
-    if len(event_shape) == 1:
-        return ("feature",)
-    if len(event_shape) == 3:
-        return ("channel", "row", "column")
-    return tuple(f"x_dim{i}" for i in range(len(event_shape)))

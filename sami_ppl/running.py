@@ -28,8 +28,10 @@ from sami_ppl import programs
 from sami_ppl.data import check_data, load_data, split
 from sami_ppl.evaluation import evaluate
 from sami_ppl.fit import NonFiniteLoss
+from sami_ppl.framewise import FramewiseEncoder
 from sami_ppl.history import read_history
 from sami_ppl.io import load, save
+from sami_ppl.over_time import frames_of, single_frames
 from sami_ppl.parallel import data_parallel, is_first_process
 from sami_ppl.posterior import save_tree
 from sami_ppl.program import Program
@@ -143,7 +145,10 @@ def report(out: Path, *, data: xr.Dataset | None = None) -> Path:
         tree = opened.load()
     metrics = json.loads((out / "metrics.json").read_text())
     distance = _distance(found.module, found.config)
-    return write_report(out, found.program, found.data, tree, metrics, key=found.key, distance=distance)
+    program, data = found.program, found.data
+    if isinstance(program.encoder, FramewiseEncoder):
+        program, data = frames_of(program), single_frames(data)
+    return write_report(out, program, data, tree, metrics, key=found.key, distance=distance)
 
 
 def summary(metrics: dict[str, Any]) -> str:
@@ -197,6 +202,11 @@ def summary(metrics: dict[str, Any]) -> str:
             lines.append(
                 f"{kind} samples to the nearest true image: median {rms['median']:.3f}, 90 % {rms['p90']:.3f} (rms)"
             )
+    if (whole := metrics.get("sequences")) is not None:
+        lines.append(
+            f"whole sequences: bound {whole['bound_nats']['mean']:.1f} ± {whole['bound_nats']['se']:.1f} nats, KL from "
+            f"the prior over time {whole['kl_total_nats']:.1f}"
+        )
     lines += [f"WARNING: {text}" for text in metrics["warnings"]]
     lines.append("seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in metrics["seconds"].items()))
     return "\n".join(lines)

@@ -22,7 +22,9 @@ from tqdm.auto import trange
 from sami_ppl.diagnostics.dimension import manifold_dimension
 from sami_ppl.encoder import AbstractEncoder
 from sami_ppl.fit import batches
+from sami_ppl.framewise import FramewiseEncoder
 from sami_ppl.latents import Latents
+from sami_ppl.over_time import frames_of
 from sami_ppl.program import Program
 
 
@@ -144,8 +146,14 @@ def warm_start(
 ) -> Program:
     """The program with its encoder started from its fitted denoiser and from low-pass codes of the observations.
 
-    As many axes as the denoiser has found dimensions in the data carry a component; spare ones start at the prior.
+    As many axes as the denoiser has found dimensions in the data carry a component; spare ones start at the prior. Of
+    sequences, the encoder of frames is started, from all frames that are seen.
     """
+    if isinstance(program.encoder, FramewiseEncoder):
+        frames, x = frames_of(program), np.asarray(x).reshape(-1, *program.event_shape[1:])
+        seen = x[~np.isnan(x.reshape(len(x), -1)).any(1)]
+        begun = warm_start(frames, seen, key=key, steps=steps, batch=batch * program.encoder.frames, progress=progress)
+        return program.replace(encoder=FramewiseEncoder(begun.encoder, program.encoder.frames))
     dimension_key, code_key = jax.random.split(key)
     source, target = (getattr(part, "network", None) for part in (program.denoiser, program.encoder))
     if source is not None and target is not None:

@@ -60,6 +60,24 @@ def test_evidence_of_a_conditional_prior(runs):
     assert "u" not in metrics.get("probes", {}), "what the prior is told is no class to be found"
 
 
+def test_clips_with_missing_frames(tmp_path):
+    """A run of a program of sequences: fitted, saved, read back; its frames are scored and drawn by themselves."""
+    out = tmp_path / "moving"
+    clips = {"observations": "60", "frames": "4", "missing": "0.2", "resolution": "8", "warm_steps": "2"}
+    run("moving_disks", clips | {"denoiser.batch": "8", "encoder.batch": "8"}, out)
+    found = running.open_run(out)
+    assert found.program.event_shape == (4, 1, 8, 8)
+    assert np.isnan(found.data["x"]).any()
+    assert not np.allclose(found.program.prior_params["log_lengthscale"], np.log(10.0))
+    tree = xr.open_datatree(out / "posterior.nc", engine="h5netcdf")
+    assert tree["posterior"]["z"].dims == ("chain", "draw", "obs", "time", "factor")
+    assert np.isfinite(tree["posterior"]["z"]).all()
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert set(metrics["forest_r2"]) == {"centre_x", "centre_y", "background"}
+    assert np.isfinite(metrics["sequences"]["bound_nats"]["mean"])
+    assert (out / "figures" / "reconstructions.png").exists()
+
+
 def test_digits_with_some_labels():
     """Labels of training images only, of about the share asked for; the prior is a mixture that takes them."""
     module = load_file(find("digits", "models"))

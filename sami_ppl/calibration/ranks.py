@@ -52,12 +52,14 @@ def simulation_based_calibration(
     `joint` (chain, draw), that of log q; `simulations`, the codes `z` and the posteriors' `mean` and `sd`, each
     (simulation, axis). `sampler` replaces the program's own: the posterior is calibrated for one sampler's images.
 
-    Raises ValueError for fewer than 2 simulations or draws.
+    Raises ValueError for fewer than 2 simulations or draws, and for programs of sequences.
     """
     for name, value in (("simulations", simulations), ("draws", draws), ("chunk", chunk)):
         least = 1 if name == "chunk" else 2
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+    if any(site.process for site in program.latents.sites):
+        raise ValueError("program is one of sequences, whose ranks are not known yet: calibrate frames_of(program)")
     sampler = program.sampler if sampler is None else sampler
     prior_key, image_key, rank_key = jax.random.split(key, 3)
     truth = program.prior_codes(prior_key, simulations)

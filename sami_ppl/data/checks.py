@@ -5,6 +5,8 @@ observation (channels first for images), known factors as further variables on `
 `split` on `obs` with the values "train" and "test".
 """
 
+from collections.abc import Hashable
+
 import jax
 from jaxtyping import Array, Key
 import numpy as np
@@ -19,7 +21,8 @@ def check_data(data: xr.Dataset, *, event_shape: tuple[int, ...] | None = None, 
     `event_shape`: shape of one observation that a program expects. `batch`: observations per step of a fit.
     Raises TypeError for another type than a Dataset and for an x that is not real floating point; ValueError for all
     else: no x, dims, empty, other shape than `event_shape`, channels last, fewer observations than a batch, pixels
-    that are not finite or out of range, observations all equal, variables not on `obs`.
+    that are not finite or out of range, observations all equal, variables not on `obs`. Of sequences, x on obs and
+    time, whole frames may be missing: NaN.
     """
     if not isinstance(data, xr.Dataset):
         raise TypeError(
@@ -33,7 +36,7 @@ def check_data(data: xr.Dataset, *, event_shape: tuple[int, ...] | None = None, 
             'data.assign(x=data.x.astype("float32") / 127.5 - 1)'
         )
     data = data.assign(x=data.x.astype(np.float32))
-    _check_values(data.x.values)
+    _check_values(data.x.values, data.x.dims)
     return data
 
 
@@ -80,14 +83,25 @@ def check_shape(data: xr.Dataset, *, event_shape: tuple[int, ...] | None = None,
             )
 
 
-def _check_values(x: np.ndarray) -> None:
-    if not (finite := np.isfinite(x)).all():
-        first = tuple(map(int, np.argwhere(~finite)[0]))
+def faulty(x: np.ndarray, dims: tuple[Hashable, ...]) -> np.ndarray:
+    """Which values are NaN or infinite, but for frames of sequences, on obs and time, that are missing: NaN."""
+    wrong = ~np.isfinite(x)
+    if dims[1:2] == ("time",) and wrong.any():
+        missing = np.isnan(x.reshape(*x.shape[:2], -1)).all(2)
+        wrong &= ~missing.reshape(*missing.shape, *(1,) * (x.ndim - 2))
+    return wrong
+
+
+def _check_values(x: np.ndarray, dims: tuple[Hashable, ...]) -> None:
+    if (wrong := faulty(x, dims)).any():
+        first = tuple(map(int, np.argwhere(wrong)[0]))
         raise ValueError(
-            f"x has {int((~finite).sum())} values that are NaN or infinite, the first at index {first}: "
+            f"x has {int(wrong.sum())} values that are NaN or infinite, the first at index {first}: "
             "drop these observations, data.isel(obs=keep), or fill them"
         )
-    low, high = float(x.min()), float(x.max())
+    if len(empty := np.flatnonzero(np.isnan(x).reshape(len(x), -1).all(1))):
+        raise ValueError(f"all frames of observation {empty[0]} are missing (NaN): leave it out")
+    low, high = float(np.nanmin(x)), float(np.nanmax(x))
     if max(-low, high) > LARGEST:
         raise ValueError(
             f"x has values from {low:g} to {high:g}, expected about unit scale, [-1, 1] for images "

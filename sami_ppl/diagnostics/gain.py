@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from sami_ppl.guidance import guidance
 from sami_ppl.guide import sample_code
+from sami_ppl.prior import Given
 from sami_ppl.program import Program
 
 BANDS = 6
@@ -36,30 +37,37 @@ class NoiseErrors(NamedTuple):
         return self.shuffled - self.own
 
 
-def draw_code(program: Program, x: Float[Array, "obs *event"], key: Key[Array, ""]) -> Float[Array, "obs D"]:
+def draw_code(
+    program: Program, x: Float[Array, "obs *event"], key: Key[Array, ""], given: Given | None = None
+) -> Float[Array, "obs D"]:
     """One draw of the code z from each observation's posterior."""
-    encoder = program.encoder
-    return sample_code(encoder, jax.vmap(lambda x: encoder.parameters(*encoder.clean(x)))(x), key)
+    return sample_code(program.encoder, program.guide_parameters(x, given), key)
 
 
 def noise_errors(
-    program: Program, x: Float[Array, "obs *event"], key: Key[Array, ""], *, guided: bool = True
+    program: Program,
+    x: Float[Array, "obs *event"],
+    key: Key[Array, ""],
+    *,
+    guided: bool = True,
+    given: Given | None = None,
 ) -> NoiseErrors:
     """Denoising errors per band of noise levels, on the same noise for all three; the shuffled z is the neighbour's."""
     schedule = program.denoiser.schedule
     z_key, level_key, noise_key = jax.random.split(key, 3)
     edges = jnp.linspace(schedule.log_snr_min, schedule.log_snr_max, BANDS + 1)
     width = schedule.span / BANDS
-    z = draw_code(program, x, z_key) if guided else jnp.zeros((len(x), 0))
+    z = draw_code(program, x, z_key, given) if guided else jnp.zeros((len(x), 0))
 
     def errors(x: Array, own: Array, other: Array, log_snr: Array, eps: Array) -> Array:
+        x, seen = program.denoiser.fill_missing(x)
         x_noisy = schedule.add_noise(x, log_snr, eps)
         residual = eps - program.denoiser(x_noisy, log_snr)
         if not guided:
-            return jnp.sum(residual**2)[None]
+            return jnp.sum(seen * residual**2)[None]
         sigma = schedule.sigma(log_snr)
         steered = [residual + sigma * guidance(program.encoder, z, x_noisy, log_snr) for z in (own, other)]
-        return jnp.stack([jnp.sum(r**2) for r in (residual, *steered)])
+        return jnp.stack([jnp.sum(seen * r**2) for r in (residual, *steered)])
 
     def band(inputs: tuple) -> Array:
         low, level_key, noise_key = inputs

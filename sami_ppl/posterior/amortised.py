@@ -104,7 +104,9 @@ def _labelled(program: Program, data: Any) -> xr.Dataset:
     if not isinstance(data, xr.Dataset):
         data = xr.Dataset()
     else:
+        labels = {dim: data.coords[dim] for dim in program.event_dims if dim in data.coords}
         data = data[[name for name, v in data.data_vars.items() if name != "x" and v.dims[:1] == ("obs",)]]
+        data = data.assign_coords(labels)
     return data.assign(x=(("obs", *program.event_dims), x))
 
 

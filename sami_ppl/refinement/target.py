@@ -54,10 +54,10 @@ def tables(program: Program, x: Float[np.ndarray, "obs *event"], key: Key[Array,
     program.check_observations(x)
     if levels < 2:
         raise ValueError(f"levels must be at least 2, got {levels}")
-    if program.latents.shared or program.latents.arguments:
+    if program.latents.shared or program.latents.arguments or any(site.process for site in program.latents.sites):
         raise ValueError(
-            "the prior has global sites or takes variables of the data: refinement is for priors of a single "
-            "observation, def prior()"
+            "the prior has global sites, is one over time, or takes variables of the data: refinement is for priors of "
+            "a single observation, def prior()"
         )
     for site in program.latents.sites:
         if site.manifold is not None:
