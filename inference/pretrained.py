@@ -25,6 +25,7 @@ class Config:
         steps=3000, batch=128, learning_rate=8e-4, warmup=300, beta=0.2, validate_every=500, clip=150.0
     )
     warm_steps: int = 500
+    warm_clusters: bool = False
     align: bool = False
     posterior_obs: int = 64
     draws: int = 100
@@ -49,7 +50,7 @@ def run(
     program = load_denoiser(config.denoiser, program)
     if config.warm_steps:
         program = warm_start(
-            program, train["x"].values, key=warm_key,
+            program, train, key=warm_key, clusters=config.warm_clusters,
             steps=config.warm_steps, batch=config.encoder.batch, progress=progress,
         )  # fmt: skip
     program, _ = fit(

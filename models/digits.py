@@ -21,10 +21,10 @@ from sami_ppl.nn import ResidualMLP
 
 @dataclass(frozen=True)
 class Config:
-    """Settings; size in pixels. `labelled`: share of the training images whose class the mixture prior is told."""
+    """Settings; size in pixels. `labelled`: share of the training images whose class the prior is told."""
 
     latents: int = 8
-    prior: Literal["normal", "mixture"] = "normal"
+    prior: Literal["normal", "mixture", "kinds"] = "normal"
     clusters: int = 10
     labelled: float = 0.0
     size: int = 8
@@ -51,23 +51,34 @@ RECOMMENDED = {
 
 
 def make_prior(config: Config):
-    """Independent standard normal factors, or a mixture of learned Gaussians, where a known label picks one."""
+    """Standard normal factors; a mixture of learned Gaussians; or the same with its component as a site of its own.
+
+    Where a label is known, it picks the component: the mixture's weights say so, and "kinds" observes it.
+    """
     shape, dims = (config.clusters, config.latents), {"event_dims": ["factor"]}
 
     def normal():
         numpyro.sample("z", dist.Normal(0, 1).expand([config.latents]).to_event(1), infer=dims)
 
-    def mixture(label):
-        start = jax.random.normal(jax.random.key(0), shape)
-        loc: Any = numpyro.param("loc", start)
+    def components() -> tuple[Any, Any, Any]:
+        loc = numpyro.param("loc", jax.random.normal(jax.random.key(0), shape))
         log_scale: Any = numpyro.param("log_scale", jnp.full(shape, -0.7))
-        weights: Any = numpyro.param("weights", jnp.zeros(config.clusters))
+        return loc, jnp.exp(log_scale), numpyro.param("weights", jnp.zeros(config.clusters))
+
+    def mixture(label):
+        loc, scale, weights = components()
         told = jnp.log(jax.nn.one_hot(label, config.clusters) + 1e-6)
         logits = jnp.where(label[:, None] >= 0, told, weights)
-        each = dist.Normal(loc, jnp.exp(log_scale)).to_event(1)
+        each: Any = dist.Normal(loc, scale).to_event(1)
         numpyro.sample("z", dist.MixtureSameFamily(dist.Categorical(logits=logits), each), infer=dims)
 
-    return {"normal": normal, "mixture": mixture}[config.prior]
+    def kinds(label):
+        loc, scale, weights = components()
+        kind: Any = numpyro.sample("kind", dist.CategoricalLogits(weights), obs=label, obs_mask=label >= 0)
+        own: Any = dist.Normal(loc[kind], scale[kind]).to_event(1)
+        numpyro.sample("z", own, infer=dims)
+
+    return {"normal": normal, "mixture": mixture, "kinds": kinds}[config.prior]
 
 
 def load(config: Config, *, key: jax.Array) -> xr.Dataset:
@@ -95,7 +106,7 @@ def build(config: Config, *, key: jax.Array) -> Program:
     trunk = ResidualMLP(shape, (64,), **size, noise=config.noise == "full", key=trunk_key)
     statistics: dict[str, Any] = {"mean": config.mean, "std": config.std}
     prior = make_prior(config)
-    given = {"label": np.full(1, -1)} if config.prior == "mixture" else None
+    given = {"label": np.full(1, -1)} if config.prior != "normal" else None
     return Program(
         prior=prior,
         denoiser=PreconditionedDenoiser(network, schedule, shape, **statistics),

@@ -46,6 +46,7 @@ from sami_ppl.posterior import posterior as posterior
 from sami_ppl.prior import read_prior as read_prior
 from sami_ppl.processes import Matern as Matern
 from sami_ppl.program import Program as Program
+from sami_ppl.relaxed import RelaxedOneHotCategorical as RelaxedOneHotCategorical
 from sami_ppl.sampler import DDIM as DDIM
 from sami_ppl.sampler import Ancestral as Ancestral
 from sami_ppl.sampler import DPMSolver as DPMSolver

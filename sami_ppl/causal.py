@@ -197,7 +197,7 @@ def _check(program: Program, do: Do, batch: tuple[int, ...]) -> dict[str, Array]
 
 
 def _check_value(site: LatentSite, value: Any, batch: tuple[int, ...]) -> Array:
-    shape, value = (*batch, *site.event_shape), jnp.asarray(value, jnp.result_type(float))
+    shape, value = (*batch, *site.event_shape), jnp.asarray(value, jnp.result_type(int if site.categories else float))
     try:
         whole = jnp.broadcast_to(value, shape)
     except ValueError as error:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 from numpyro.distributions import Distribution
 
-from sami_ppl.families import AbstractFamily, Diagonal, check_min_scale, choose_families, squashed_scale
+from sami_ppl.families import AbstractFamily, Diagonal, PerCategory, check_min_scale, choose_families, squashed_scale
 from sami_ppl.latents import Latents
 from sami_ppl.nn.embed import NoiseEmbedding
 from sami_ppl.prior import Given, Prior, read_prior
@@ -223,25 +223,36 @@ class FamilyEncoder(NetworkEncoder):
         features = self.features(x_noisy, log_snr)
         return {name: family.parameters(features) for name, family in zip(self.sites, self.families, strict=True)}
 
-    def distributions(self, parameters: dict[str, Any]) -> dict[str, Distribution]:
-        """Distribution of the code of every site, from `parameters` of one observation or of a batch."""
-        each = zip(self.sites, self.families, strict=True)
-        return {name: family.distribution(parameters[name]) for name, family in each}
+    def distribution(self, site: str, parameters: dict[str, Any], codes: Mapping[str, Array]) -> Distribution:
+        """Law of the code of a site, from `parameters` of one observation or of a batch.
+
+        `codes`: of the sites before it in the program, by name; only those of discrete sites matter.
+        """
+        family, own = self.families[self.sites.index(site)], parameters[site]
+        return family.distribution(family.given(own, codes) if isinstance(family, PerCategory) else own)
+
+    def code_log_prob(self, parameters: dict[str, Any], z: Float[Array, " D"]) -> Float[Array, ""]:
+        """Log density of a code in nats, from `parameters` of one observation."""
+        codes = {name: z[start:stop] for name, (start, stop) in zip(self.sites, self.slices, strict=True)}
+        each = [self.distribution(name, parameters, codes).log_prob(code) for name, code in codes.items()]
+        return jnp.sum(jnp.stack([jnp.sum(one) for one in each]))
 
     def __call__(
         self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
     ) -> tuple[Float[Array, " D"], Float[Array, " D"]]:
-        parameters = self.parameters(x_noisy, log_snr)
-        each = zip(self.sites, self.families, strict=True)
-        loc, scale = zip(*(family.moments(parameters[name]) for name, family in each), strict=True)
+        parameters, found = self.parameters(x_noisy, log_snr), {}
+        for name, family in zip(self.sites, self.families, strict=True):
+            own, means = parameters[name], {site: mean for site, (mean, _) in found.items()}
+            found[name] = (
+                family.marginal_moments(own, means) if isinstance(family, PerCategory) else family.moments(own)
+            )
+        loc, scale = zip(*found.values(), strict=True)
         return jnp.concatenate(loc), jnp.concatenate(scale)
 
     def log_prob(
         self, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
     ) -> Float[Array, ""]:
-        found = self.distributions(self.parameters(x_noisy, log_snr))
-        each = zip(self.sites, self.slices, strict=True)
-        return jnp.sum(jnp.stack([found[name].log_prob(z[start:stop]) for name, (start, stop) in each]))
+        return self.code_log_prob(self.parameters(x_noisy, log_snr), z)
 
 
 def encoder_for(
@@ -306,3 +317,24 @@ class RotatedEncoder(AbstractEncoder):
         self, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
     ) -> Float[Array, ""]:
         return self.base.log_prob(jax.lax.stop_gradient(self.rotation).T @ z, x_noisy, log_snr)
+
+
+def check_latents(encoder: AbstractEncoder, latents: Latents) -> None:
+    """Raise ValueError unless the encoder's code is that of the prior's sites, each in a family that can hold it."""
+    if encoder.latent_size != latents.size:
+        raise ValueError(
+            f"encoder.latent_size is {encoder.latent_size} but the prior has {latents.size} "
+            f"unconstrained coordinates ({', '.join(latents.axes)}): build the encoder with "
+            f"latent_size=read_prior(prior).size"
+        )
+    for site in latents.sites:
+        if site.manifold is not None and isinstance(encoder, DiagonalEncoder | RotatedEncoder):
+            raise ValueError(
+                f"prior site {site.name!r} lives on a {site.manifold}, where a Gaussian would tear: build the "
+                "encoder with encoder_for(prior, network, ...)"
+            )
+        if site.categories and not isinstance(encoder, FamilyEncoder):
+            raise ValueError(
+                f"prior site {site.name!r} is discrete, with {site.categories} values, which needs a classifier in "
+                "the encoder: build it with encoder_for(prior, network, ...)"
+            )

@@ -83,7 +83,7 @@ def evaluate(
 
     names = {kind: _factors(data, kind, factors) for kind in ("f", "iu")}
     names["iu"] = [name for name in names["iu"] if name not in program.latents.arguments]
-    if any(site.components > 1 for site in program.latents.sites):
+    if any(site.components > 1 or site.categories for site in program.latents.sites):
         metrics["clusters"] = cluster_figures(program, test, (x_train, x_test), names["iu"])
     known = None
     if names["f"]:
@@ -206,7 +206,7 @@ def marginal_kl(program: Program, x: Float[np.ndarray, "obs *event"]) -> dict[st
 def cluster_figures(
     program: Program, data: xr.Dataset, pixels: tuple[np.ndarray, np.ndarray], names: list[str]
 ) -> dict[str, Any]:
-    """Agreement (adjusted Rand index) of a mixture prior's components with known classes, on held-out observations.
+    """Agreement (adjusted Rand index) of mixture components and discrete sites with known classes, held out.
 
     Beside it k-means and a Gaussian mixture, fitted with as many clusters to principal components, one per axis of z.
     """
@@ -214,7 +214,7 @@ def cluster_figures(
     pca = PCA(min(program.latents.size, train.shape[1]), random_state=0).fit(train)
     found: dict[str, Any] = {}
     for site, own in clusters(program, data).items():
-        count = next(s.components for s in program.latents.sites if s.name == site)
+        count = next(s.categories or s.components for s in program.latents.sites if s.name == site)
         others = {"k_means_pca": KMeans(count, random_state=0),
                   "gaussian_mixture_pca": GaussianMixture(count, n_init=5, random_state=0)}  # fmt: skip
         each = {f"sami[{site}]": own} | {

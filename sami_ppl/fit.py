@@ -127,7 +127,7 @@ class Fit:
 
     def objective_at(self, step: Array | int) -> ScoreELBO:
         """The objective of a step."""
-        return ScoreELBO(self.stage.free_bits, self.stage.capacity_at(step))
+        return ScoreELBO(self.stage.free_bits, self.stage.capacity_at(step), self.stage.label_weight)
 
     def _sides(self, program: Program) -> tuple[Callable, Callable]:
         if self.target == "marginal":

@@ -182,6 +182,7 @@ def _gaussian(encoder: AbstractEncoder, x: Array) -> tuple[Array, Array]:
     """Location and scale, or factor, of q(z | x), of one frame."""
     if not isinstance(encoder, FamilyEncoder):
         return encoder.posterior(x)
-    found: list[Any] = list(encoder.distributions(encoder.parameters(*encoder.clean(x))).values())
+    parameters = encoder.parameters(*encoder.clean(x))
+    found: list[Any] = [encoder.distribution(site, parameters, {}) for site in encoder.sites]
     factors = [jnp.diag(q.base_dist.scale) if normal_base(q) is not None else q.scale_tril for q in found]
     return jnp.concatenate([q.mean for q in found]), jax.scipy.linalg.block_diag(*factors)

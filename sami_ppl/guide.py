@@ -48,8 +48,14 @@ def sample_latents(latents: Latents, encoder: AbstractEncoder, parameters: Any) 
         return {site.name: numpyro.sample(site.name, parameters, infer=_dims(site))}
     if not isinstance(encoder, FamilyEncoder):
         return _sample_gaussian(latents, *parameters)
-    found = encoder.distributions(parameters)
-    return {s.name: numpyro.sample(s.name, _on_support(s, found[s.name]), infer=_dims(s)) for s in latents.sites}
+    values: dict[str, Any] = {}
+    codes: dict[str, Array] = {}
+    for site in latents.sites:
+        law = _on_support(site, encoder.distribution(site.name, parameters, codes))
+        values[site.name] = numpyro.sample(site.name, law, infer=_dims(site))
+        if site.categories:
+            codes[site.name] = site.to_code(values[site.name])
+    return values
 
 
 def initial_guide(latents: Latents, kind: GlobalGuide = "diagonal") -> dict[str, Any]:
@@ -116,9 +122,10 @@ def sample_code(encoder: AbstractEncoder, parameters: Any, key: Key[Array, ""]) 
         draw = parameters.sample(key)
         return draw.reshape(*draw.shape[:-2], -1)
     if isinstance(encoder, FamilyEncoder):
-        found = encoder.distributions(parameters)
-        keys = jax.random.split(key, len(found))
-        return jnp.concatenate([one.sample(k) for one, k in zip(found.values(), keys, strict=True)], axis=-1)
+        codes: dict[str, Array] = {}
+        for name, own_key in zip(encoder.sites, jax.random.split(key, len(encoder.sites)), strict=True):
+            codes[name] = cast(Array, encoder.distribution(name, parameters, codes).sample(own_key))
+        return jnp.concatenate(list(codes.values()), axis=-1)
     loc, scale = parameters
     noise = jax.random.normal(key, loc.shape, loc.dtype)
     return loc + (scale * noise if scale.ndim == loc.ndim else (scale @ noise[..., None])[..., 0])
@@ -127,9 +134,7 @@ def sample_code(encoder: AbstractEncoder, parameters: Any, key: Key[Array, ""]) 
 def code_log_prob(encoder: AbstractEncoder, parameters: Any, z: Float[Array, " D"]) -> Float[Array, ""]:
     """Log density of a code under the law that `sample_code` draws from, of one observation, in nats."""
     if isinstance(encoder, FamilyEncoder):
-        found = encoder.distributions(parameters)
-        parts = zip(encoder.sites, encoder.slices, strict=True)
-        return sum((jnp.sum(found[name].log_prob(z[start:stop])) for name, (start, stop) in parts), jnp.zeros(()))
+        return encoder.code_log_prob(parameters, z)
     loc, scale = parameters
     if scale.ndim == loc.ndim:
         return diagonal_log_prob(z, loc, scale)
@@ -168,8 +173,10 @@ def _sample_chain(sites: Sequence[LatentSite], loc: Float[Array, "*batch D"], fa
     return values
 
 
-def _on_support(site: LatentSite, q: Any) -> dist.Distribution:
+def _on_support(site: LatentSite, q: Any) -> Any:
     """The law of a site's value, from that of its code."""
+    if site.categories:
+        return dist.Categorical(logits=q.log_probs)
     if normal_base(q) is not None:
         return _diagonal(site, q.base_dist.loc, q.base_dist.scale)
     if type(q) is dist.MultivariateNormal:

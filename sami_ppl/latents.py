@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import math
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
@@ -18,7 +19,9 @@ class LatentSite:
     Coordinates of z are unconstrained, but for directions: the code of an angle is (cos, sin), that of a unit vector
     itself; `manifold` says so. `components`: of a mixture prior, else 1. `standard`: a fixed Normal, so that
     the prior of z is N(0, I). `parents`: the sites that its law depends on directly. `process`: a process over time,
-    whose frames have that prior each.
+    whose frames have that prior each. `categories`: number of values of a discrete site, whose code is one-hot, else 0.
+    `kinds`: the discrete sites that a continuous site's prior depends on, through others too. `temperature`: of a
+    relaxed prior.
     """
 
     name: str
@@ -34,6 +37,9 @@ class LatentSite:
     components: int = 1
     parents: tuple[str, ...] = ()
     process: bool = False
+    categories: int = 0
+    kinds: tuple[str, ...] = ()
+    temperature: float | None = None
 
     @property
     def size(self) -> int:
@@ -56,7 +62,8 @@ class LatentSite:
         """Site value → its coordinates of z."""
         batch = value.shape[: value.ndim - len(self.event_shape)]
         unconstrained = jnp.asarray(self.transform.inv(value)).reshape((*batch, self.size))
-        return (unconstrained - jnp.asarray(self.shift, value.dtype)) / jnp.asarray(self.scale, value.dtype)
+        dtype = unconstrained.dtype
+        return (unconstrained - jnp.asarray(self.shift, dtype)) / jnp.asarray(self.scale, dtype)
 
     def from_code(self, z: Float[Array, "*batch d"]) -> Float[Array, "*batch_and_event"]:
         """Coordinates of z → site value."""
@@ -83,6 +90,11 @@ class Latents:
         return sum(site.size for site in self.sites)
 
     @property
+    def discrete(self) -> tuple[LatentSite, ...]:
+        """The discrete sites, over whose values objectives sum."""
+        return tuple(site for site in self.sites if site.categories)
+
+    @property
     def axes(self) -> tuple[str, ...]:
         """One label per coordinate of z."""
         return tuple(label for site in self.sites for label in site.axes)
@@ -96,7 +108,7 @@ class Latents:
         return {site.name: site.from_code(z[..., site.code]) for site in self.sites}
 
     def onto_support(self, z: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        """The nearest codes that a value has: directions get length 1, other coordinates stay."""
+        """The nearest codes that a value has: directions get length 1, codes of kinds one 1; other coordinates stay."""
         parts = []
         for site in self.sites:
             part = z[..., site.code]
@@ -104,6 +116,8 @@ class Latents:
                 vectors = part.reshape(*part.shape[:-1], -1, site.unconstrained_shape[-1])
                 length = jnp.sqrt(jnp.sum(vectors**2, -1, keepdims=True) + 1e-12)
                 part = (vectors / length).reshape(part.shape)
+            elif site.categories:
+                part = jax.nn.one_hot(jnp.argmax(part, -1), site.categories, dtype=part.dtype)
             parts.append(part)
         return jnp.concatenate(parts, axis=-1)
 

@@ -1,8 +1,8 @@
 """Reads a prior: a NumPyro function over the latent factors of one observation.
 
-A prior is a function that calls `numpyro.sample` at continuous sites. From one trace of it follow the sites, their
-supports and shapes, and from these the code z: all sites mapped to unconstrained space by `biject_to(support)`, centred
-and scaled by the prior's own location and spread, and concatenated.
+A prior is a function that calls `numpyro.sample`. From one trace of it follow the sites, their supports and shapes,
+and from these the code z: all sites mapped to unconstrained space by `biject_to(support)`, centred and scaled by the
+prior's own location and spread, and concatenated. Discrete sites with finitely many values have one-hot codes.
 
 With an argument `obs`, the plate over observations, a prior is hierarchical: sites outside the plate are global, shared
 by all observations. What it makes by `numpyro.param` or `eqx_module` is learned. Any other argument, such as u, is data
@@ -10,6 +10,7 @@ on the observations, a label or a time: the prior is p(z | u).
 """
 
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
 import functools
 import inspect
 import math
@@ -25,9 +26,11 @@ from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
 from sami_ppl.dependence import Dependence, Names, dependences
+from sami_ppl.discrete import OneHotTransform, categories, check_combinations, partly_observed
 from sami_ppl.latents import Latents, LatentSite
 from sami_ppl.processes import Matern
-from sami_ppl.supports import manifold, mixture_components, normal_base
+from sami_ppl.relaxed import RelaxedOneHotCategorical
+from sami_ppl.supports import manifold, mixture_components, normal_base, unwrapped
 
 Prior = Callable[..., Any]
 """A function of no arguments, or of the plate `obs`, or of variables of the data, each with a leading dim obs."""
@@ -40,8 +43,9 @@ def read_prior(prior: Prior, given: "Given | Frozen | None" = None) -> Latents:
     """Read a prior from its trace; reading the same function again gives the same object.
 
     `given`: for a prior p(z | u), the u of some observations, over which the code is centred and scaled. Raises
-    TypeError if it is no function or takes an argument that is not given, ValueError if it has no site, an observed or
-    discrete one, or one whose support has no bijection from unconstrained space. The message names the site.
+    TypeError if it is no function or takes an argument that is not given, ValueError if it has no site, an observed
+    one, a discrete one that cannot be summed over, or one whose support has no bijection from unconstrained space. The
+    message names the site.
     """
     if not callable(prior) or isinstance(prior, dist.Distribution):
         raise TypeError(
@@ -108,11 +112,12 @@ class Frozen:
 
 def sample_prior(prior: Prior, plate: Any, given: Given | None = None) -> None:
     """Sample all sites of a prior for the observations of a plate."""
-    if "obs" in _arguments(prior):
-        prior(obs=plate, **(given or {}))
-    else:
-        with plate:
-            prior(**(given or {}))
+    with partly_observed():
+        if "obs" in _arguments(prior):
+            prior(obs=plate, **(given or {}))
+        else:
+            with plate:
+                prior(**(given or {}))
 
 
 def _arguments(prior: Prior) -> list[str]:
@@ -134,9 +139,11 @@ def _read(prior: Prior, given: Frozen) -> Latents:
     draws, constants = _marginal_draws(prior, given, trace)
     depends = _dependences(prior, given, trace, params)
     sites, shared, start = [], [], 0
+    kinds = _kinds(prior, given, trace)
     for name, traced in trace.items():
         first = 0 if is_shared[name] else start
         site = _read_site(name, traced, draws[name], constants.get(name), depends[name].law, first)
+        site = replace(site, kinds=kinds[name])
         if is_shared[name] and site.manifold is not None:
             raise ValueError(
                 f"global prior site {name!r} lives on a {site.manifold}, but the guide of global sites is Gaussian: "
@@ -173,16 +180,23 @@ def _trace(prior: Prior, given: Frozen) -> tuple[dict[str, Any], dict[str, Any]]
             raise ValueError(f"prior parameter {name!r} takes the name of a network of the program: rename it")
         if site["type"] == "sample":
             _check_site(name, site)
+    check_combinations(_sizes({name: site for name, site in trace.items() if site["type"] == "sample"}))
     params = {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
     return {name: site for name, site in trace.items() if site["type"] == "sample"}, params
 
 
 def _check_site(name: str, traced: dict[str, Any]) -> None:
     fn: Any = traced["fn"]
-    if fn.support.is_discrete:
+    size = categories(name, fn, _kind(fn))
+    if size and not traced["cond_indep_stack"]:
         raise ValueError(
-            f"prior site {name!r} is discrete ({_kind(fn)}): guidance differentiates log q in a continuous "
-            "code. Marginalise it, for instance by dist.MixtureSameFamily"
+            f"global prior site {name!r} is discrete ({_kind(fn)}), but the guide of global sites is Gaussian: sample "
+            "it in the plate obs, or fit a program for each value"
+        )
+    if "known" in traced and not size:
+        raise ValueError(
+            f"prior site {name!r} is continuous and observed for some observations (obs_mask): only discrete sites may "
+            "be. Take obs and obs_mask away"
         )
     plates = [frame.name for frame in traced["cond_indep_stack"]]
     if plates not in ([], ["obs"]) or fn.batch_shape != (1,) * len(plates):
@@ -191,6 +205,36 @@ def _check_site(name: str, traced: dict[str, Any]) -> None:
             f"prior site {name!r} has batch shape {shape}; a prior describes one observation, so every dim of a site "
             f"is an event dim: write dist.{_kind(fn)}(...).to_event({len(shape)}), without plates but obs"
         )
+
+
+def _sizes(trace: dict[str, Any]) -> dict[str, int]:
+    """The number of values of every discrete site."""
+    sizes = {name: categories(name, site["fn"], _kind(site["fn"])) for name, site in trace.items()}
+    return {name: size for name, size in sizes.items() if size}
+
+
+def _kinds(prior: Prior, given: Frozen, trace: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The discrete sites that continuous ones depend on: those whose value moves their draws, at one random key."""
+    sizes, key = _sizes(trace), jax.random.key(0)
+
+    def run(values: dict[str, int]) -> dict[str, Array]:
+        held = {name: jnp.full(1, values.get(name, 0)) for name in sizes}
+
+        def fixed(**row: Any) -> None:
+            with handlers.substitute(data=held):
+                sample_prior(prior, numpyro.plate("obs", 1), row)
+
+        found = handlers.trace(handlers.seed(fixed, key)).get_trace(**given.rows(slice(1)))
+        return {name: found[name]["value"] for name in trace}
+
+    first = run({})
+    found: dict[str, tuple[str, ...]] = dict.fromkeys(trace, ())
+    for parent, size in sizes.items():
+        others = [run({parent: value}) for value in range(1, size)]
+        for name in trace:
+            if name != parent and any(not np.array_equal(first[name], other[name]) for other in others):
+                found[name] = (*found[name], parent)
+    return found
 
 
 def _kind(fn: Any) -> str:
@@ -224,8 +268,9 @@ def _dependences(prior: Prior, given: Frozen, trace: dict[str, Any], params: dic
     """What the law of every site depends on. Raises ValueError for a support that is not fixed."""
 
     def trace_of(held: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        fixed = handlers.substitute(prior, data=held["sites"] | held["params"])
-        return _one_observation(fixed, jax.random.key(0), held["given"])
+        # From outside, where partly observed sites have one name.
+        with handlers.substitute(data=held["sites"] | held["params"]):
+            return _one_observation(prior, jax.random.key(0), held["given"])
 
     sites = {name: site["value"] for name, site in trace.items()}
     found = dependences(trace_of, {"sites": sites, "params": params, "given": given.rows(slice(1))})
@@ -250,6 +295,11 @@ def _read_site(
     name: str, traced: dict[str, Any], draws: Array, constant: Any, depends: Names, start: int
 ) -> LatentSite:
     fn: Any = traced["fn"]
+    if size := categories(name, fn, _kind(fn)):
+        return LatentSite(
+            name, (), (), OneHotTransform(size), (size,), start, np.zeros(size), np.ones(size), False,
+            parents=tuple(sorted(depends["sites"])), categories=size,
+        )  # fmt: skip
     on, transform = manifold(fn.support)
     try:
         transform = biject_to(fn.support) if transform is None else transform
@@ -278,9 +328,11 @@ def _read_site(
         )
     # A coefficient or a mean that is learned may leave its start.
     standard = constant is not None and not any(depends.values())
+    base = unwrapped(fn)
     return LatentSite(
         name, tuple(fn.event_shape), tuple(dims), transform, shape, start, shift, scale, standard, on,
         mixture_components(fn), tuple(sorted(depends["sites"])), process,
+        temperature=base.temperature if isinstance(base, RelaxedOneHotCategorical) else None,
     )  # fmt: skip
 
 

@@ -19,7 +19,8 @@ from sami_ppl.bound import DenoiserLoss
 from sami_ppl.chunks import padded_chunks
 from sami_ppl.decoder import ScoreDecoder
 from sami_ppl.denoiser import AbstractDenoiser
-from sami_ppl.encoder import AbstractEncoder, DiagonalEncoder, RotatedEncoder
+from sami_ppl.discrete import labels
+from sami_ppl.encoder import AbstractEncoder, check_latents
 from sami_ppl.framewise import FramewiseEncoder, check_sequences, floating, smoothed
 from sami_ppl.guidance import check_pair
 from sami_ppl.guide import Beta, GlobalGuide, initial_guide, sample_latents, sample_shared, scale_sites, values_of
@@ -102,24 +103,13 @@ class Program(eqx.Module):
     def __check_init__(self) -> None:
         check_pair(self.denoiser, self.encoder)
         check_sequences(self.encoder, self.latents)
-        if self.encoder.latent_size != self.latents.size:
-            raise ValueError(
-                f"encoder.latent_size is {self.encoder.latent_size} but the prior has {self.latents.size} "
-                f"unconstrained coordinates ({', '.join(self.latents.axes)}): build the encoder with "
-                f"latent_size=read_prior(prior).size"
-            )
+        check_latents(self.encoder, self.latents)
         expected = self._initial_params()
         for name, value in self.prior_params.items():
             if name not in expected or jax.tree.map(jnp.shape, value) != jax.tree.map(jnp.shape, expected[name]):
                 raise ValueError(
                     f"prior_params holds {name!r}, which the prior does not have in this shape; it has "
                     f"{', '.join(expected) or 'none'}: leave prior_params out to begin anew"
-                )
-        for site in self.latents.sites:
-            if site.manifold is not None and isinstance(self.encoder, DiagonalEncoder | RotatedEncoder):
-                raise ValueError(
-                    f"prior site {site.name!r} lives on a {site.manifold}, where a Gaussian would tear: build the "
-                    "encoder with encoder_for(prior, network, ...)"
                 )
         check_event_dims(self.latents, self.event_dims, self.event_shape)
 
@@ -338,6 +328,7 @@ class Program(eqx.Module):
             self._check_variable(data, name)
         given = {name: data[name].values for name in named}
         check_numbers(given)
+        self.known_values(given, len(x))
         return x, given
 
     def _check_variable(self, data: Any, name: str) -> None:
@@ -352,6 +343,13 @@ class Program(eqx.Module):
             f"data has no variable {name!r} on obs, {taken}; its variables are {', '.join(map(str, data.data_vars))}: "
             f"write data.{write}"
         )
+
+    def known_values(self, given: Given, size: int) -> dict[str, np.ndarray]:
+        """Of partly observed discrete sites: the value, −1 where unknown, (obs,). Raises what `labels` raises."""
+        if not self.latents.discrete or not self.latents.arguments:
+            return {}
+        run = handlers.seed(self.sample_prior, jax.random.key(0))
+        return labels(handlers.trace(run).get_trace(numpyro.plate("obs", size), size, given), self.latents)
 
     def posterior(self, data: Any, **arguments: Any) -> Any:
         """Posterior of observations as an ArviZ DataTree: `sami_ppl.posterior.posterior(self, data, ...)`."""

@@ -19,7 +19,8 @@ class Stage:
     `beta_steps` steps. `discount` c weights noise levels by exp(−c max(λ, 0)): less effort where the observation says
     it all by itself; what is logged and reported stays the bound, c = 0. Single sites of the prior may have weights of
     their own: `site_beta` times β, `free_bits` for each, and a `capacity` C in nats that grows from 0 over the first
-    `capacity_steps` steps and draws their KL to it, β |KL − C|. `patience`: validations without a better loss
+    `capacity_steps` steps and draws their KL to it, β |KL − C|. `label_weight` teaches discrete sites the values that
+    are known (see `ScoreELBO`). `patience`: validations without a better loss
     after which the stage ends; None, never.
     """
 
@@ -37,6 +38,7 @@ class Stage:
     site_beta: dict[str, float] = field(default_factory=dict)
     capacity: dict[str, float] = field(default_factory=dict)
     capacity_steps: int = 0
+    label_weight: float = 1.0
     discount: float = 0.0
     validate_every: int = 200
     patience: int | None = None
@@ -45,6 +47,8 @@ class Stage:
         for name in ("steps", "batch", "validate_every", "learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not self.label_weight >= 0:
+            raise ValueError(f"label_weight must be at least 0, got {self.label_weight}: 0 is the bound itself")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}: 0 keeps no average")
 

@@ -55,10 +55,16 @@ def normal_base(fn: Any) -> dist.Normal | None:
     return fn if isinstance(fn, dist.Normal) else None
 
 
-def mixture_components(fn: Any) -> int:
-    """The number of components of a mixture; 1 for other distributions."""
+def unwrapped(fn: Any) -> Any:
+    """A distribution without what plates, masks and `to_event` wrap it in."""
     while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
         fn = fn.base_dist
+    return fn
+
+
+def mixture_components(fn: Any) -> int:
+    """The number of components of a mixture; 1 for other distributions."""
+    fn = unwrapped(fn)
     return fn.mixture_size if isinstance(fn, dist.MixtureSameFamily | dist.MixtureGeneral) else 1
 
 

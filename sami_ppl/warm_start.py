@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from scipy.ndimage import gaussian_filter
 from tqdm.auto import trange
+import xarray as xr
 
 from sami_ppl.diagnostics.dimension import manifold_dimension
 from sami_ppl.encoder import AbstractEncoder
@@ -26,6 +27,7 @@ from sami_ppl.framewise import FramewiseEncoder
 from sami_ppl.latents import Latents
 from sami_ppl.over_time import frames_of
 from sami_ppl.program import Program
+from sami_ppl.warm_prior import fit_prior, with_clusters
 
 
 def transfer(source: eqx.Module, target: eqx.Module) -> eqx.Module:
@@ -71,7 +73,8 @@ def low_pass_codes(
 def arrange(codes: Float[np.ndarray, "obs D"], latents: Latents, components: int) -> Float[np.ndarray, "obs D"]:
     """Columns of codes in another order: those that lie on a circle or sphere together at the sites of directions.
 
-    A factor that goes round shows in components of equal weight, whose squares add up to a constant.
+    A factor that goes round shows in components of equal weight, whose squares add up to a constant. Discrete sites
+    take the last columns: a place, cut into sectors, is no kind.
     """
     left, order = list(range(codes.shape[1])), np.full(codes.shape[1], -1)
     for site in latents.sites:
@@ -84,7 +87,9 @@ def arrange(codes: Float[np.ndarray, "obs D"], latents: Latents, components: int
             best = sets[int(np.argmin([square.std() / square.mean() for square in squares]))]
             order[start : start + dim] = best
             left = [c for c in left if c not in best]
-    order[order < 0] = left
+    discrete = np.concatenate([np.full(site.size, bool(site.categories)) for site in latents.sites])
+    free = np.flatnonzero(order < 0)
+    order[np.concatenate([free[~discrete[free]], free[discrete[free]]])] = left
     return codes[:, order]
 
 
@@ -137,20 +142,33 @@ def fit_codes(
 
 def warm_start(
     program: Program,
-    x: Float[Array | np.ndarray, "obs *event"],
+    data: xr.Dataset | Float[Array | np.ndarray, "obs *event"],
     *,
     key: Key[Array, ""],
     steps: int = 500,
     batch: int = 128,
+    clusters: bool = False,
     progress: bool = True,
 ) -> Program:
     """The program with its encoder started from its fitted denoiser and from low-pass codes of the observations.
 
     As many axes as the denoiser has found dimensions in the data carry a component; spare ones start at the prior. Of
-    sequences, the encoder of frames is started, from all frames that are seen.
+    sequences, the encoder of frames is started, from all frames that are seen. With `clusters`, discrete sites start on
+    clusters of the observations, else at random; and what the prior learns starts at its most likely value for these
+    codes. `data`: observations, as an array or a Dataset, which holds the variables that the prior takes too.
+
+    Raises ValueError for `clusters` with a prior that has global sites or nothing to learn, or is of sequences.
     """
+    x, given = program.observations(data)
+    if clusters and (program.latents.shared or not (program.latents.discrete or program.latents.params)):
+        raise ValueError(
+            "clusters is for priors with discrete sites or learned parameters (numpyro.param), without global sites: "
+            "leave it out"
+        )
     if isinstance(program.encoder, FramewiseEncoder):
-        frames, x = frames_of(program), np.asarray(x).reshape(-1, *program.event_shape[1:])
+        if clusters:
+            raise ValueError("clusters is for programs of single observations, this one is of sequences: leave it out")
+        frames, x = frames_of(program), x.reshape(-1, *program.event_shape[1:])
         seen = x[~np.isnan(x.reshape(len(x), -1)).any(1)]
         begun = warm_start(frames, seen, key=key, steps=steps, batch=batch * program.encoder.frames, progress=progress)
         return program.replace(encoder=FramewiseEncoder(begun.encoder, program.encoder.frames))
@@ -161,5 +179,10 @@ def warm_start(
         program = program.replace(encoder=encoder)
     components = max(1, manifold_dimension(program.denoiser, x[:32], key=dimension_key))
     spare = sum(site.size // site.unconstrained_shape[-1] for site in program.latents.sites if site.manifold)
-    codes = arrange(low_pass_codes(x, program.latents.size, components + spare), program.latents, components + spare)
+    continuous = program.latents.size - sum(site.categories for site in program.latents.sites)
+    components = min(components + spare, continuous)
+    codes = arrange(low_pass_codes(x, program.latents.size, components), program.latents, components)
+    if clusters:
+        codes = with_clusters(program, x, given, codes)
+        program = fit_prior(program, codes, given)
     return fit_codes(program, x, codes, key=code_key, steps=steps, batch=batch, progress=progress)

@@ -72,7 +72,7 @@ def test_covariance_spectrum_from_draws(mlp, tiny_program, fill):
     found = analyses.posterior_covariance_spectrum(program, x, key=jax.random.key(3))
     assert found.attrs["from"] == "4096 draws"
     for i in range(2):
-        exact = encoder.distributions(encoder.parameters(*encoder.clean(x[i])))["z"].covariance_matrix
+        exact = encoder.distribution("z", encoder.parameters(*encoder.clean(x[i])), {}).covariance_matrix
         values = np.linalg.eigvalsh(np.asarray(exact, float))[::-1]
         np.testing.assert_allclose(found["eigenvalue"][i], values, rtol=5 * np.sqrt(2 / 4096))
         assert not np.allclose(np.sort(np.diag(exact))[::-1], values, rtol=0.12)

@@ -79,5 +79,5 @@ def test_clusters_are_the_nearest_components(tiny_program):
 
 
 def test_clusters_need_a_mixture(tiny_program):
-    with pytest.raises(ValueError, match=r"no site of the prior is a mixture .z.*MixtureSameFamily"):
+    with pytest.raises(ValueError, match=r"no site of the prior is a mixture or discrete .z.*MixtureSameFamily"):
         clusters(tiny_program(), np.zeros((3, 4), np.float32))

@@ -10,13 +10,17 @@ import numpyro
 from numpyro import distributions as dist
 import pytest
 from scipy.ndimage import gaussian_filter
+from sklearn.metrics import adjusted_rand_score
 
 from sami_ppl.denoiser import GaussianDenoiser
 from sami_ppl.diagnostics import manifold_dimension
+from sami_ppl.encoder import encoder_for
 from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
+from sami_ppl.prior import read_prior
 from sami_ppl.program import Program
 from sami_ppl.schedule import VariancePreserving
-from sami_ppl.warm_start import fit_codes, low_pass_codes, transfer, warm_start
+from sami_ppl.warm_prior import cluster, fit_prior, with_clusters
+from sami_ppl.warm_start import arrange, fit_codes, low_pass_codes, transfer, warm_start
 
 RNG = np.random.default_rng
 
@@ -228,3 +232,62 @@ def test_warm_start_with_a_denoiser_that_has_no_network(tiny_program, oracle):
     variance = found.encode(x)[0].var(0)
     assert variance[:2].min() > 0.2
     assert variance[2] < 0.05
+
+
+# --- clusters ---------------------------------------------------------------------------------------------------------
+
+
+def blobs(count=300):
+    """Three well separated clusters in 4-D and their names."""
+    rng = RNG(0)
+    kind = rng.integers(0, 3, count)
+    centres = 4 * np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]])
+    return (centres[kind] + 0.3 * rng.normal(size=(count, 4))).astype(np.float32), kind
+
+
+def kinds(label):
+    loc = numpyro.param("loc", jnp.zeros((3, 2)))
+    which = numpyro.sample("kind", dist.Categorical(jnp.ones(3) / 3), obs=label, obs_mask=label >= 0)
+    numpyro.sample("z", dist.Normal(loc[which], 1.0).to_event(1))
+
+
+def test_clusters_are_found_and_take_the_names_of_known_labels():
+    """Up to their names without labels; with one label of each, by their names."""
+    x, kind = blobs()
+    assert adjusted_rand_score(kind, cluster(x, 3, 2)) == 1
+    known = np.full(len(x), -1)
+    for value in range(3):
+        known[np.flatnonzero(kind == value)[0]] = value
+    np.testing.assert_array_equal(cluster(x, 3, 2, known=known), kind)
+
+
+def test_warm_start_puts_kinds_and_the_prior_on_clusters(mlp):
+    """Codes of kinds are clusters, and the prior's means those of the codes in each; without parameters, refused."""
+    x, kind = blobs()
+    given, schedule = {"label": np.array([-1])}, VariancePreserving(-4.0, 4.0)
+    encoder = encoder_for(kinds, mlp(4, 6, key=KEYS[0]), schedule, (4,), given=given, key=KEYS[1])
+    program = Program(kinds, GaussianDenoiser(jnp.zeros(4), jnp.eye(4), schedule), encoder, given=given)
+    label = np.where(np.arange(len(x)) < 30, kind, -1)
+    codes = with_clusters(program, x, {"label": label}, low_pass_codes(x, program.latents.size, 5))
+    np.testing.assert_array_equal(codes[:, :3].argmax(1), kind)
+    fitted = fit_prior(program, codes, {"label": label})
+    values = program.latents.from_code(jnp.asarray(codes))["z"]
+    means = np.stack([values[kind == k].mean(0) for k in range(3)])
+    np.testing.assert_allclose(fitted.prior_params["loc"], means, atol=0.02)
+    with pytest.raises(ValueError, match="clusters is for priors with discrete sites or learned parameters"):
+        warm_start(Program(plain, program.denoiser, encoder_for(plain, mlp(4, 6, key=KEYS[0]), schedule, (4,),
+                   key=KEYS[1])), x, key=KEYS[0], clusters=True)  # fmt: skip
+
+
+def test_components_go_to_continuous_axes_whatever_the_order_of_sites():
+    """A discrete site first in the program does not take the components of a continuous one: its codes are noise."""
+    x, _ = blobs()
+    latents = read_prior(kinds, {"label": np.array([-1])})
+    before = low_pass_codes(x, latents.size, 2)
+    found = arrange(before, latents, 2)
+    np.testing.assert_array_equal(found[:, 3:], before[:, :2])
+    np.testing.assert_array_equal(found[:, :3], before[:, 2:])
+
+
+def plain():
+    numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))

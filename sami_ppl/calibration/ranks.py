@@ -96,8 +96,10 @@ def _ranks(
         parameters = encoder.parameters(*clean)
         z = jax.vmap(lambda k: sample_code(encoder, parameters, k))(jax.random.split(draw_key, draws))
         log_q = jax.vmap(lambda z: encoder.log_prob(z, *clean))
-        below = jnp.concatenate([z < truth, (log_q(z) < log_q(truth[None]))[:, None]], axis=1).sum(0)
-        pit = (below + jax.random.uniform(tie_key, below.shape)) / (draws + 1)
+        drawn, true = (jnp.concatenate([c, log_q(c)[:, None]], axis=1) for c in (z, truth[None]))
+        # Draws that equal the truth, as those of discrete sites do, are ordered at random.
+        below, equal = (drawn < true).sum(0), (drawn == true).sum(0)
+        pit = (below + (equal + 1) * jax.random.uniform(tie_key, below.shape)) / (draws + 1)
         return pit[:-1], pit[-1], z.mean(0), z.std(0, ddof=1)
 
     return jax.vmap(one)(truth, image_keys, jax.random.split(key, len(truth)))

@@ -16,7 +16,8 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl.diagnostics.gain import draw_code
-from sami_ppl.encoder import AbstractEncoder, diagonal_log_prob
+from sami_ppl.encoder import AbstractEncoder, FamilyEncoder, diagonal_log_prob
+from sami_ppl.families import Categorical
 from sami_ppl.guidance import guidance
 from sami_ppl.program import Program
 
@@ -24,10 +25,22 @@ from sami_ppl.program import Program
 def axis_log_prob(
     encoder: AbstractEncoder, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
 ) -> Float[Array, " D"]:
-    """Log density of every axis under its marginal noisy posterior N(loc_j, var_j), in nats."""
+    """Log density of every axis under its marginal noisy posterior N(loc_j, var_j), in nats; Bernoulli for kinds."""
     loc, scale = encoder(x_noisy, log_snr)
     spread = scale if scale.ndim == 1 else jnp.sqrt(jnp.sum(scale**2, axis=1))
-    return jax.vmap(lambda z, loc, spread: diagonal_log_prob(z[None], loc[None], spread[None]))(z, loc, spread)
+    found = jax.vmap(lambda z, loc, spread: diagonal_log_prob(z[None], loc[None], spread[None]))(z, loc, spread)
+    for start, stop in discrete_axes(encoder):
+        log_probs = jnp.log(loc[start:stop] + 1e-12), jnp.log1p(-jnp.minimum(loc[start:stop], 1 - 1e-6))
+        found = found.at[start:stop].set(jnp.where(z[start:stop] > 0.5, *log_probs))
+    return found
+
+
+def discrete_axes(encoder: AbstractEncoder) -> list[tuple[int, int]]:
+    """First and last plus one of the axes of every discrete site."""
+    if not isinstance(encoder, FamilyEncoder):
+        return []
+    each = zip(encoder.families, encoder.slices, strict=True)
+    return [axes for family, axes in each if isinstance(family, Categorical)]
 
 
 @eqx.filter_jit
@@ -113,9 +126,13 @@ def information_spectrum(
 
 
 def code_kl(program: Program, x: Float[Array | np.ndarray, "obs *event"]) -> float:
-    """E KL(q(z | x) ‖ N(0, I)) of the code in nats, in closed form."""
+    """E KL(q(z | x) ‖ N(0, I)) of the code in nats, in closed form; of discrete sites from equal probabilities."""
     loc, scale = program.encode(x)
     if scale.ndim == 2:
-        return float(0.5 * (loc**2 + scale**2 - 1 - 2 * np.log(scale)).sum(1).mean())
+        kl = 0.5 * (loc**2 + scale**2 - 1 - 2 * np.log(scale))
+        for start, stop in discrete_axes(program.encoder):
+            probs = loc[:, start:stop]
+            kl[:, start:stop] = probs * np.log(np.maximum((stop - start) * probs, 1e-30))
+        return float(kl.sum(1).mean())
     log_det = 2 * np.linalg.slogdet(scale)[1]
     return float(0.5 * ((scale**2).sum((1, 2)) + (loc**2).sum(1) - loc.shape[1] - log_det).mean())

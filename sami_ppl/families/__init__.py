@@ -12,11 +12,18 @@ prior if it can represent that too (see `diagnostics.noise_end_kl`).
 | `Mixture` | several modes: mixture priors (their default), ambiguous observations |
 | `Flow` | any shape, from a coupling flow given the features; two coordinates or more |
 | `Directions` | angles and unit vectors (their default) |
+| `Categorical` | discrete sites (their default) |
+| `PerCategory` | sites whose prior depends on a discrete one (their default), a family for every value |
+| `RelaxedCategorical` | relaxed categorical sites (their default) |
 """
 
 from sami_ppl.families.base import AbstractFamily as AbstractFamily
 from sami_ppl.families.base import check_min_scale as check_min_scale
 from sami_ppl.families.base import squashed_scale as squashed_scale
+from sami_ppl.families.categorical import Categorical as Categorical
+from sami_ppl.families.categorical import OneHot as OneHot
+from sami_ppl.families.categorical import PerCategory as PerCategory
+from sami_ppl.families.categorical import RelaxedCategorical as RelaxedCategorical
 from sami_ppl.families.choose import choose_families as choose_families
 from sami_ppl.families.choose import default_family as default_family
 from sami_ppl.families.directions import Directions as Directions

@@ -39,7 +39,7 @@ def symmetries(program: Program) -> dict[str, list[str]]:
             taken = {name: partial(jnp.take, indices=order, axis=axis) for name, axis in axes.items()}
             moves.append(("permute", dim, taken))
     for site in sites:
-        for index in np.ndindex(site.event_shape):
+        for index in np.ndindex(site.event_shape) if not site.categories else ():
             signs = np.ones(site.event_shape, np.float32)
             signs[index] = -1
             moves.append(("flip", site.name, {site.name: partial(jnp.multiply, signs)}))

@@ -48,8 +48,8 @@ class Table(NamedTuple):
 def tables(program: Program, x: Float[np.ndarray, "obs *event"], key: Key[Array, ""], levels: int) -> list[Table]:
     """The table of every observation, with a noise set of its own.
 
-    Raises ValueError for observations of another shape, fewer than 2 levels, priors with directions, with global sites
-    or with variables of the data, and an encoder whose density is not determined by its `parameters`.
+    Raises ValueError for observations of another shape, fewer than 2 levels, priors with directions, discrete or global
+    sites or with variables of the data, and an encoder whose density is not determined by its `parameters`.
     """
     program.check_observations(x)
     if levels < 2:
@@ -60,6 +60,11 @@ def tables(program: Program, x: Float[np.ndarray, "obs *event"], key: Key[Array,
             "a single observation, def prior()"
         )
     for site in program.latents.sites:
+        if site.categories:
+            raise ValueError(
+                f"prior site {site.name!r} is discrete: refinement moves codes in unconstrained space. Marginalise it "
+                "by dist.MixtureSameFamily, or use importance_weighted_bound to judge such a posterior"
+            )
         if site.manifold is not None:
             raise ValueError(
                 f"prior site {site.name!r} lives on a {site.manifold}: refinement moves codes in unconstrained space. "

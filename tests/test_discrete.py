@@ -1,0 +1,430 @@
+"""Discrete sites: what is read of them, and the objective that sums over their values, against the exact mixture."""
+
+from functools import partial
+import itertools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from numpyro import distributions as dist
+from numpyro import handlers
+import pytest
+import xarray as xr
+
+from sami_ppl import families
+from sami_ppl.calibration import simulation_based_calibration
+from sami_ppl.causal import counterfactual, intervene
+from sami_ppl.diagnostics import clusters, draw_code, information_spectrum
+from sami_ppl.encoder import FamilyEncoder, encoder_for
+from sami_ppl.evidence import evidence_bound
+from sami_ppl.exact import LinearMixture
+from sami_ppl.guidance import guidance
+from sami_ppl.io import load, save
+from sami_ppl.objective import ScoreELBO, scores, traces
+from sami_ppl.prior import read_prior
+from sami_ppl.program import Program
+from sami_ppl.refinement import nuts
+from sami_ppl.sampler import DDIM, Heun
+from sami_ppl.schedule import VariancePreserving
+
+KEY = jax.random.key(0)
+LOCS = jnp.array([[-1.0, 0.5], [1.0, 0.0], [0.0, -1.5]])
+X = np.linspace(-1.5, 1.5, 20, dtype=np.float32).reshape(5, 4)[:, [2, 0, 3, 1]]
+LABEL = np.array([-1, 2, 0, -1, 1])
+
+
+def joint():
+    kind = numpyro.sample("kind", dist.Categorical(jnp.array([0.5, 0.3, 0.2])))
+    numpyro.sample("z", dist.Normal(LOCS[kind], 0.5).to_event(1))
+    numpyro.sample("light", dist.Normal(0.0, 1.0))
+
+
+def two():
+    kind = numpyro.sample("kind", dist.Categorical(jnp.array([0.5, 0.3, 0.2])))
+    flip = numpyro.sample("flip", dist.Bernoulli(jnp.array([0.2, 0.7, 0.4])[kind]))
+    numpyro.sample("z", dist.Normal(LOCS[kind] * (1 - 2 * flip)[..., None], 0.5).to_event(1))
+
+
+def labelled(label):
+    logits = numpyro.param("weights", jnp.array([0.2, 0.0, -0.3]))
+    kind = numpyro.sample("kind", dist.Categorical(logits=logits), obs=label, obs_mask=label >= 0)
+    numpyro.sample("z", dist.Normal(LOCS[kind], 0.5).to_event(1))
+
+
+@pytest.fixture
+def build(tiny_program, mlp, fill):
+    def build(prior, given=None):
+        schedule = VariancePreserving(-4.0, 4.0)
+        network = mlp(4, 6, key=jax.random.key(3))
+        encoder = encoder_for(prior, network, schedule, (4,), given=given, key=jax.random.key(4))
+        denoiser = tiny_program().denoiser
+        return Program(prior, denoiser, fill(encoder), given=given, sampler=DDIM(4))
+
+    return build
+
+
+def dataset(x=X, label=LABEL):
+    return xr.Dataset({"x": (("obs", "feature"), x), "label": ("obs", label)})
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_discrete_sites_have_one_hot_codes_and_children_know_their_parents():
+    latents = read_prior(joint)
+    kind, z, light = latents.sites
+    assert (kind.categories, kind.size, kind.axes) == (3, 3, ("kind[0]", "kind[1]", "kind[2]"))
+    assert [site.kinds for site in latents.sites] == [(), ("kind",), ()]
+    assert light.standard
+    assert not z.standard
+    values = {"kind": jnp.array([2, 0]), "z": jnp.ones((2, 2)), "light": jnp.zeros(2)}
+    code = latents.to_code(values)
+    np.testing.assert_array_equal(code[:, :3], [[0, 0, 1], [1, 0, 0]])
+    np.testing.assert_array_equal(latents.from_code(code)["kind"], [2, 0])
+    np.testing.assert_array_equal(latents.onto_support(code + 0.2)[:, :3], code[:, :3])
+    found = {site.name: site.kinds for site in read_prior(two).sites}
+    assert found["z"] == ("kind", "flip")
+    graph = {site.name: site.parents for site in read_prior(labelled, {"label": np.array([-1])}).sites}
+    assert graph == {"kind": (), "z": ("kind",)}, "also where kinds are observed in part"
+
+
+def test_families_follow_the_prior(build):
+    """A classifier, a family for every kind (and every pair of kinds), a Gaussian where nothing depends on them."""
+    assert [type(f).__name__ for f in build(joint).encoder.families] == ["Categorical", "PerCategory", "Diagonal"]
+    found = build(two).encoder
+    assert [type(f).__name__ for f in found.families] == ["Categorical", "Categorical", "PerCategory"]
+    assert found.families[2].heads.loc.weight.shape[0] == 6
+
+
+def event():
+    numpyro.sample("kind", dist.Categorical(jnp.ones((2, 3)) / 3).to_event(1))
+
+
+def offset():
+    numpyro.sample("kind", dist.DiscreteUniform(1, 6))
+
+
+def many():
+    for name in ("a", "b"):
+        numpyro.sample(name, dist.Categorical(jnp.ones(9) / 9))
+
+
+def continuous(label):
+    numpyro.sample("z", dist.Normal(0, 1), obs=label, obs_mask=label >= 0)
+
+
+def shared(obs):
+    kind = numpyro.sample("kind", dist.Bernoulli(0.5))
+    with obs:
+        numpyro.sample("z", dist.Normal(kind, 1.0))
+
+
+ERRORS = {
+    "several": (event, None, "'kind' .* holds several discrete variables.*dist.Categorical site for each"),
+    "offset": (offset, None, "'kind' .DiscreteUniform. has the values 1 … 6: number them from 0"),
+    "too many": (many, None, r"a \(9\), b \(9\) have 81 combinations of values, more than the 64.*MixtureSameFamily"),
+    "global": (shared, None, "global prior site 'kind' is discrete .Bernoulli."),
+    "continuous label": (continuous, {"label": np.array([-1.0])}, "'z' is continuous and observed for some"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_what_cannot_be_summed_over_is_refused(name):
+    prior, given, message = ERRORS[name]
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        read_prior(prior, given)
+
+
+def test_programs_and_methods_that_cannot_refuse(build, tiny_program):
+    """A Gaussian encoder, a Gaussian family, refinement, labels that are no kinds; each names the site."""
+    program = build(joint)
+    with pytest.raises(ValueError, match="'kind' is discrete, with 3 values, which needs a classifier"):
+        tiny_program(joint)
+    with pytest.raises(ValueError, match="'kind' is discrete, with 3 values: leave it out of families"):
+        families.choose_families(program.latents, {"kind": families.Diagonal})
+    with pytest.raises(ValueError, match="'light' is continuous: Categorical is for discrete sites"):
+        families.Categorical(3, program.latents.sites[2], key=KEY)
+    with pytest.raises(ValueError, match="'kind' is discrete: refinement moves codes"):
+        nuts(program, X[:1], key=KEY, draws=2)
+    told = build(labelled, {"label": np.array([-1])})
+    for label, wrong in ((LABEL + 1, 3), (LABEL + 0.5, 0.5)):
+        with pytest.raises(ValueError, match=f"of prior site 'kind' must be 0 … 2, .* got {wrong}"):
+            told.observations(dataset(label=label))
+
+
+# --- the exact mixture ------------------------------------------------------------------------------------------------
+
+
+class Exact(families.AbstractFamily):
+    """One of the exact posteriors of the mixture, from features that are x_λ and λ themselves."""
+
+    index: jax.Array
+    model: LinearMixture
+    what: str = eqx.field(static=True)
+
+    def parameters(self, features):
+        x, level = features[:-1], features[-1]
+        if self.what == "kind":
+            return jax.nn.log_softmax(self.model._log_joint(x, level))
+        means, covs = self.model.component_posteriors(x, level)
+        if self.what == "part":
+            return means[self.index, 0], jnp.sqrt(covs[self.index, 0, 0])
+        return jax.nn.log_softmax(self.model._log_joint(x, level)), means, jnp.sqrt(covs[:, :, 0])
+
+    def distribution(self, parameters):
+        if self.what == "kind":
+            return families.OneHot(parameters)
+        if self.what == "part":
+            return dist.Normal(*(p[..., None] for p in parameters)).to_event(1)
+        return families.DiagonalMixture(*parameters)
+
+    def moments(self, parameters):
+        raise NotImplementedError
+
+
+class Inputs(eqx.Module):
+    """Features x_λ and λ: undoes the encoder's scaling, which is by mean 0 and standard deviation 1."""
+
+    schedule: VariancePreserving
+
+    def __call__(self, x, log_snr):
+        scale = jnp.sqrt(self.schedule.alpha(log_snr) ** 2 + self.schedule.sigma(log_snr) ** 2)
+        return jnp.append(x * scale, log_snr)
+
+
+@pytest.fixture
+def oracle():
+    """A 1-D mixture of three kinds seen in 2-D: the program with kinds, the marginal program, the exact model."""
+    schedule = VariancePreserving(-6.0, 6.0)
+    probs, locs, scales = jnp.array([0.5, 0.3, 0.2]), jnp.array([[-1.0], [0.2], [1.5]]), jnp.full((3, 1), 0.4)
+    model = LinearMixture(jnp.array([[1.0], [0.5]]), 0.6, schedule, probs=probs, locs=locs, scales=scales)
+
+    def kinds():
+        kind = numpyro.sample("kind", dist.Categorical(probs))
+        numpyro.sample("z", dist.Normal(locs[kind], scales[kind]).to_event(1))
+
+    def marginal():
+        parts = dist.Normal(locs, scales).to_event(1)
+        numpyro.sample("z", dist.MixtureSameFamily(dist.Categorical(probs), parts))
+
+    def program(prior, latents, exact):
+        # The code is standardised by the prior's spread: the exact families are wrapped to these units.
+        network = Inputs(schedule)
+        encoder = FamilyEncoder(network, schedule, (2,), latents, families=exact, key=KEY)
+        return Program(prior, model.denoiser, encoder)
+
+    def of(what):
+        return lambda features, site, **_: Standard(Exact(jnp.zeros((), int), model, what), site)
+
+    joint_latents, marginal_latents = read_prior(kinds), read_prior(marginal)
+    with_kinds = program(kinds, joint_latents, {"kind": families.Categorical, "z": partial(
+        families.PerCategory, sizes={"kind": 3}, family=of("part"))})  # fmt: skip
+    heads = eqx.tree_at(lambda h: h.base.index, with_kinds.encoder.families[1].heads, jnp.arange(3))
+    each = eqx.tree_at(lambda f: f.heads, with_kinds.encoder.families[1], heads)
+    own = (Exact(jnp.zeros((), int), model, "kind"), each)
+    encoder = eqx.tree_at(lambda e: e.families, with_kinds.encoder, own)
+    return with_kinds.replace(encoder=encoder), program(marginal, marginal_latents, {"z": of("mixture")}), model
+
+
+class Standard(families.AbstractFamily):
+    """A family in the units of the code: location and scale less the prior's shift, over its scale."""
+
+    base: Exact
+    shift: float = eqx.field(static=True)
+    scale: float = eqx.field(static=True)
+
+    def __init__(self, base, site):
+        self.base, self.shift, self.scale = base, float(site.shift[0]), float(site.scale[0])
+
+    def parameters(self, features):
+        *weights, loc, spread = self.base.parameters(features)
+        return (*weights, (loc - self.shift) / self.scale, spread / self.scale)
+
+    def distribution(self, parameters):
+        return self.base.distribution(parameters)
+
+    def moments(self, parameters):
+        return jnp.zeros((3, 1)), jnp.ones((3, 1))
+
+
+def test_guidance_given_the_kind_is_that_of_the_marginal_program(oracle):
+    """∇ log q(kind | x_λ) + ∇ log q(z | kind, x_λ) = ∇ log q(z | x_λ), for every kind; either half alone is not."""
+    with_kinds, marginal, _ = oracle
+    x, level = jnp.array([0.7, -0.2]), jnp.asarray(0.5)
+    for kind, value in itertools.product(range(3), (-1.0, 0.4)):
+        values = {"kind": jnp.asarray(kind), "z": jnp.array([value])}
+        own = guidance(with_kinds.encoder, with_kinds.latents.to_code(values), x, level)
+        other = guidance(marginal.encoder, marginal.latents.to_code({"z": values["z"]}), x, level)
+        np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-4)
+        parameters = lambda x: with_kinds.encoder.parameters(x, level)["kind"][kind]  # noqa: E731, B023
+        assert np.abs(np.asarray(jax.grad(parameters)(x))).max() > 0.02, "the classifier has its share"
+
+
+@pytest.mark.slow
+def test_kl_summed_over_kinds_is_that_of_the_marginal_program(oracle):
+    """KL(q(kind, z) ‖ p(kind, z)), exact by enumeration, = KL(q(z) ‖ p(z)), by quadrature: the exact q(kind | z)."""
+    with_kinds, _, model = oracle
+    x = jnp.array([[0.7, -0.2], [-1.0, 0.1], [0.4, 0.4]])
+    found = scores(KEY, with_kinds.params(), with_kinds.model, with_kinds.guide, x).local
+    kl = np.asarray(found["kind"] + found["z"])[:, 0]
+    schedule, z = model.schedule, np.linspace(-5, 5, 4001, dtype=np.float32)
+    level = jnp.asarray(schedule.log_snr_max)
+    own = jax.vmap(lambda x: jax.vmap(lambda z: model.log_posterior(z[None], schedule.alpha(level) * x, level))(z))(x)
+    parts = dist.Normal(jnp.array([-1.0, 0.2, 1.5]), 0.4)
+    prior = dist.MixtureSameFamily(dist.Categorical(jnp.array([0.5, 0.3, 0.2])), parts).log_prob(z)
+    expected = (jnp.exp(own) * (own - prior)).sum(1) * (z[1] - z[0])
+    np.testing.assert_allclose(kl, expected, rtol=2e-3)
+
+
+# --- the objective ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prior", [pytest.param(joint, marks=pytest.mark.slow), two])
+def test_loss_is_the_weighted_sum_of_the_losses_at_each_value(prior, build):
+    """By brute force: NumPyro traces at every combination of values, observation by observation, at the same key."""
+    program = build(prior)
+    found = ScoreELBO().terms(KEY, program.params(), program.model, program.guide, X)
+    names = [site.name for site in program.latents.discrete]
+    expected = {name: np.zeros(jnp.shape(value)) for name, value in found.items()}
+    for values in itertools.product(*(range(site.categories) for site in program.latents.discrete)):
+        held = {name: jnp.full(5, value) for name, value in zip(names, values, strict=True)}
+        guide = handlers.substitute(program.guide, data=held)
+        p, q = traces(KEY, program.params(), program.model, guide, X)
+        logs = {name: (q[name]["fn"].log_prob(held[name]), p[name]["fn"].log_prob(held[name])) for name in names}
+        weight = np.exp(sum(np.asarray(log_q) for log_q, _ in logs.values()))
+        expected["x"] -= np.mean(weight * p["x"]["fn"].log_prob(X))
+        for name, (log_q, log_p) in logs.items():
+            expected[name] += np.mean(weight * (log_q - log_p))
+        for name in set(found) - {"x", *names}:
+            kl = dist.kl_divergence(q[name]["fn"].base_dist, p[name]["fn"].base_dist) if name == "z" else (
+                dist.kl_divergence(q[name]["fn"], p[name]["fn"])[:, None])  # fmt: skip
+            expected[name] += np.mean(weight[:, None] * kl, axis=0)
+    for name, value in found.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_gradient_is_exact(x64, build):
+    """Of the classifier and of all else: a random direction against central differences in double precision."""
+    program = build(joint)
+    double = lambda tree: jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), tree)  # noqa: E731
+    params = double(program.params())
+    loss = jax.jit(lambda p: ScoreELBO().loss(KEY, p, program.model, program.guide, jnp.asarray(X, jnp.float64)))
+    gradient = jax.grad(loss)(params)
+    rng = np.random.default_rng(0)
+    way = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), params)
+    step = 1e-5
+    ends = [loss(jax.tree.map(lambda p, w, s=s: p + s * step * w, params, way)) for s in (1, -1)]
+    slope = sum(jnp.sum(g * w) for g, w in zip(jax.tree.leaves(gradient), jax.tree.leaves(way), strict=True))
+    np.testing.assert_allclose(slope, (ends[0] - ends[1]) / (2 * step), rtol=1e-5)
+    classifier = gradient["encoder$params"].families[0].logits.weight
+    assert np.abs(classifier).max() > 1e-4
+
+
+def test_denoiser_is_not_evaluated_for_every_value(build):
+    """Mapped over values, the denoiser sees no value: its work in the compiled loss is that of a single one."""
+    program = build(joint)
+    jaxpr = jax.make_jaxpr(lambda p: ScoreELBO().loss(KEY, p, program.model, program.guide, X))(program.params())
+    products = [
+        tuple(v.aval.shape for v in e.invars) for e in _equations(jaxpr.jaxpr) if str(e.primitive) == "dot_general"
+    ]
+    sizes = {}
+    for name, network in (("denoiser", program.denoiser.network), ("encoder", program.encoder.network)):
+        found = [shapes for shapes in products if network.outer.shape in shapes]
+        sizes[name] = {int(np.prod(shape)) for shapes in found for shape in shapes if shape != network.outer.shape}
+    assert sizes["denoiser"] == {5 * 6}, "five observations, six features"
+    assert max(sizes["encoder"]) == 3 * 5 * 6, "the control: slopes of log q are mapped over three values"
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from _equations(inner)
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def test_known_values_have_all_the_weight(build):
+    """Observations with a label: terms at it alone, −log p(label) for the KL; the others as without labels."""
+    program = build(labelled, {"label": np.array([-1])})
+    arguments = (KEY, program.params(), program.model, program.guide, X)
+    told = scores(*arguments, given={"label": jnp.asarray(LABEL)})
+    free = scores(*arguments, given={"label": jnp.full(5, -1)})
+    for name in ("kind", "z", "x"):
+        np.testing.assert_allclose(told.local[name][LABEL < 0], free.local[name][LABEL < 0], rtol=1e-5)
+    log_p = jax.nn.log_softmax(program.prior_params["weights"])
+    np.testing.assert_allclose(told.local["kind"][LABEL >= 0, 0], -log_p[LABEL[LABEL >= 0]], rtol=1e-5)
+    log_q = jax.vmap(lambda x: program.encoder.parameters(*program.encoder.clean(x))["kind"])(jnp.asarray(X))
+    surprise = np.where(LABEL >= 0, -log_q[np.arange(5), LABEL], 0)
+    np.testing.assert_allclose(told.surprise["kind"], surprise, rtol=1e-4)
+    terms = ScoreELBO(label_weight=3.0).terms(*arguments, given={"label": jnp.asarray(LABEL)})
+    assert float(terms["kind label"]) == pytest.approx(3 * surprise.mean(), rel=1e-4)
+    held = handlers.substitute(program.guide, data={"kind": jnp.asarray(np.maximum(LABEL, 0))})
+    _, trace = traces(KEY, program.params(), program.model, held, X, given={"label": jnp.asarray(LABEL)})
+    kl = dist.kl_divergence(trace["z"]["fn"].base_dist, dist.Normal(LOCS[np.maximum(LABEL, 0)], 0.5))
+    np.testing.assert_allclose(told.local["z"][LABEL >= 0], kl[LABEL >= 0], rtol=1e-4)
+
+
+def test_plain_numpyro_sees_the_label():
+    """Outside a program the prior is NumPyro's own: the site is observed where it is known."""
+    run = handlers.seed(labelled, KEY)
+    with numpyro.plate("obs", 5):
+        trace = handlers.trace(run).get_trace(jnp.asarray(LABEL))
+    np.testing.assert_array_equal(trace["kind"]["value"][LABEL >= 0], LABEL[LABEL >= 0])
+
+
+# --- what programs do -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_answers_of_a_program_with_kinds(build, tmp_path):
+    """Posterior, evidence, codes, clusters, saving: kinds are integers on their own dims; labels change no answer."""
+    program = build(labelled, {"label": np.array([-1])})
+    data = dataset()
+    tree = program.posterior(data, key=KEY, draws=8, predictive=2, levels=2)
+    kinds = tree["posterior"]["kind"]
+    assert kinds.dims == ("chain", "draw", "obs")
+    assert set(np.unique(kinds)) <= {0, 1, 2}
+    assert tree["prior"]["z"].shape == (1, 8, 5, 2)
+    probs = program.encode(X)[0][:, :3]
+    np.testing.assert_allclose(probs.sum(1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(clusters(program, data)["kind"], probs.argmax(1))
+    codes = program.prior_codes(KEY, 3000)
+    np.testing.assert_allclose(codes[:, :3].mean(0), jax.nn.softmax(program.prior_params["weights"]), atol=0.04)
+    spectrum = information_spectrum(program, X, key=KEY, levels=2)
+    assert np.isfinite(spectrum["axis_energy"]).all()
+    ranks = simulation_based_calibration(program, key=KEY, simulations=4, draws=4)["prior_sbc"]["code"]
+    assert ((ranks > 0) & (ranks < 1)).all()
+    bound = evidence_bound(program, data, key=KEY, levels=4)
+    unlabelled = evidence_bound(program, dataset(label=np.full(5, -1)), key=KEY, levels=4)
+    np.testing.assert_allclose(bound["bound"], unlabelled["bound"])
+    other = load(save(program, tmp_path / "saved"), build(labelled, {"label": np.array([-1])}))
+    np.testing.assert_array_equal(other.encode(X)[0], program.encode(X)[0])
+    assert "kind" in program.latents.describe()
+
+
+@pytest.mark.slow
+def test_interventions_on_a_kind(build):
+    """do(kind) holds it and moves z to its mean; factual kinds stay where another site is set."""
+    program = build(joint)
+    found = intervene(program, {"kind": 1}, key=KEY, size=400)
+    assert (found["kind"] == 1).all()
+    np.testing.assert_allclose(found["z"].mean("draw"), LOCS[1], atol=0.1)
+    tree = counterfactual(program, X, {"light": 1.0}, key=KEY, draws=2, sampler=Heun(3))
+    np.testing.assert_array_equal(tree["counterfactual"]["kind"], tree["factual"]["kind"])
+
+
+def test_moments_of_the_code_are_those_of_draws(build):
+    """Probabilities of kinds; mean and spread of z over kinds."""
+    program = build(two)
+    x = jnp.repeat(jnp.asarray(X[:1]), 20_000, 0)
+    z = np.asarray(draw_code(program, x, KEY))
+    loc, scale = program.encoder.posterior(x[0])
+    np.testing.assert_allclose(z.mean(0), loc, atol=0.03)
+    np.testing.assert_allclose(z.std(0), scale, rtol=0.03, atol=0.01)
