@@ -276,7 +276,7 @@ def test_gradients_reach_the_network_through_the_context_alone(encoder):
 
     def loss(encoder):
         loc, scale, context = encoder.parameters(x, jnp.asarray(0.3))["z"]
-        law = encoder.distributions({"z": (*jax.lax.stop_gradient((loc, scale)), context)})["z"]
+        law = encoder.distribution("z", {"z": (*jax.lax.stop_gradient((loc, scale)), context)}, {})
         return law.log_prob(jnp.array([0.4, -0.6])) + jnp.sum(law.sample(KEY))
 
     gradient = eqx.filter_grad(loss)(encoder)
@@ -289,7 +289,7 @@ def test_moments_are_those_of_draws(encoder):
     """Means to .03 of a standard deviation, standard deviations to 5 %, over 40,000 draws of three observations."""
     x = jax.random.normal(KEY, (3, 4))
     parameters = jax.vmap(lambda x: encoder.parameters(x, jnp.asarray(0.3)))(x)
-    z = encoder.distributions(parameters)["z"].sample(KEY, (40_000,))
+    z = encoder.distribution("z", parameters, {}).sample(KEY, (40_000,))
     assert z.shape == (40_000, 3, 2)
     loc, scale = encoder.families[0].moments(parameters["z"])
     np.testing.assert_allclose((z.mean(0) - loc) / z.std(0), 0, atol=0.03)
@@ -326,7 +326,7 @@ def fit_to_draws(encoder, codes, steps=600):
 
     def loss(params, z):
         model = eqx.combine(params, static)
-        law = model.distributions(model.parameters(jnp.zeros(4), jnp.asarray(-4.0)))["z"]
+        law = model.distribution("z", model.parameters(jnp.zeros(4), jnp.asarray(-4.0)), {})
         return -jnp.mean(law.log_prob(z))
 
     @jax.jit

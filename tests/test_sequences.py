@@ -274,7 +274,7 @@ def test_families_of_gaussians_give_the_potentials_of_their_covariance(mlp):
         settings = {"families": {"z": family}, "key": KEY}
         frame = sp.FamilyEncoder(mlp(4, 6, key=KEY), schedule, (4,), sp.read_prior(normal), **settings)
         x = jnp.array([0.3, -0.2, 1.0, 0.1])
-        q = frame.distributions(frame.parameters(*frame.clean(x)))["z"]
+        q = frame.distribution("z", frame.parameters(*frame.clean(x)), {})
         cov = q.covariance_matrix if hasattr(q, "covariance_matrix") else jnp.diag(q.variance)
         centre, precision = FramewiseEncoder(frame, 1).potentials(x[None])
         capped = np.linalg.eigvalsh(np.linalg.inv(cov) - np.eye(2)).min() < 1e-2
