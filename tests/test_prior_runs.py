@@ -21,6 +21,7 @@ SMALL = {"width": "16", "depth": "1", "denoiser.steps": "6", "encoder.steps": "6
 RUNS = {
     "mixing": ("mixing", {"observations": "400"}),
     "hierarchy": ("disks", {"prior": "hierarchical", "observations": "400", "warm_steps": "2", "latents": "4"}),
+    "supports": ("supports", {"observations": "400"}),
 }
 
 
@@ -42,7 +43,7 @@ def run(model, settings, out):
 
 def test_runs_are_read_back_whole(runs):
     """Learned parameters and global sites come back; the posterior holds what the prior says."""
-    mixing, hierarchy = (running.open_run(folder).program for folder in runs.values())
+    mixing, hierarchy = (running.open_run(runs[name]).program for name in ("mixing", "hierarchy"))
     assert set(mixing.prior_params) == {"loc", "log_scale"}
     assert set(hierarchy.prior_params) == {"scale$loc", "scale$log_scale"}
     for program, start in ((mixing, 0.0), (hierarchy, 0.0)):
@@ -50,6 +51,19 @@ def test_runs_are_read_back_whole(runs):
     tree = xr.open_datatree(runs["hierarchy"] / "posterior.nc", engine="h5netcdf")
     assert tree["posterior"]["scale"].dims == ("chain", "draw", "factor")
     assert "Shared by all observations" in (runs["hierarchy"] / "report.html").read_text()
+
+
+def test_every_factor_stays_on_its_support(runs):
+    """Draws of posterior and prior of a program with a site of every kind, after whatever fit."""
+    laws = load_file(find("supports", "models")).laws()
+    tree = xr.open_datatree(runs["supports"] / "posterior.nc", engine="h5netcdf").load()
+    for group in ("posterior", "prior"):
+        for name, law in laws.items():
+            value = tree[group][name].values
+            assert value.shape == (1, 8, 4, *law.event_shape), name
+            assert np.all(law.support(value)), name
+            assert value.std() > 0.01, name
+    assert not np.all(laws["share"].support(tree["posterior"]["rate"].values)), "or all would pass"
 
 
 def test_evidence_of_a_conditional_prior(runs):
