@@ -146,8 +146,8 @@ def test_bad_input(analysis):
         analysis(program, x[:, :5], key=key)
     with pytest.raises(ValueError, match=r"add the leading dim: x\[None\]"):
         analysis(program, x[0], key=key)
-    with pytest.raises(ValueError, match=r"write data\.x\.values"):
-        analysis(program, xr.Dataset({"x": (("obs", "feature"), np.asarray(x))}), key=key)
+    with pytest.raises(ValueError, match="data has no variable 'x' on obs"):
+        analysis(program, xr.Dataset({"y": (("obs", "feature"), np.asarray(x))}), key=key)
     with pytest.raises(ValueError, match="levels must be at least 2"):
         analysis(program, x, key=key, levels=1)
 
