@@ -73,7 +73,7 @@ MISTAKES = {
     ),
     "beta in the model only": (
         "program.py", 'subsample_size=size), scale_sites(beta):', 'subsample_size=size):',
-        "test_program.py::test_beta_scales_the_divergence_and_nothing_else[mean field-gaussian]",
+        "test_objective.py::test_beta_scales_the_divergence_and_nothing_else[mean field-gaussian]",
     ),
 }  # fmt: skip
 
