@@ -269,3 +269,15 @@ def test_arrays_and_groups_left_out(program):
     assert set(found["sample_stats"].data_vars) == {"kl", "kl_axis"}
     assert found["observed_data"]["x"].dims == ("obs", "pixel")
     assert found["posterior"].coords["obs"].values.tolist() == [0, 1]
+
+
+def test_sites_may_have_dims_of_the_names_of_ours(tiny_program):
+    """A site's dim `axis` is not the axis of the code."""
+
+    def prior():
+        numpyro.sample("place", dist.Normal(0, 1).expand([2]).to_event(1), infer={"event_dims": ["axis"]})
+        numpyro.sample("size", dist.Normal(0, 1))
+
+    tree = posterior(tiny_program(prior), X[:3], key=jax.random.key(0), draws=2, predictive=0, levels=0)
+    assert tree["posterior"]["place"].sizes == {"chain": 1, "draw": 2, "obs": 3, "axis": 2}
+    assert list(tree["sample_stats"]["axis"].values) == ["place[0]", "place[1]", "size"]

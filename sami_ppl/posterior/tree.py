@@ -45,17 +45,21 @@ def to_tree(
     """The DataTree of observations `data` from their groups, and from those of global sites."""
     dims, x = layout(program), data["x"].values
     coords: dict[str, Any] = {
-        "obs": obs_labels(data, len(x)), "chain": np.arange(1), "axis": list(program.latents.axes),
+        "obs": obs_labels(data, len(x)), "chain": np.arange(1),
+        **{dim: data[dim].values for dim in program.event_dims if dim in data.coords},
+    }  # fmt: skip
+    # Of groups without sites of the prior, whose dims may have the same names.
+    labels: dict[str, Any] = coords | {
+        "axis": list(program.latents.axes),
         "site": [site.name for site in program.latents.sites],
         "shared_site": [site.name for site in program.latents.shared],
         "shared_axis": [axis for site in program.latents.shared for axis in site.axes],
-        **{dim: data[dim].values for dim in program.event_dims if dim in data.coords},
-    }  # fmt: skip
+    }
     found = {name: group | shared.get(name, {}) for name, group in groups.items()} | {"observed_data": {"x": x}}
     children = {}
     for group, values in found.items():
         made = xr.Dataset({name: (dims[group][name], value) for name, value in values.items()})
-        children[group] = _labelled(made, coords)
+        children[group] = _labelled(made, labels if group in ("sample_stats", "unconstrained_posterior") else coords)
     constants = data.drop_vars("x")
     if constants.data_vars:
         plain = {name: (variable.dims, variable.values) for name, variable in constants.data_vars.items()}
