@@ -33,7 +33,7 @@ check: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m "not slow" -n 2
 
 test: $(SITE)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The documentation as a site, docs/_build/index.html; its code is run by `make test`, not here.
 docs: $(SITE)
