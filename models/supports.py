@@ -1,4 +1,4 @@
-"""Supports: vectors whose factors live on different spaces, a positive one, a share, a simplex, a correlation, …
+"""Supports: vectors whose factors live on different spaces: a positive one, a share, a simplex, a correlation.
 
 The program to copy where factors are independent and have each a meaning: its distribution says where it may lie, and
 its posterior does lie there. The data are drawn from the prior itself, so that factors, ranges and widths can be
