@@ -26,17 +26,19 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, compiled_on_disk):
     folders = {}
     for name, (model, settings) in RUNS.items():
         folders[name] = tmp_path_factory.mktemp("priors") / name
-        run(model, settings, folders[name])
+        run(model, settings, folders[name], report=name == "hierarchy")
     return folders
 
 
-def run(model, settings, out):
+def run(model, settings, out, *, report=False):
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.setattr(running, "use_compilation_cache", lambda: None)
+        if not report:
+            patch.setattr(running, "write_report", lambda out, *arguments, **named: out / "report.html")
         warnings.simplefilter("ignore", CollapseWarning)  # six steps are no fit
         running.run(model, settings={**SMALL, **settings}, out=out, progress=False)
 
@@ -78,7 +80,7 @@ def test_clips_with_missing_frames(tmp_path):
     """A run of a program of sequences: fitted, saved, read back; its frames are scored and drawn by themselves."""
     out = tmp_path / "moving"
     clips = {"observations": "60", "frames": "4", "missing": "0.2", "resolution": "8", "warm_steps": "2"}
-    run("moving_disks", clips | {"denoiser.batch": "8", "encoder.batch": "8"}, out)
+    run("moving_disks", clips | {"denoiser.batch": "8", "encoder.batch": "8"}, out, report=True)
     found = running.open_run(out)
     assert found.program.event_shape == (4, 1, 8, 8)
     assert np.isnan(found.data["x"]).any()
