@@ -18,9 +18,11 @@ from sami_ppl import (
     DiagonalEncoder,
     PreconditionedDenoiser,
     Program,
+    TurningEncoder,
     VariancePreserving,
     coupling_flow,
     flow_distribution,
+    soft_uniform,
 )
 from sami_ppl.data import disks, fit_disks, split
 from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
@@ -34,7 +36,8 @@ class Config:
     """
 
     latents: int = 3
-    prior: Literal["normal", "uniform_box", "laplace", "student_t", "hierarchical", "flow"] = "normal"
+    prior: Literal["normal", "uniform_box", "soft_uniform", "laplace", "student_t", "hierarchical", "flow"] = "normal"
+    turn: bool = False
     resolution: int = 16
     radius: float = 0.2
     observations: int = 25_000
@@ -58,6 +61,7 @@ RECOMMENDED = {
 def make_prior(name: str, latents: int):
     """Independent factors of one kind. The images are drawn from uniform ones; the default does not know that.
 
+    "soft_uniform": flat with soft edges; with `turn`, a rotation learned behind the encoder, the axes come out as factors.
     "hierarchical": Normal factors, each of a scale that all images share and that is inferred; a priori it is small.
     "flow": a coupling flow, learned with the encoder or fitted to its posteriors afterwards; it starts as the default.
     """
@@ -83,6 +87,7 @@ def make_prior(name: str, latents: int):
     factor = {
         "normal": dist.Normal(0, 1),
         "uniform_box": dist.Uniform(-1, 1),
+        "soft_uniform": soft_uniform(),
         "laplace": dist.Laplace(0, 1),
         "student_t": dist.StudentT(4.0),
     }[name]
@@ -120,12 +125,13 @@ def build(config: Config, *, key: jax.Array) -> Program:
         network = UNet(shape, widths=config.widths, key=denoiser_key)
         trunk = HalfUNet(shape, (64,), widths=config.widths, noise=noise_aware, key=trunk_key)
     statistics: dict[str, Any] = {"mean": config.mean, "std": config.std}
+    encoder = DiagonalEncoder(
+        trunk, schedule, shape, config.latents, noise=config.noise, **statistics, key=encoder_key
+    )
     return Program(
         prior=make_prior(config.prior, config.latents),
         denoiser=PreconditionedDenoiser(network, schedule, shape, **statistics),
-        encoder=DiagonalEncoder(
-            trunk, schedule, shape, config.latents, noise=config.noise, **statistics, key=encoder_key
-        ),
+        encoder=TurningEncoder(encoder) if config.turn else encoder,
     )
 
 

@@ -56,6 +56,8 @@ from sami_ppl.sampler import StochasticDPMSolver as StochasticDPMSolver
 from sami_ppl.schedule import VarianceExploding as VarianceExploding
 from sami_ppl.schedule import VariancePreserving as VariancePreserving
 from sami_ppl.stage import Stage as Stage
+from sami_ppl.turning import TurningEncoder as TurningEncoder
+from sami_ppl.turning import soft_uniform as soft_uniform
 from sami_ppl.warm_start import warm_start as warm_start
 
 __version__ = _version("sami_ppl")

@@ -144,6 +144,10 @@ def code_log_prob(encoder: AbstractEncoder, parameters: Any, z: Float[Array, " D
 
 def _sample_gaussian(latents: Latents, loc: Float[Array, "*batch D"], scale: Array) -> dict[str, Array]:
     """Sample every site from N(loc, scale²) or N(loc, A Aᵀ)."""
+    if scale.ndim > loc.ndim and len(latents.sites) == 1:
+        (site,) = latents.sites
+        values = numpyro.sample(site.name, _full(site, loc, scale, RootedNormal), infer=_dims(site))
+        return {site.name: cast(Array, values)}
     if scale.ndim > loc.ndim:
         return _sample_chain(latents.sites, loc, jnp.linalg.cholesky(scale @ jnp.swapaxes(scale, -1, -2)))
     values = {}
@@ -209,12 +213,34 @@ def _diagonal(site: LatentSite, loc: Array, scale: Array) -> dist.Distribution:
     return on_support.to_event(dims)
 
 
-def _full(site: LatentSite, loc: Array, factor: Array) -> dist.Distribution:
+class RootedNormal(dist.MultivariateNormal):
+    """N(loc, A Aᵀ) whose draws are loc + A ε for the square root A (…, d, d) that is given, lower triangular or not.
+
+    Of R diag(s): draws turn with R, so that what does not change under a rotation has no gradient in it, draw by draw.
+    """
+
+    pytree_data_fields = ("root",)
+
+    def __init__(self, loc: Float[Array, "*batch d"], root: Float[Array, "*batch d d"]):
+        self.root = root
+        super().__init__(loc, scale_tril=jnp.linalg.cholesky(root @ jnp.swapaxes(root, -1, -2)))
+
+    def sample(self, key: Key[Array, ""] | None, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*draws_batch d"]:
+        """Draws loc + A ε."""
+        eps = jax.random.normal(key, sample_shape + self.batch_shape + self.event_shape, jnp.result_type(self.root))
+        return jnp.asarray(self.loc) + (self.root @ eps[..., None])[..., 0]
+
+
+def _lower(loc: Array, factor: Array) -> dist.MultivariateNormal:
+    return dist.MultivariateNormal(loc, scale_tril=factor)
+
+
+def _full(site: LatentSite, loc: Array, factor: Array, law: Callable = _lower) -> dist.Distribution:
     shift, spread = (jnp.asarray(p, loc.dtype) for p in (site.shift, site.scale))
     if site.unconstrained_shape == ():
         base = dist.Normal((shift + spread * loc)[..., 0], (spread * factor[..., 0])[..., 0])
         return base if is_unbounded(site.transform) else dist.TransformedDistribution(base, site.transform)
-    base = dist.MultivariateNormal(shift + spread * loc, scale_tril=spread[:, None] * factor)
+    base = law(shift + spread * loc, spread[:, None] * factor)
     if len(site.unconstrained_shape) > 1:
         reshape = dist.transforms.ReshapeTransform(site.unconstrained_shape, (site.size,))
         base = dist.TransformedDistribution(base, reshape)

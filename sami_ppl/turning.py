@@ -1,0 +1,90 @@
+"""A rotation of the code that is learned with the encoder, and a prior that has a say in it.
+
+Independent factors that are not Gaussian can be told from rotations of them (independent component analysis). An
+encoder's weights hardly follow: the bound changes by a fraction of a nat, while a turn of the axes has to go through
+all of them. An explicit rotation R = expm(A − Aᵀ) behind the encoder can turn by itself. The decoder's part of the
+bound does not depend on R, draw by draw: the guidance of the turned code is that of the code. What is left to turn it is
+the divergence from the prior, which has its least where the axes are the factors, if the prior's tails are lighter than
+a Gaussian's where the factors' are, or heavier where they are heavier; under N(0, I) nothing turns.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import jax.scipy.linalg
+from jaxtyping import Array, Float
+from numpyro import distributions as dist
+
+from sami_ppl.encoder import AbstractEncoder
+from sami_ppl.schedule import AbstractSchedule
+
+
+class TurningEncoder(AbstractEncoder):
+    """The encoder of z' = R z for a learned rotation R, which begins as the identity.
+
+    q'(z' | x_λ, λ) = q(Rᵀ z' | x_λ, λ). `base`: an encoder with a Gaussian posterior of the whole code. `rate`: how much
+    faster than the weights' the learning rate of R is. R turns whatever the prior; choose one that prefers axes to
+    others, such as `soft_uniform`.
+
+    Raises ValueError for a rate that is not positive.
+    """
+
+    base: AbstractEncoder
+    skew: Float[Array, "D D"]
+    rate: float
+
+    def __init__(self, base: AbstractEncoder, *, rate: float = 1.0):
+        if rate <= 0:
+            raise ValueError(f"rate must be positive, got {rate}")
+        self.base, self.rate = base, rate
+        self.skew = jnp.zeros((base.latent_size, base.latent_size))
+
+    @property
+    def schedule(self) -> AbstractSchedule:
+        return self.base.schedule
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return self.base.event_shape
+
+    @property
+    def latent_size(self) -> int:
+        return self.base.latent_size
+
+    @property
+    def network(self) -> Any:
+        """The network of the encoder that is turned."""
+        return getattr(self.base, "network", None)
+
+    @property
+    def rotation(self) -> Float[Array, "D D"]:
+        """R."""
+        return jax.scipy.linalg.expm(self.rate * (self.skew - self.skew.T))
+
+    def __call__(
+        self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
+    ) -> tuple[Float[Array, " D"], Float[Array, "D D"]]:
+        rotation = self.rotation
+        loc, scale = self.base(x_noisy, log_snr)
+        return rotation @ loc, rotation * scale if scale.ndim == 1 else rotation @ scale
+
+    def log_prob(
+        self, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
+    ) -> Float[Array, ""]:
+        return self.base.log_prob(self.rotation.T @ z, x_noisy, log_snr)
+
+
+def soft_uniform(*, softness: float = 0.3, components: int = 8) -> dist.MixtureSameFamily:
+    """A scalar with a flat density and soft edges, mean 0 and variance 1: a row of equal Gaussians.
+
+    `softness`: about how wide the edges are, in standard deviations of the whole, in (0, 1). Where a Gaussian posterior
+    must live under `dist.Uniform` it is squeezed through a sigmoid; this one it can fill, and its tails are lighter than
+    a Gaussian's, as those of a bounded factor are. Raises ValueError for fewer than two components and other softness.
+    """
+    if not 0 < softness < 1 or components < 2:
+        raise ValueError(
+            f"softness must be in (0, 1) and components at least 2, got softness={softness}, components={components}"
+        )
+    places = jnp.linspace(-1.0, 1.0, components)
+    places = places * jnp.sqrt((1 - softness**2) / jnp.mean(places**2))
+    return dist.MixtureSameFamily(dist.Categorical(jnp.ones(components) / components), dist.Normal(places, softness))
