@@ -61,7 +61,7 @@ RECOMMENDED = {
 def make_prior(name: str, latents: int):
     """Independent factors of one kind. The images are drawn from uniform ones; the default does not know that.
 
-    "soft_uniform": flat with soft edges; with `turn`, a rotation learned behind the encoder, the axes come out as factors.
+    "soft_uniform": flat with soft edges; with `turn`, a rotation behind the encoder, axes become the factors.
     "hierarchical": Normal factors, each of a scale that all images share and that is inferred; a priori it is small.
     "flow": a coupling flow, learned with the encoder or fitted to its posteriors afterwards; it starts as the default.
     """
@@ -125,9 +125,7 @@ def build(config: Config, *, key: jax.Array) -> Program:
         network = UNet(shape, widths=config.widths, key=denoiser_key)
         trunk = HalfUNet(shape, (64,), widths=config.widths, noise=noise_aware, key=trunk_key)
     statistics: dict[str, Any] = {"mean": config.mean, "std": config.std}
-    encoder = DiagonalEncoder(
-        trunk, schedule, shape, config.latents, noise=config.noise, **statistics, key=encoder_key
-    )
+    encoder = DiagonalEncoder(trunk, schedule, shape, config.latents, noise=config.noise, **statistics, key=encoder_key)
     return Program(
         prior=make_prior(config.prior, config.latents),
         denoiser=PreconditionedDenoiser(network, schedule, shape, **statistics),

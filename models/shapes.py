@@ -5,7 +5,7 @@ with the true ones is in `metrics.json` under `clusters`, beside k-means and a G
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,19 @@ import numpyro
 from numpyro import distributions as dist
 import xarray as xr
 
-from sami_ppl import PreconditionedDenoiser, Program, VariancePreserving, encoder_for
+from sami_ppl import PreconditionedDenoiser, Program, RelaxedOneHotCategorical, VariancePreserving, encoder_for
 from sami_ppl.data import split
 from sami_ppl.nn import ResidualMLP
 
 
 @dataclass(frozen=True)
 class Config:
-    """Settings; `radius` in units of the image's side. `labelled`: share of the training images whose kind is told."""
+    """Settings; `radius` in units of the image's side. `labelled`: share of the training images whose kind is told.
 
+    `kind`: "summed" over by the objective, or "relaxed" to a point of the simplex, which takes no labels.
+    """
+
+    kind: Literal["summed", "relaxed"] = "summed"
     labelled: float = 0.02
     resolution: int = 16
     radius: float = 0.2
@@ -42,10 +46,21 @@ RECOMMENDED = {
 }
 
 
-def prior(label):
+def place():
+    """Where the shape is."""
+    numpyro.sample("place", dist.Normal(0, 1).expand([2]).to_event(1), infer={"event_dims": ["coordinate"]})
+
+
+def summed(label):
     """Which shape, observed where its label is known, and where it is."""
     numpyro.sample("kind", dist.CategoricalLogits(jnp.zeros(3)), obs=label, obs_mask=label >= 0)
-    numpyro.sample("place", dist.Normal(0, 1).expand([2]).to_event(1), infer={"event_dims": ["coordinate"]})
+    place()
+
+
+def relaxed():
+    """Shares of the three shapes, near a corner of the simplex, and where it is."""
+    numpyro.sample("kind", RelaxedOneHotCategorical(0.5, jnp.zeros(3)), infer={"event_dims": ["shape"]})
+    place()
 
 
 def load(config: Config, *, key: jax.Array) -> xr.Dataset:
@@ -78,7 +93,8 @@ def build(config: Config, *, key: jax.Array) -> Program:
     denoiser_key, trunk_key, encoder_key = jax.random.split(key, 3)
     size: dict[str, Any] = {"width": config.width, "depth": config.depth}
     statistics: dict[str, Any] = {"mean": config.mean, "std": config.std}
-    given = {"label": np.array([-1])}
+    given = {"label": np.array([-1])} if config.kind == "summed" else None
+    prior = {"summed": summed, "relaxed": relaxed}[config.kind]
     network = ResidualMLP(shape, shape, **size, key=denoiser_key)
     trunk = ResidualMLP(shape, (64,), **size, key=trunk_key)
     return Program(

@@ -3,8 +3,8 @@
 Independent factors that are not Gaussian can be told from rotations of them (independent component analysis). An
 encoder's weights hardly follow: the bound changes by a fraction of a nat, while a turn of the axes has to go through
 all of them. An explicit rotation R = expm(A − Aᵀ) behind the encoder can turn by itself. The decoder's part of the
-bound does not depend on R, draw by draw: the guidance of the turned code is that of the code. What is left to turn it is
-the divergence from the prior, which has its least where the axes are the factors, if the prior's tails are lighter than
+bound does not depend on R, draw by draw: the guidance of the turned code is that of the code. What is left to turn it
+is the divergence from the prior. It has its least where the axes are the factors, if the prior's tails are lighter than
 a Gaussian's where the factors' are, or heavier where they are heavier; under N(0, I) nothing turns.
 """
 
@@ -22,8 +22,8 @@ from sami_ppl.schedule import AbstractSchedule
 class TurningEncoder(AbstractEncoder):
     """The encoder of z' = R z for a learned rotation R, which begins as the identity.
 
-    q'(z' | x_λ, λ) = q(Rᵀ z' | x_λ, λ). `base`: an encoder with a Gaussian posterior of the whole code. `rate`: how much
-    faster than the weights' the learning rate of R is. R turns whatever the prior; choose one that prefers axes to
+    q'(z' | x_λ, λ) = q(Rᵀ z' | x_λ, λ). `base`: an encoder with a Gaussian posterior of the whole code. `rate`: how
+    much faster than the weights' the learning rate of R is. R turns whatever the prior; choose one that prefers axes to
     others, such as `soft_uniform`.
 
     Raises ValueError for a rate that is not positive.
@@ -77,9 +77,9 @@ class TurningEncoder(AbstractEncoder):
 def soft_uniform(*, softness: float = 0.3, components: int = 8) -> dist.MixtureSameFamily:
     """A scalar with a flat density and soft edges, mean 0 and variance 1: a row of equal Gaussians.
 
-    `softness`: about how wide the edges are, in standard deviations of the whole, in (0, 1). Where a Gaussian posterior
-    must live under `dist.Uniform` it is squeezed through a sigmoid; this one it can fill, and its tails are lighter than
-    a Gaussian's, as those of a bounded factor are. Raises ValueError for fewer than two components and other softness.
+    `softness`: about how wide the edges are, in standard deviations of the whole, in (0, 1). Under `dist.Uniform` a
+    Gaussian posterior is squeezed through a sigmoid; this prior it can fill, whose tails are lighter than a Gaussian's,
+    as those of a bounded factor are. Raises ValueError for fewer than two components and other softness.
     """
     if not 0 < softness < 1 or components < 2:
         raise ValueError(

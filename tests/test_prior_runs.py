@@ -13,6 +13,7 @@ from sami_ppl.data import train_test
 from sami_ppl.diagnostics import CollapseWarning, clusters
 from sami_ppl.evaluating import evaluate_run
 from sami_ppl.programs import find, load_file
+from sami_ppl.turning import TurningEncoder
 
 pytestmark = pytest.mark.slow
 
@@ -22,6 +23,10 @@ RUNS = {
     "mixing": ("mixing", {"observations": "400"}),
     "hierarchy": ("disks", {"prior": "hierarchical", "observations": "400", "warm_steps": "2", "latents": "4"}),
     "supports": ("supports", {"observations": "400"}),
+    "shapes": ("shapes", {"observations": "400", "labelled": "0.2"}),
+    "relaxed": ("shapes", {"observations": "400", "kind": "relaxed"}),
+    "cause": ("causal_disks", {"observations": "400"}),
+    "turned": ("disks", {"observations": "400", "prior": "soft_uniform", "turn": "true"}),
 }
 
 
@@ -66,6 +71,31 @@ def test_every_factor_stays_on_its_support(runs):
             assert np.all(law.support(value)), name
             assert value.std() > 0.01, name
     assert not np.all(laws["share"].support(tree["posterior"]["rate"].values)), "or all would pass"
+
+
+def test_discrete_sites_come_back(runs):
+    """A kind summed over is an integer in the posterior; a relaxed one a point of the simplex."""
+    tree = xr.open_datatree(runs["shapes"] / "posterior.nc", engine="h5netcdf")
+    assert set(np.unique(tree["posterior"]["kind"])) <= {0, 1, 2}
+    relaxed = xr.open_datatree(runs["relaxed"] / "posterior.nc", engine="h5netcdf")["posterior"]["kind"]
+    assert relaxed.dims == ("chain", "draw", "obs", "shape")
+    np.testing.assert_allclose(relaxed.sum("shape"), 1, atol=1e-5)
+    metrics = json.loads((runs["shapes"] / "metrics.json").read_text())
+    assert "ari" in str(metrics["clusters"])
+
+
+def test_causal_program_comes_back(runs):
+    """Its sites, and the coefficients that it learns, which have moved."""
+    program = running.open_run(runs["cause"]).program
+    assert len(program.latents.sites) == 3
+    assert any(np.abs(np.asarray(value)).max() > 0 for value in program.prior_params.values())
+
+
+def test_rotation_comes_back(runs):
+    """R has moved, and is saved with the program."""
+    encoder = running.open_run(runs["turned"]).program.encoder
+    assert isinstance(encoder, TurningEncoder)
+    assert 1e-5 < np.abs(np.asarray(encoder.rotation) - np.eye(3)).max() < 0.1
 
 
 def test_evidence_of_a_conditional_prior(runs):

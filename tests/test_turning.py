@@ -76,7 +76,7 @@ def test_the_prior_decides_where_the_axes_turn(tiny_program, uniform_factors):
 
 
 def test_decoder_does_not_see_the_rotation_draw_by_draw(tiny_program, monkeypatch):
-    """Gradient of the reconstruction in A: 0 to rounding at every draw. Control: drawn from a triangular root it is not."""
+    """Gradient of the reconstruction in A: 0 to rounding at every draw. Control: from a triangular root it is not."""
     program = tiny_program(prior=independent(soft_uniform(), 3))
     turning = TurningEncoder(program.encoder)
     turning = eqx.tree_at(lambda e: e.skew, turning, jnp.array([[0, 0, 0], [0.4, 0, 0], [0.2, -0.3, 0.0]]))
