@@ -225,7 +225,7 @@ class RootedNormal(dist.MultivariateNormal):
         self.root = root
         super().__init__(loc, scale_tril=jnp.linalg.cholesky(root @ jnp.swapaxes(root, -1, -2)))
 
-    def sample(self, key: Key[Array, ""] | None, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*draws_batch d"]:
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*draws_batch d"]:
         """Draws loc + A ε."""
         eps = jax.random.normal(key, sample_shape + self.batch_shape + self.event_shape, jnp.result_type(self.root))
         return jnp.asarray(self.loc) + (self.root @ eps[..., None])[..., 0]
