@@ -1,10 +1,11 @@
-"""The figures of docs/analyses.md and docs/posterior.md for fits of disks.
+"""The figures of docs/analyses.md, docs/digits.md and docs/posterior.md, of fits.
 
     python benchmarks/analysis_figures.py runs/disks
+    python benchmarks/analysis_figures.py runs/digits --page digits
     python benchmarks/analysis_figures.py runs/disks --page posterior --others runs/h10_0 runs/h10
 
-Runs the page's own blocks. The first one, with small programs, is replaced by the fitted ones, 4,000 new disks and 200
-clips; after each other block its figure is saved as the image that follows it, and what it shows is printed.
+Runs the page's own blocks. The first one, with small programs, is replaced by the fitted ones and more data: 4,000 new
+disks and 200 clips, all digits; after each other block its figure is saved as the image that follows it, and what it shows is printed.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import xarray as xr
 
 import sami_ppl as sp
 from sami_ppl import analyses
-from sami_ppl.data import disks, moving_disks
+from sami_ppl.data import digits, disks, moving_disks
 from sami_ppl.diagnostics import information_spectrum
 from sami_ppl.posterior import save_tree
 
@@ -42,6 +43,8 @@ def start(page: str, folder: str, others: list[str], aside: Path) -> dict:
     if page == "analyses":
         data = disks(keys[3], 4000)
         return scope | {"data": data, "x": data.x.values, "several": slice(None), "clips": moving_disks(keys[5], 200)}
+    if page == "digits":
+        return scope | {"data": digits(), "several": slice(None)}
     data = disks(keys[0], 64)
     save_tree(scope["program"].posterior(data, key=keys[2]), aside / "posterior.nc")
     return scope | {"data": data, "few": slice(6), "simulations": 200, "folder": aside}
@@ -64,7 +67,7 @@ def draw(page: str, scope: dict, names: list[str]) -> None:
         exec(code, scope)
         if not image:
             continue
-        options = {"dpi": 170} if page == "analyses" else {"dpi": 100, "bbox_inches": "tight"}
+        options = {"dpi": 170} if page != "posterior" else {"dpi": 100, "bbox_inches": "tight"}
         scope["figure"].savefig(DOCS / image, **options)
         print("\n", image, f"{(DOCS / image).stat().st_size / 1000:.0f} kB")
         for name, value in scope.items():
@@ -74,9 +77,9 @@ def draw(page: str, scope: dict, names: list[str]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", help="a finished run of disks")
+    parser.add_argument("folder", help="a finished run of disks or digits")
     parser.add_argument("names", nargs="*", help="parts of names of images; default, all")
-    parser.add_argument("--page", choices=("analyses", "posterior"), default="analyses")
+    parser.add_argument("--page", choices=("analyses", "digits", "posterior"), default="analyses")
     parser.add_argument("--others", nargs="*", default=[], help="further runs, for the page posterior")
     arguments = parser.parse_args()
     main(arguments.page, arguments.folder, arguments.others, arguments.names)

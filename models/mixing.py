@@ -16,7 +16,7 @@ import numpyro
 from numpyro import distributions as dist
 import xarray as xr
 
-from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, Program, VariancePreserving
+from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, Program, TurningEncoder, VariancePreserving
 from sami_ppl.data import split
 from sami_ppl.metrics import check_variability
 from sami_ppl.nn import ResidualMLP
@@ -25,9 +25,13 @@ from sami_ppl.prior import read_prior
 
 @dataclass(frozen=True)
 class Config:
-    """Settings; `mixing` seeds the mixture and the classes, `classes` is the number of values of u."""
+    """Settings; `mixing` seeds the mixture and the classes, `classes` is the number of values of u.
+
+    `turn`: a rotation of the code learned behind the encoder.
+    """
 
     prior: Literal["conditional", "normal"] = "conditional"
+    turn: bool = False
     factors: int = 2
     features: int = 4
     classes: int = 9
@@ -101,9 +105,10 @@ def build(config: Config, *, key: jax.Array) -> Program:
     network = ResidualMLP(shape, shape, **size, key=denoiser_key)
     trunk = ResidualMLP(shape, (64,), **size, key=trunk_key)
     latents = read_prior(prior, given).size
+    encoder = DiagonalEncoder(trunk, schedule, shape, latents, key=encoder_key)
     return Program(
         prior,
         PreconditionedDenoiser(network, schedule, shape),
-        DiagonalEncoder(trunk, schedule, shape, latents, key=encoder_key),
+        TurningEncoder(encoder) if config.turn else encoder,
         given=given,
     )
