@@ -5,7 +5,8 @@
     python benchmarks/analysis_figures.py runs/disks --page posterior --others runs/h10_0 runs/h10
 
 Runs the page's own blocks. The first one, with small programs, is replaced by the fitted ones and more data: 4,000 new
-disks and 200 clips, all digits; after each other block its figure is saved as the image that follows it, and what it shows is printed.
+disks and 200 clips, all digits; after each other block its figure is saved as the image that follows it, and what it
+shows is printed.
 """
 
 import argparse

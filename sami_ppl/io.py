@@ -51,7 +51,8 @@ def save(program: Program, folder: str | Path) -> Path:
     arrays = _arrays(program)
     np.savez(part / "arrays.npz", allow_pickle=False, **arrays)
     if program.origin is not None:
-        shutil.copyfile(program.origin.file, part / "program.py")
+        # The text that built it: the file may have been edited while the fit went on.
+        (part / "program.py").write_text(program.origin.source)
     description = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

@@ -32,10 +32,11 @@ NETWORKS = ("denoiser", "encoder")
 
 
 class Origin(NamedTuple):
-    """The program file that built a program, and its configuration as JSON text."""
+    """The program file that built a program, its configuration as JSON text, and its text as it was then."""
 
     file: str
     config: str
+    source: str
 
 
 class Program(eqx.Module):

@@ -129,11 +129,12 @@ def make_config(config_class: type, values: dict[str, Any]) -> Any:
 
 def build_program(file: Path, config: Any, *, key: Key[Array, ""]) -> Program:
     """Build the program of a file, with a configuration or its plain values; it remembers where it came from."""
-    module = load_file(file)
+    file = Path(file).resolve()
+    module, source = load_file(file), file.read_text()
     if isinstance(config, dict):
         config = make_config(module.Config, config)
     program = module.build(config, key=key)
-    return program.replace(origin=Origin(str(Path(file).resolve()), json.dumps(dataclasses.asdict(config))))
+    return program.replace(origin=Origin(str(file), json.dumps(dataclasses.asdict(config)), source))
 
 
 def default_configs(model: ModuleType, inference: ModuleType, settings: dict[str, str]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def cache():
 def program(cache, tiny_program, tmp_path_factory):
     if "program" not in cache:
         file = tmp_path_factory.mktemp("program") / "mine.py"
-        cache["program"] = tiny_program(several, event_dims=("pixel",), origin=Origin(str(file), '{"latents": 7}'))
+        cache["program"] = tiny_program(several, event_dims=("pixel",), origin=Origin(str(file), '{"latents": 7}', ""))
     return cache["program"]
 
 

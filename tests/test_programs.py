@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 import pytest
 
-from sami_ppl import programs
+from sami_ppl import io, programs
 from sami_ppl.fit import Stage
 from sami_ppl.programs import UserError, configure, copy, default_configs, find, list_files, load_file, make_config
 
@@ -173,9 +173,14 @@ def test_a_file_without_config_is_refused(tmp_path):
         load_file(file)
 
 
-def test_a_program_remembers_where_it_came_from():
-    file = find("digits", "models")
+def test_a_program_remembers_where_it_came_from(tmp_path):
+    """And is saved with the text that built it, also where the file has been edited since."""
+    file = tmp_path / "mine.py"
+    file.write_text(find("digits", "models").read_text())
     program = programs.build_program(file, {"latents": 2, "width": 8, "depth": 1}, key=jax.random.key(0))
+    file.write_text("edited")
+    loaded = io.load(io.save(program, tmp_path / "model"))
+    assert loaded.latents.size == 2
     assert program.latents.size == 2
     assert program.origin.file == str(file)
     assert '"latents": 2' in program.origin.config
