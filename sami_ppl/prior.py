@@ -24,6 +24,7 @@ import numpyro
 from numpyro import distributions as dist
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
+import xarray as xr
 
 from sami_ppl.dependence import Dependence, Names, dependences
 from sami_ppl.discrete import OneHotTransform, categories, check_combinations, partly_observed
@@ -77,6 +78,21 @@ def check_numbers(given: Given) -> None:
             )
         if not np.isfinite(array).all():
             raise ValueError(f"{name!r}, which the prior takes, is NaN or infinite somewhere: drop these observations")
+
+
+def check_variable(data: xr.Dataset, name: str) -> None:
+    """Raise ValueError unless the data have a variable with leading dim obs: x, or one that the prior takes."""
+    if name in data.data_vars and data[name].dims[:1] == ("obs",):
+        return
+    taken, write = (
+        ("the observations", 'rename({"<name>": "x"}) or data.transpose("obs", ...)')
+        if name == "x"
+        else ("which the prior takes", f'assign({name}=("obs", values))')
+    )
+    raise ValueError(
+        f"data has no variable {name!r} on obs, {taken}; its variables are {', '.join(map(str, data.data_vars))}: "
+        f"write data.{write}"
+    )
 
 
 class Frozen:

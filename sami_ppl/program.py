@@ -25,7 +25,7 @@ from sami_ppl.framewise import FramewiseEncoder, check_sequences, floating, smoo
 from sami_ppl.guidance import check_pair
 from sami_ppl.guide import Beta, GlobalGuide, initial_guide, sample_latents, sample_shared, scale_sites, values_of
 from sami_ppl.latents import Latents, check_event_dims, default_event_dims
-from sami_ppl.prior import Frozen, Given, Prior, check_numbers, read_prior, sample_prior
+from sami_ppl.prior import Frozen, Given, Prior, check_numbers, check_variable, read_prior, sample_prior
 from sami_ppl.sampler import AbstractSampler, StochasticDPMSolver
 
 NETWORKS = ("denoiser", "encoder")
@@ -123,7 +123,11 @@ class Program(eqx.Module):
         return self.denoiser.event_shape
 
     def replace(self, **changes: Any) -> "Program":
-        """A copy with some of its attributes replaced, under the names that `Program` takes."""
+        """A copy with some of its attributes replaced, under the names that `Program` takes.
+
+        Raises TypeError for other names, and what `Program` raises. A new prior begins with its own parameters, a new
+        `global_guide` with its own too.
+        """
         names = [f.name for f in dataclasses.fields(self) if f.name != "latents"]
         if "prior" in changes:
             changes.setdefault("prior_params", None)  # those at hand are of the prior replaced
@@ -174,7 +178,8 @@ class Program(eqx.Module):
     ) -> dict[str, Array]:
         """The amortised posterior of the factors given x, and the guide of global sites.
 
-        Takes the arguments of `model`, returns the values of the sites of each observation.
+        Takes the arguments of `model`, returns the values of the sites of each observation. Raises ValueError without
+        observations, and what `model` raises.
         """
         if x is None:
             raise ValueError(
@@ -204,7 +209,10 @@ class Program(eqx.Module):
         return smoothed(encoder, x, handlers.substitute(prior, data=dict(shared)))
 
     def sample_prior(self, plate: Any, size: int, given: Given | None = None) -> None:
-        """Sample all sites of the prior, at its fitted parameters, for the `size` observations of a plate."""
+        """Sample all sites of the prior, at its fitted parameters, for the `size` observations of a plate.
+
+        Raises ValueError where a variable that the prior takes is not in `given`, or not with `size` rows.
+        """
         for name in self.latents.arguments:
             found = jnp.shape(given[name]) if given is not None and name in given else None
             if found is None or found[:1] != (size,):
@@ -303,7 +311,7 @@ class Program(eqx.Module):
         Raises ValueError for another shape, for no observations, and for fewer than `at_least`, saying `why`.
         """
         if isinstance(data, xr.Dataset):
-            self._check_variable(data, "x")
+            check_variable(data, "x")
         x: Any = data["x"].values if isinstance(data, xr.Dataset) else data
         self.check_observations(x)
         if len(x) == 0:
@@ -326,24 +334,11 @@ class Program(eqx.Module):
                 )
             return x, {}
         for name in named:
-            self._check_variable(data, name)
+            check_variable(data, name)
         given = {name: data[name].values for name in named}
         check_numbers(given)
         self.known_values(given, len(x))
         return x, given
-
-    def _check_variable(self, data: Any, name: str) -> None:
-        if name in data.data_vars and data[name].dims[:1] == ("obs",):
-            return
-        taken, write = (
-            ("the observations", 'rename({"<name>": "x"}) or data.transpose("obs", ...)')
-            if name == "x"
-            else ("which the prior takes", f'assign({name}=("obs", values))')
-        )
-        raise ValueError(
-            f"data has no variable {name!r} on obs, {taken}; its variables are {', '.join(map(str, data.data_vars))}: "
-            f"write data.{write}"
-        )
 
     def known_values(self, given: Given, size: int) -> dict[str, np.ndarray]:
         """Of partly observed discrete sites: the value, −1 where unknown, (obs,). Raises what `labels` raises."""
@@ -392,8 +387,3 @@ class Program(eqx.Module):
         }
         own = {name: params[name] for name in self.prior_params if name in params}
         return self.replace(prior_params=self.prior_params | own, **networks)
-
-
-def obs_labels(data: Any, count: int) -> np.ndarray:
-    """Labels of `count` observations: the coordinate obs of a Dataset, else their numbers."""
-    return data["obs"].values if isinstance(data, xr.Dataset) and "obs" in data.coords else np.arange(count)

@@ -34,7 +34,7 @@ LAYERS = (
         "data",
         "metrics",
     ),
-    ("denoiser", "encoder", "families", "framewise", "guide", "stage", "objective"),
+    ("denoiser", "encoder", "families", "framewise", "guide", "stage", "objective", "turning"),
     ("guidance", "sampler"),
     ("bound", "exact", "inversion"),
     ("decoder",),
@@ -45,6 +45,7 @@ LAYERS = (
     ("results", "running"),
     ("calibrating", "comparing", "evaluating", "refining"),
     ("cli",),
+    ("__main__",),
 )
 # What holds beyond the layers: these files stand on nothing of the library at all.
 ALONE = ("chunks", "parallel", "schedule", "history", "checkpoint", "versions", "plots")

@@ -11,7 +11,7 @@ import xarray as xr
 
 from sami_ppl.posterior.draws import Groups, layout
 from sami_ppl.posterior.symmetry import symmetries
-from sami_ppl.program import Program, obs_labels
+from sami_ppl.program import Program
 from sami_ppl.versions import versions
 
 OWN_WEIGHT = "of the own sites of an observation, at draws of global ones"
@@ -136,3 +136,8 @@ def write_chunks(trees: Iterator[xr.DataTree], out: Path) -> xr.DataTree:
             more.to_zarr(part, group=name, append_dim="obs", consolidated=False)
     part.rename(out)
     return xr.open_datatree(out, engine="zarr", consolidated=False)
+
+
+def obs_labels(data: Any, count: int) -> np.ndarray:
+    """Labels of `count` observations: the coordinate obs of a Dataset, else their numbers."""
+    return data["obs"].values if isinstance(data, xr.Dataset) and "obs" in data.coords else np.arange(count)

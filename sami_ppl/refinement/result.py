@@ -10,7 +10,8 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl.guide import code_log_prob, sample_code
-from sami_ppl.program import Program, obs_labels
+from sami_ppl.posterior.tree import obs_labels
+from sami_ppl.program import Program
 from sami_ppl.refinement.target import Table, log_joint, tables
 
 PAIRS = 64
