@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro
 from numpyro import distributions as dist
@@ -61,7 +62,8 @@ RECOMMENDED = {
 def make_prior(name: str, latents: int):
     """Independent factors of one kind. The images are drawn from uniform ones; the default does not know that.
 
-    "soft_uniform": flat with soft edges; with `turn`, a rotation behind the encoder, axes become the factors.
+    "soft_uniform": flat with soft edges, of learned scales; with `turn`, a rotation behind the encoder, axes become the
+    factors.
     "hierarchical": Normal factors, each of a scale that all images share and that is inferred; a priori it is small.
     "flow": a coupling flow, learned with the encoder or fitted to its posteriors afterwards; it starts as the default.
     """
@@ -84,10 +86,17 @@ def make_prior(name: str, latents: int):
 
         return scaled
 
+    if name == "soft_uniform":
+
+        def bounded():
+            log_scale: Any = numpyro.param("log_scale", jnp.zeros(latents))
+            numpyro.sample("z", soft_uniform(jnp.exp(log_scale)).to_event(1), infer=dims)
+
+        return bounded
+
     factor = {
         "normal": dist.Normal(0, 1),
         "uniform_box": dist.Uniform(-1, 1),
-        "soft_uniform": soft_uniform(),
         "laplace": dist.Laplace(0, 1),
         "student_t": dist.StudentT(4.0),
     }[name]

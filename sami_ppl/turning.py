@@ -74,12 +74,16 @@ class TurningEncoder(AbstractEncoder):
         return self.base.log_prob(self.rotation.T @ z, x_noisy, log_snr)
 
 
-def soft_uniform(*, softness: float = 0.3, components: int = 8) -> dist.MixtureSameFamily:
-    """A scalar with a flat density and soft edges, mean 0 and variance 1: a row of equal Gaussians.
+def soft_uniform(
+    scale: float | Float[Array, "*batch"] = 1.0, *, softness: float = 0.3, components: int = 8
+) -> dist.MixtureSameFamily:
+    """Scalars with a flat density and soft edges, mean 0 and standard deviation `scale`: a row of equal Gaussians.
 
-    `softness`: about how wide the edges are, in standard deviations of the whole, in (0, 1). Under `dist.Uniform` a
-    Gaussian posterior is squeezed through a sigmoid; this prior it can fill, whose tails are lighter than a Gaussian's,
-    as those of a bounded factor are. Raises ValueError for fewer than two components and other softness.
+    `softness`: about how wide the edges are, in units of `scale`, in (0, 1). Under `dist.Uniform` a Gaussian posterior
+    is squeezed through a sigmoid; this prior it can fill, whose tails are lighter than a Gaussian's, as those of a
+    bounded factor are. Codes that are wider than the prior, as fits with β < 1 make them, gain by lying along the
+    diagonal of two axes, where a box is wider: let the prior learn its scale. Raises ValueError for fewer than two
+    components and other softness.
     """
     if not 0 < softness < 1 or components < 2:
         raise ValueError(
@@ -87,4 +91,6 @@ def soft_uniform(*, softness: float = 0.3, components: int = 8) -> dist.MixtureS
         )
     places = jnp.linspace(-1.0, 1.0, components)
     places = places * jnp.sqrt((1 - softness**2) / jnp.mean(places**2))
-    return dist.MixtureSameFamily(dist.Categorical(jnp.ones(components) / components), dist.Normal(places, softness))
+    spread = jnp.asarray(scale)[..., None]
+    weights = jnp.broadcast_to(1 / components, spread.shape[:-1] + places.shape)
+    return dist.MixtureSameFamily(dist.Categorical(weights), dist.Normal(spread * places, spread * softness))
