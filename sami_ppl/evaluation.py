@@ -82,7 +82,8 @@ def evaluate(
     metrics["noise_end_kl"] = noise_end_kl(program, test.isel(obs=slice(256)), key=end_key)
 
     names = {kind: _factors(data, kind, factors) for kind in ("f", "iu")}
-    names["iu"] = [name for name in names["iu"] if name not in program.latents.arguments]
+    told = program.latents.arguments
+    names["iu"] = [n for n in names["iu"] if n not in told and len(np.unique(train[n].values)) > 1]
     if any(site.components > 1 or site.categories for site in program.latents.sites):
         metrics["clusters"] = cluster_figures(program, test, (x_train, x_test), names["iu"])
     known = None

@@ -90,7 +90,10 @@ def load(folder: str | Path, program: Program | None = None) -> Program:
                 f"load({str(folder)!r}, program)"
             )
         build = partial(build_program, folder / "program.py", config=description["config"])
-        program = cast(Program, eqx.filter_eval_shape(build, key=jax.random.key(0)))
+        try:
+            program = cast(Program, eqx.filter_eval_shape(build, key=jax.random.key(0)))
+        except jax.errors.JAXTypeError:  # a program that looks at its arrays while it is built
+            program = build(key=jax.random.key(0))
     if description["aligned"] and not isinstance(program.encoder, RotatedEncoder):
         size = program.latents.size
         program = program.replace(

@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import jax.scipy.linalg
 from jaxtyping import Array, Float
+import numpy as np
 from numpyro import distributions as dist
 
 from sami_ppl.encoder import AbstractEncoder
@@ -89,8 +90,8 @@ def soft_uniform(
         raise ValueError(
             f"softness must be in (0, 1) and components at least 2, got softness={softness}, components={components}"
         )
-    places = jnp.linspace(-1.0, 1.0, components)
-    places = places * jnp.sqrt((1 - softness**2) / jnp.mean(places**2))
+    places = np.linspace(-1.0, 1.0, components, dtype=np.float32)
+    places *= np.sqrt((1 - softness**2) / np.mean(places**2))
     spread = jnp.asarray(scale)[..., None]
     weights = jnp.broadcast_to(1 / components, spread.shape[:-1] + places.shape)
     return dist.MixtureSameFamily(dist.Categorical(weights), dist.Normal(spread * places, spread * softness))

@@ -192,7 +192,7 @@ def test_evaluate_gathers_the_figures(exact, program, collapsed):
     z, x = draws(exact, 900)
     data = xr.Dataset(
         {"x": (("obs", "feature"), x), "one": ("obs", z[:, 0]), "two": ("obs", z[:, 1]),
-         "sign": ("obs", (z[:, 0] > 0).astype(int))},
+         "sign": ("obs", (z[:, 0] > 0).astype(int)), "same": ("obs", np.full(900, -1))},
         coords={"split": ("obs", np.where(np.arange(900) < 600, "train", "test"))},
     )  # fmt: skip
     if collapsed:
@@ -214,10 +214,11 @@ def test_evaluate_gathers_the_figures(exact, program, collapsed):
     assert found["linear_r2"]["one"] == pytest.approx(2.25 / 2.55, abs=0.06)
     assert set(found["rotated_control"]) == {"mig", "dci_disentanglement"}
     assert found["probes"]["sign"]["linear_sami"] > 0.8
+    assert list(found["probes"]) == ["sign"], "of one value for all there is nothing to be told"
     assert "raw" not in found
     # The components of these data are the axes themselves: as good as the oracle, and no better.
     assert found["low_pass_pca"]["linear_r2"]["one"] == pytest.approx(2.25 / 2.55, abs=0.06)
     chosen = evaluate(program, data, key=jax.random.key(0), samples=8, factors=["two"])
     assert (list(chosen["linear_r2"]), "probes" in chosen) == (["two"], False)
-    with pytest.raises(ValueError, match="factors names three, but the data have one, two, sign on obs"):
+    with pytest.raises(ValueError, match="factors names three, but the data have one, two, sign, same on obs"):
         evaluate(program, data, key=jax.random.key(0), factors=["three"])

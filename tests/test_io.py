@@ -136,8 +136,12 @@ def test_flax_networks(tmp_path):
 
 @pytest.mark.parametrize(
     ("site", "extra"),
-    [("pass", 0), ('numpyro.sample("size", dist.Beta(2.0, 3.0))', 1)],
-    ids=["normal", "beta"],
+    [
+        ("pass", 0),
+        ('numpyro.sample("size", dist.Beta(2.0, 3.0))', 1),
+        ('numpyro.sample("made", made)\n\n    made = dist.Normal(jax.numpy.zeros(()), 2.0)', 1),
+    ],
+    ids=["normal", "beta", "an array made while it is built"],
 )
 def test_program_of_a_file_needs_nothing_else(tmp_path, monkeypatch, site, extra):
     source = tmp_path / "source"
