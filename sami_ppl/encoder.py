@@ -328,7 +328,7 @@ def check_latents(encoder: AbstractEncoder, latents: Latents) -> None:
             f"latent_size=read_prior(prior).size"
         )
     for site in latents.sites:
-        if site.manifold is not None and isinstance(encoder, DiagonalEncoder | RotatedEncoder):
+        if site.manifold is not None and isinstance(getattr(encoder, "base", encoder), DiagonalEncoder):
             raise ValueError(
                 f"prior site {site.name!r} lives on a {site.manifold}, where a Gaussian would tear: build the "
                 "encoder with encoder_for(prior, network, ...)"

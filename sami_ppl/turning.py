@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 import numpy as np
 from numpyro import distributions as dist
 
-from sami_ppl.encoder import AbstractEncoder
+from sami_ppl.encoder import AbstractEncoder, FamilyEncoder
 from sami_ppl.schedule import AbstractSchedule
 
 
@@ -27,7 +27,7 @@ class TurningEncoder(AbstractEncoder):
     much faster than the weights' the learning rate of R is. R turns whatever the prior; choose one that prefers axes to
     others, such as `soft_uniform`.
 
-    Raises ValueError for a rate that is not positive.
+    Raises ValueError for a rate that is not positive, and for a base with families for its sites.
     """
 
     base: AbstractEncoder
@@ -37,6 +37,8 @@ class TurningEncoder(AbstractEncoder):
     def __init__(self, base: AbstractEncoder, *, rate: float = 1.0):
         if rate <= 0:
             raise ValueError(f"rate must be positive, got {rate}")
+        if isinstance(base, FamilyEncoder):
+            raise ValueError("base must have one Gaussian for the whole code, as a DiagonalEncoder has: got families")
         self.base, self.rate = base, rate
         self.skew = jnp.zeros((base.latent_size, base.latent_size))
 

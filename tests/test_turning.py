@@ -9,7 +9,7 @@ from numpyro import distributions as dist
 import pytest
 
 from sami_ppl import io
-from sami_ppl.encoder import AbstractEncoder, DiagonalEncoder, diagonal_log_prob
+from sami_ppl.encoder import AbstractEncoder, DiagonalEncoder, diagonal_log_prob, encoder_for
 from sami_ppl.objective import ScoreELBO
 from sami_ppl.schedule import AbstractSchedule, VariancePreserving
 from sami_ppl.turning import TurningEncoder, soft_uniform
@@ -124,7 +124,7 @@ def test_saved_and_warm_started(tiny_program, tmp_path):
     io.save(moved, tmp_path / "model")
     loaded = io.load(tmp_path / "model", program).encoder
     assert isinstance(loaded, TurningEncoder)
-    np.testing.assert_array_equal(loaded.skew, np.arange(9.0).reshape(3, 3) / 10)
+    np.testing.assert_array_equal(loaded.skew, jnp.arange(9.0).reshape(3, 3) / 10)
     x = np.asarray(jax.random.normal(KEY, (40, *program.event_shape)))
     begun = warm_start(program, x, key=KEY, steps=2, progress=False)
     assert isinstance(begun.encoder, TurningEncoder)
@@ -144,5 +144,18 @@ def test_soft_uniform_is_flat_with_soft_edges():
     assert abs(draws.mean()) < 5 / 20_000**0.5
     with pytest.raises(ValueError, match=r"softness must be in \(0, 1\)"):
         soft_uniform(softness=1.5)
+
+
+def test_bad_input(tiny_program, mlp):
     with pytest.raises(ValueError, match="rate must be positive"):
         TurningEncoder(FirstTwo(), rate=0)
+
+    def angle():
+        numpyro.sample("angle", dist.VonMises(0.0, 1.0))
+
+    families = encoder_for(angle, mlp(4, 6, key=KEY), VariancePreserving(), (4,), key=KEY)
+    with pytest.raises(ValueError, match="base must have one Gaussian for the whole code"):
+        TurningEncoder(families)
+    gaussian = tiny_program(prior=independent(dist.Normal(0, 1))).encoder
+    with pytest.raises(ValueError, match="lives on a circle, where a Gaussian would tear"):
+        tiny_program().replace(prior=angle, encoder=TurningEncoder(gaussian))

@@ -17,6 +17,7 @@ from sami_ppl.report import page
 from sami_ppl.report.graph import draw_graph, read_graph
 from sami_ppl.report.page import table, text
 from sami_ppl.supports import elementwise_transform, is_unbounded
+from sami_ppl.turning import TurningEncoder
 
 
 def identity(program: Program, config: Any, out: Path) -> tuple[str, str]:
@@ -78,7 +79,7 @@ def _families(program: Program) -> dict[str, str]:
     encoder, sites = program.encoder, program.latents.sites
     if isinstance(encoder, FamilyEncoder):
         return {site.name: type(f).__name__ for site, f in zip(sites, encoder.families, strict=True)}
-    if isinstance(encoder, RotatedEncoder):
+    if isinstance(encoder, RotatedEncoder | TurningEncoder):
         return {site.name: "Diagonal, rotated" for site in sites}
     return {site.name: type(encoder).__name__.removesuffix("Encoder") for site in sites}
 
