@@ -409,6 +409,19 @@ def test_answers_of_a_program_with_kinds(build, tmp_path):
     assert "kind" in program.latents.describe()
 
 
+def test_setting_a_kind_that_some_labels_tell_moves_what_depends_on_it(build):
+    """z has the mean of the kind set: 200 draws, 5 standard errors (6e-7 each). Control: without do it has another."""
+    program = build(labelled, {"label": np.array([-1, 2])})
+    codes = jax.jit(lambda do: program.prior_codes(KEY, 200, do))
+    for do, near in (({"kind": jnp.asarray(1)}, True), ({}, False)):
+        values = program.latents.from_code(codes(do))
+        assert np.all(values["kind"] == 1) == near
+        close = np.abs(values["z"].mean(0) - LOCS[1]) < 5 * 0.5 / 200**0.5
+        assert np.all(close) == near
+    with pytest.raises(ValueError, match=r"do gives 'kind' a value off its support.*got 1.7"):
+        intervene(program, {"kind": 1.7}, key=KEY, size=2)
+
+
 @pytest.mark.slow
 def test_interventions_on_a_kind(build):
     """do(kind) holds it and moves z to its mean; factual kinds stay where another site is set."""
