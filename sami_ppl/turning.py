@@ -15,7 +15,8 @@ import jax.scipy.linalg
 from jaxtyping import Array, Float
 from numpyro import distributions as dist
 
-from sami_ppl.encoder import AbstractEncoder
+from sami_ppl.encoder import AbstractEncoder, FamilyEncoder
+from sami_ppl.families import Diagonal
 from sami_ppl.schedule import AbstractSchedule
 
 
@@ -26,7 +27,7 @@ class TurningEncoder(AbstractEncoder):
     much faster than the weights' the learning rate of R is. R turns whatever the prior; choose one that prefers axes to
     others, such as `soft_uniform`.
 
-    Raises ValueError for a rate that is not positive.
+    Raises ValueError for a rate that is not positive, TypeError for an encoder with families that are not `Diagonal`.
     """
 
     base: AbstractEncoder
@@ -36,6 +37,12 @@ class TurningEncoder(AbstractEncoder):
     def __init__(self, base: AbstractEncoder, *, rate: float = 1.0):
         if rate <= 0:
             raise ValueError(f"rate must be positive, got {rate}")
+        for family in base.families if isinstance(base, FamilyEncoder) else ():
+            if not isinstance(family, Diagonal):
+                raise TypeError(
+                    f"base has the family {type(family).__name__}, but only a Gaussian of the whole code turns: "
+                    "build it as DiagonalEncoder(network, ...)"
+                )
         self.base, self.rate = base, rate
         self.skew = jnp.zeros((base.latent_size, base.latent_size))
 

@@ -8,9 +8,10 @@ import numpyro
 from numpyro import distributions as dist
 import pytest
 
-from sami_ppl import io
-from sami_ppl.encoder import AbstractEncoder, DiagonalEncoder, diagonal_log_prob
+from sami_ppl import families, io
+from sami_ppl.encoder import AbstractEncoder, DiagonalEncoder, FamilyEncoder, diagonal_log_prob
 from sami_ppl.objective import ScoreELBO
+from sami_ppl.prior import read_prior
 from sami_ppl.schedule import AbstractSchedule, VariancePreserving
 from sami_ppl.turning import TurningEncoder, soft_uniform
 from sami_ppl.warm_start import warm_start
@@ -146,3 +147,14 @@ def test_soft_uniform_is_flat_with_soft_edges():
         soft_uniform(softness=1.5)
     with pytest.raises(ValueError, match="rate must be positive"):
         TurningEncoder(FirstTwo(), rate=0)
+
+
+def test_what_is_no_gaussian_of_the_whole_code_is_not_turned(tiny_program, mlp):
+    """A mixture, whose guide would be a Gaussian and its guidance not; a Gaussian of an angle."""
+    schedule, factors = VariancePreserving(-4.0, 4.0), {"z": families.Mixture}
+    network, latents = mlp(4, 6, key=KEY), read_prior(independent(dist.Normal(0, 1)))
+    with pytest.raises(TypeError, match="base has the family Mixture, but only a Gaussian of the whole code turns"):
+        TurningEncoder(FamilyEncoder(network, schedule, (4,), latents, families=factors, key=KEY))
+    program = tiny_program().replace(encoder=TurningEncoder(tiny_program().encoder))
+    with pytest.raises(ValueError, match="'z' lives on a circle, where a Gaussian would tear"):
+        program.replace(prior=independent(dist.VonMises(0.0, 1.0), 1))
