@@ -100,7 +100,8 @@ def test_all_sites_along_a_dim_are_reordered_together_by_their_own_signs():
         group = {name: (("chain", "draw", *dims[name]), value) for name, value in values.items()}
         return xr.DataTree.from_dict({
             "/": xr.Dataset(attrs={"symmetries": json.dumps({"permute": ["factor"], "flip": ["z"]})}),
-            "posterior": xr.Dataset(group), "observed_data": xr.Dataset({"x": ("obs", np.arange(8.0))}),
+            "posterior": xr.Dataset(group), "prior": xr.Dataset(group),
+            "observed_data": xr.Dataset({"x": ("obs", np.arange(8.0))}),
             "sample_stats": xr.Dataset(
                 {"kl_axis": (("chain", "obs", "axis"), np.concatenate([v.reshape(1, 8, -1) for v in kl.values()], -1))},
                 coords={"axis": elements},
@@ -113,8 +114,9 @@ def test_all_sites_along_a_dim_are_reordered_together_by_their_own_signs():
     moved = {"z": (z * signs)[..., there], "wide": wide[..., there], "scale": scale[..., there]}
     second = tree(moved, {name: value[..., there] for name, value in kl.items()})
     both = combine([first, second])
-    for name, variable in both["posterior"].data_vars.items():
-        np.testing.assert_allclose(variable[1], variable[0], err_msg=str(name))
+    for group in ("posterior", "prior"):
+        for name, variable in both[group].data_vars.items():
+            np.testing.assert_allclose(variable[1], variable[0], err_msg=f"{group} {name}")
     stats = both["sample_stats"]["kl_axis"]
     np.testing.assert_array_equal(stats[1], stats[0])
     assert stats["axis"].values.tolist() == elements

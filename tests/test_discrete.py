@@ -371,6 +371,26 @@ def test_known_values_have_all_the_weight(build):
     np.testing.assert_allclose(told.local["z"][LABEL >= 0], kl[LABEL >= 0], rtol=1e-4)
 
 
+def test_a_label_counts_once_beside_another_discrete_site(build):
+    """Summed over the values of the other, whose own terms stay; control: not twice, for its two values."""
+
+    def beside(label):
+        labelled(label)
+        numpyro.sample("flip", dist.Bernoulli(0.3))
+
+    program = build(beside, {"label": np.array([-1])})
+    arguments = (KEY, program.params(), handlers.block(program.model, hide=["x"]), program.guide, X)
+    told = jax.jit(lambda label: scores(*arguments, given={"label": label})[:3])
+    (local, _, surprise), (free, *_) = told(jnp.asarray(LABEL)), told(jnp.full(5, -1))
+    log_q = jax.vmap(lambda x: program.encoder.parameters(*program.encoder.clean(x))["kind"])(jnp.asarray(X))
+    expected = np.where(LABEL >= 0, -log_q[np.arange(5), LABEL], 0)
+    np.testing.assert_allclose(surprise["kind"], expected, rtol=1e-4)
+    log_p = jax.nn.log_softmax(program.prior_params["weights"])
+    np.testing.assert_allclose(local["kind"][LABEL >= 0, 0], -log_p[LABEL[LABEL >= 0]], rtol=1e-5)
+    np.testing.assert_allclose(local["flip"], free["flip"], rtol=1e-4)
+    assert expected.max() > 0.1
+
+
 def test_plain_numpyro_sees_the_label():
     """Outside a program the prior is NumPyro's own: the site is observed where it is known."""
     run = handlers.seed(labelled, KEY)

@@ -17,7 +17,7 @@ import xarray as xr
 
 import sami_ppl as sp
 from sami_ppl import families
-from sami_ppl.bound import bound
+from sami_ppl.bound import bound, prior_loss
 from sami_ppl.diagnostics import CollapseWarning
 from sami_ppl.diagnostics.gain import noise_errors
 from sami_ppl.evidence import evidence_bound
@@ -236,6 +236,30 @@ def test_a_missing_frame_is_left_out_of_the_bound():
     slope = jax.grad(lambda z: value(x.at[1].set(jnp.nan), z, eps).total)(z)
     assert np.isfinite(slope).all()
     np.testing.assert_array_equal(slope[1], 0)
+
+
+def test_a_missing_frame_counts_nothing_at_the_noisy_end():
+    """The KL there is that of the frames left, also where the range ends early and a frame of 0 would count."""
+    schedule, x = sp.VariancePreserving(-1.0, 4.0), jnp.arange(3.0 * FEATURES).reshape(3, FEATURES)
+    gap, left = prior_loss(schedule, x.at[1].set(jnp.nan)), prior_loss(schedule, x[jnp.array([0, 2])])
+    np.testing.assert_allclose(gap, left, rtol=1e-6)
+    assert prior_loss(schedule, 0 * x[1]) > 0.05
+
+
+def test_the_noisy_posterior_of_frames_is_the_gaussian_of_all_of_them(mlp):
+    """Location and scale, or root, are those of its log density: diagonal frames, and full ones behind a rotation."""
+    schedule = sp.VariancePreserving(-4.0, 4.0)
+    diagonal = sp.DiagonalEncoder(mlp(4, 6, key=KEY), schedule, (4,), D, key=KEY)
+    turned = sp.RotatedEncoder(diagonal, jnp.array([[0.6, -0.8], [0.8, 0.6]]))
+    x, z, level = (
+        0.5 * jax.random.normal(k, s) for k, s in zip(jax.random.split(KEY, 3), ((3, 4), (3 * D,), ()), strict=True)
+    )
+    for frame in (diagonal, turned):
+        encoder = FramewiseEncoder(frame, 3)
+        loc, scale = encoder(x, level)
+        root = np.diag(scale) if scale.ndim == 1 else np.asarray(scale)
+        density = stats.multivariate_normal(loc, root @ root.T).logpdf(z)
+        np.testing.assert_allclose(encoder.log_prob(z, x, level), density, rtol=1e-4)
 
 
 def test_gradients_are_finite_with_gaps(tiny_program):
