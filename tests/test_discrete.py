@@ -98,6 +98,22 @@ def test_families_follow_the_prior(build):
     assert found.families[2].heads.loc.weight.shape[0] == 6
 
 
+def test_kinds_count_that_move_nothing_yet():
+    """Read from the computation: of means that are learned and start alike, of two kinds that act together only."""
+
+    def prior():
+        kind = numpyro.sample("kind", dist.Categorical(jnp.ones(3) / 3))
+        flips = [numpyro.sample(name, dist.Bernoulli(0.5)) for name in ("one", "other")]
+        numpyro.sample("learned", dist.Normal(numpyro.param("means", jnp.zeros(3))[kind], 1.0))
+        both = numpyro.sample("both", dist.Normal(2.0 * flips[0] * flips[1], 1.0))
+        numpyro.sample("through", dist.Normal(both, 1.0 + kind))
+        numpyro.sample("alone", dist.Normal(0.0, 1.0))
+
+    assert {site.name: site.kinds for site in read_prior(prior).sites if not site.categories} == {
+        "learned": ("kind",), "both": ("one", "other"), "through": ("kind", "one", "other"), "alone": (),
+    }  # fmt: skip
+
+
 def event():
     numpyro.sample("kind", dist.Categorical(jnp.ones((2, 3)) / 3).to_event(1))
 
