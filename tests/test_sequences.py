@@ -1,6 +1,7 @@
 """Programs of sequences against one dense Gaussian: linear-Gaussian frames over Matérn processes, some missing."""
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 import warnings
 
 import equinox as eqx
@@ -18,8 +19,9 @@ import xarray as xr
 import sami_ppl as sp
 from sami_ppl import families
 from sami_ppl.bound import bound, prior_loss
-from sami_ppl.diagnostics import CollapseWarning
+from sami_ppl.diagnostics import CollapseWarning, information_spectrum, noise_end_kl
 from sami_ppl.diagnostics.gain import noise_errors
+from sami_ppl.evaluating import evidence_figures
 from sami_ppl.evidence import evidence_bound
 from sami_ppl.exact import LinearGaussian
 from sami_ppl.framewise import FramewiseDenoiser, FramewiseEncoder
@@ -214,6 +216,20 @@ def test_posterior_predicts_missing_frames(program):
         for draws, m, s in ((images, mean[:missing], sd[:missing]), (codes, mean[missing:], sd[missing:])):
             assert np.all(np.abs(draws.mean(0) - m) < 5 * s / np.sqrt(count))
             assert np.all(np.abs(draws.std(0) / s - 1) < 5 / np.sqrt(2 * count))
+
+
+def test_figures_of_the_evidence_of_sequences_with_gaps(program, monkeypatch):
+    """The bound is of whole sequences; density of the flow and information are of the frames that are seen."""
+    stub = lambda denoiser, x, key: np.asarray(jax.vmap(denoiser, in_axes=(0, None))(x, jnp.zeros(()))).sum(1)  # noqa: E731
+    monkeypatch.setattr("sami_ppl.evaluating.flow_log_prob", stub)
+    monkeypatch.setattr("sami_ppl.evaluating.importance_proposal", lambda program, data, key: None)
+    data = xr.Dataset({"x": (("obs", "time", "feature"), sequences(smooth, 3, gaps=GAPS))})
+    run = SimpleNamespace(program=program, module=None, config=None)
+    settings: Any = {"levels": 2, "draws": 32, "weighted": 0, "flow": 2}
+    figures, tree = evidence_figures(cast(Any, run), data, key=KEY, **settings)
+    assert tree["bound"].sizes["obs"] == 3
+    assert tree["information"]["axis"].values.tolist() == ["z[0]", "z[1]"]
+    assert np.isfinite([*figures["information"].values(), *figures["flow"]["negative_log_density"].values()]).all()
 
 
 # --- the parts --------------------------------------------------------------------------------------------------------
@@ -467,6 +483,10 @@ REFUSED = {
         sequences(smooth, 2), {"times": TIMES[None]}), ValueError, r"array of shape \(2, ...\)}, one row for each"),
     "refinement": (lambda p, mlp: tables(p, sequences(smooth, 1), KEY, 2), ValueError, "is one over time"),
     "calibration": (lambda p, mlp: sp.simulation_based_calibration(p, key=KEY), ValueError, "sequences"),
+    "noisy end": (lambda p, mlp: noise_end_kl(p, sequences(smooth, 2), key=KEY), ValueError,
+                  "noise_end_kl is for .* single observations"),
+    "information": (lambda p, mlp: information_spectrum(p, sequences(smooth, 2), key=KEY), ValueError,
+                    r"information_spectrum is for .* sequences: give frames_of\(program\)"),
 }  # fmt: skip
 
 
