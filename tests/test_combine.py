@@ -142,6 +142,11 @@ def circulant():
     numpyro.sample("z", dist.MultivariateNormal(jnp.zeros(4), near))
 
 
+def two_alike():
+    """The same with the first two in either order, yet not shifted round."""
+    numpyro.sample("z", dist.Normal(0.0, jnp.array([1.0, 1.0, 2.0])).to_event(1))
+
+
 def scaled(obs):
     dims = {"event_dims": ["factor"]}
     scale = numpyro.sample("scale", dist.HalfCauchy(0.1).expand([3]).to_event(1), infer=dims)
@@ -160,6 +165,7 @@ OPEN = {
     one_by_one: ([], ["z", "tone"]),
     bounded: (["box_axis", "rate_axis"], ["box"]),
     circulant: ([], []),
+    two_alike: ([], ["z"]),
     scaled: (["factor"], ["z"]),
     centred: (["z_axis"], []),
 }

@@ -403,6 +403,8 @@ def test_a_label_counts_once_beside_another_discrete_site(build):
     np.testing.assert_allclose(surprise["kind"], expected, rtol=1e-4)
     log_p = jax.nn.log_softmax(program.prior_params["weights"])
     np.testing.assert_allclose(local["kind"][LABEL >= 0, 0], -log_p[LABEL[LABEL >= 0]], rtol=1e-5)
+    kl = (np.exp(log_q) * (log_q - log_p)).sum(1)
+    np.testing.assert_allclose(local["kind"][LABEL < 0, 0], kl[LABEL < 0], rtol=1e-3)
     np.testing.assert_allclose(local["flip"], free["flip"], rtol=1e-4)
     assert expected.max() > 0.1
 

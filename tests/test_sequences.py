@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 from numpyro import distributions as dist
+from numpyro import handlers
 from numpyro.infer import SVI
 import optax
 import pytest
@@ -371,6 +372,21 @@ def test_fits_save_and_load(tiny_program, tmp_path):
     tree = fitted.posterior(x[:2], key=KEY, draws=3, predictive=1, levels=1)
     assert tree["posterior"]["lengthscale"].shape == (1, 3, D)
     assert np.isfinite(tree["posterior"]["z"]).all()
+
+
+def test_the_guide_is_smoothed_at_the_global_sites_that_it_has_drawn(tiny_program):
+    """Its process has the lengthscale of the same draw, times the parameter; control: draws differ."""
+    program, x = sp.over_time(tiny_program(), hierarchical), np.zeros((2, T, 4), np.float32)
+    program = program.replace(prior_params=program.prior_params | {"unit": jnp.asarray(3.0)})
+
+    @jax.jit
+    def drawn(key):
+        trace = handlers.trace(handlers.seed(program.guide, key)).get_trace(x)
+        return trace["lengthscale"]["value"], trace["z"]["fn"].process.lengthscale
+
+    value, used = drawn(KEY)
+    np.testing.assert_allclose(used, np.broadcast_to(3 * value, used.shape), rtol=1e-6)
+    assert np.abs(drawn(jax.random.key(1))[0] - value).min() > 1e-3
 
 
 def test_a_denoiser_of_frames_serves_sequences(tiny_program, tmp_path):
