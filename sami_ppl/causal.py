@@ -197,7 +197,8 @@ def _check(program: Program, do: Do, batch: tuple[int, ...]) -> dict[str, Array]
 
 
 def _check_value(site: LatentSite, value: Any, batch: tuple[int, ...]) -> Array:
-    shape, value = (*batch, *site.event_shape), jnp.asarray(value, jnp.result_type(int if site.categories else float))
+    shape, given = (*batch, *site.event_shape), np.asarray(value)
+    value = jnp.asarray(given, jnp.result_type(int if site.categories else float))
     try:
         whole = jnp.broadcast_to(value, shape)
     except ValueError as error:
@@ -206,10 +207,10 @@ def _check_value(site: LatentSite, value: Any, batch: tuple[int, ...]) -> Array:
             f"{site.event_shape}" + (f", or broadcast to {shape}, (draws, obs, ...)" if batch else "")
         ) from error
     codomain: Any = site.transform.codomain
-    if not (np.all(codomain(whole)) and np.all(np.isfinite(site.to_code(whole)))):
+    rounded = bool(site.categories) and not np.array_equal(given, value)
+    if rounded or not (np.all(codomain(whole)) and np.all(np.isfinite(site.to_code(whole)))):
         raise ValueError(
-            f"do gives {site.name!r} a value off its support, or on the edge of it: got {np.asarray(value)}, expected "
-            f"{codomain}"
+            f"do gives {site.name!r} a value off its support, or on the edge of it: got {given}, expected {codomain}"
         )
     return whole
 

@@ -136,6 +136,7 @@ class partly_observed(Messenger):
             msg["value"], msg["stop"], self._labels = self._value, True, None
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
-        """NumPyro's hook: remember the value of the latent part."""
-        if self._labels is not None and msg["type"] == "sample" and msg["name"] == self._labels[0]:
+        """NumPyro's hook: remember the value of the latent part; under `handlers.do`, the one that is set."""
+        # `do` sends the site through twice, as itself and then, under another name, with the value set.
+        if self._labels is not None and msg["type"] == "sample" and "known" in msg:
             self._value = msg["value"]

@@ -327,8 +327,10 @@ def check_latents(encoder: AbstractEncoder, latents: Latents) -> None:
             f"unconstrained coordinates ({', '.join(latents.axes)}): build the encoder with "
             f"latent_size=read_prior(prior).size"
         )
+    turned = (encoder, getattr(encoder, "base", None))  # also a Gaussian behind a rotation
+    gaussian = any(isinstance(one, DiagonalEncoder | RotatedEncoder) for one in turned)
     for site in latents.sites:
-        if site.manifold is not None and isinstance(getattr(encoder, "base", encoder), DiagonalEncoder):
+        if site.manifold is not None and gaussian:
             raise ValueError(
                 f"prior site {site.name!r} lives on a {site.manifold}, where a Gaussian would tear: build the "
                 "encoder with encoder_for(prior, network, ...)"

@@ -19,6 +19,8 @@ from sami_ppl.evidence import (
     mean_and_error,
     summarise,
 )
+from sami_ppl.framewise import FramewiseEncoder
+from sami_ppl.over_time import frames_of, single_frames
 from sami_ppl.programs import UserError
 from sami_ppl.running import Finished, open_run, write_json
 
@@ -69,8 +71,14 @@ def evaluate_run(
 def evidence_figures(
     run: Finished, data: xr.Dataset, *, key: jax.Array, levels: int, draws: int, weighted: int, flow: int
 ) -> tuple[dict[str, Any], xr.DataTree]:
-    """All estimates of the evidence of observations under a run's program: figures in nats, and labelled arrays."""
+    """All estimates of the evidence of observations under a run's program: figures in nats, and labelled arrays.
+
+    Of a program of sequences, the flow's density and the information are those of single frames, under N(0, I).
+    """
     program, (x, _) = run.program, run.program.observations(data)
+    single, each = program, x
+    if isinstance(program.encoder, FramewiseEncoder):
+        single, each = frames_of(program), single_frames(data)["x"].values
     pilot_key, bound_key, weighted_key, flow_key, information_key = jax.random.split(key, 5)
     proposal = importance_proposal(program, first(data, PILOT), key=pilot_key)
     bound = evidence_bound(program, data, key=bound_key, levels=levels, proposal=proposal)
@@ -90,10 +98,10 @@ def evidence_figures(
             "ess": float(tight["ess"].median()), "weight_noise": float(tight["weight_noise"].mean()),
         }  # fmt: skip
     if flow:
-        density = flow_log_prob(program.denoiser, x[:flow], key=flow_key)
+        density = flow_log_prob(single.denoiser, each[:flow], key=flow_key)
         groups["flow"] = xr.Dataset({"log_prob": ("obs", density)}, attrs={"units": "nats", "note": FLOW_NOTE})
         figures["flow"] = {"observations": len(density), "negative_log_density": mean_and_error(-density)}
-    spectrum = information_spectrum(program, x[:PILOT], key=information_key, levels=24)
+    spectrum = information_spectrum(single, each[:PILOT], key=information_key, levels=24)
     groups["information"] = spectrum
     figures["information"] = {name: spectrum.attrs[name] for name in ("information", "gain", "kl", "gap")}
     if hasattr(run.module, "exact"):

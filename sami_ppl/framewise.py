@@ -143,6 +143,15 @@ def check_sequences(encoder: AbstractEncoder, latents: Latents) -> None:
         )
 
 
+def check_single(encoder: AbstractEncoder, method: str) -> None:
+    """Raise ValueError for an encoder of sequences, where a method knows single observations only."""
+    if isinstance(encoder, FramewiseEncoder):
+        raise ValueError(
+            f"{method} is for programs of single observations, this one is of sequences: give frames_of(program), with "
+            "single_frames(data)"
+        )
+
+
 def smoothed(encoder: FramewiseEncoder, x: Float[Array, "obs T *frame"], prior: Callable[[], Any]) -> Smoothed:
     """q(z_{1:T} | x_{1:T}) of a batch of sequences, under the one process that `prior` samples in a plate over them."""
     # The guide has no such sites; but what the prior learns is a parameter of the guide too.

@@ -155,7 +155,7 @@ def _read(prior: Prior, given: Frozen) -> Latents:
     draws, constants = _marginal_draws(prior, given, trace)
     depends = _dependences(prior, given, trace, params)
     sites, shared, start = [], [], 0
-    kinds = _kinds(prior, given, trace)
+    kinds = _kinds(trace, depends)
     for name, traced in trace.items():
         first = 0 if is_shared[name] else start
         site = _read_site(name, traced, draws[name], constants.get(name), depends[name].law, first)
@@ -229,27 +229,14 @@ def _sizes(trace: dict[str, Any]) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if size}
 
 
-def _kinds(prior: Prior, given: Frozen, trace: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The discrete sites that continuous ones depend on: those whose value moves their draws, at one random key."""
-    sizes, key = _sizes(trace), jax.random.key(0)
-
-    def run(values: dict[str, int]) -> dict[str, Array]:
-        held = {name: jnp.full(1, values.get(name, 0)) for name in sizes}
-
-        def fixed(**row: Any) -> None:
-            with handlers.substitute(data=held):
-                sample_prior(prior, numpyro.plate("obs", 1), row)
-
-        found = handlers.trace(handlers.seed(fixed, key)).get_trace(**given.rows(slice(1)))
-        return {name: found[name]["value"] for name in trace}
-
-    first = run({})
-    found: dict[str, tuple[str, ...]] = dict.fromkeys(trace, ())
-    for parent, size in sizes.items():
-        others = [run({parent: value}) for value in range(1, size)]
-        for name in trace:
-            if name != parent and any(not np.array_equal(first[name], other[name]) for other in others):
-                found[name] = (*found[name], parent)
+def _kinds(trace: dict[str, Any], depends: Mapping[str, Dependence]) -> dict[str, tuple[str, ...]]:
+    """The discrete sites that continuous ones depend on, directly or through continuous ones."""
+    sizes = _sizes(trace)
+    found: dict[str, tuple[str, ...]] = {}
+    for name in trace:
+        parents = depends[name].law["sites"] if name not in sizes else ()
+        reached = {kind for parent in parents for kind in ((parent,) if parent in sizes else found[parent])}
+        found[name] = tuple(kind for kind in sizes if kind in reached)
     return found
 
 

@@ -155,7 +155,8 @@ class Smoothed(dist.Distribution):
     def variance(self) -> Float[Array, "*batch T D"]:
         """Var_q z of every coordinate, from ∂ log Z/∂Λ_t = −½ E_q (z_t − c_t)(z_t − c_t)ᵀ."""
         total = lambda precision: jnp.sum(self._log_normaliser(jnp.zeros_like(self.centre), self.centre, precision))  # noqa: E731
-        square = -2 * jnp.diagonal(jax.grad(total)(self.precision), axis1=-2, axis2=-1)
+        each = jnp.broadcast_to(self.precision, (*self.shape(), self.event_shape[1]))
+        square = -2 * jnp.diagonal(jax.grad(total)(each), axis1=-2, axis2=-1)
         return square - (self.mean - self.centre) ** 2
 
     def _mean(self, centre: Array) -> Array:

@@ -17,6 +17,7 @@ import numpy as np
 from numpyro import distributions as dist
 
 from sami_ppl.encoder import AbstractEncoder, FamilyEncoder
+from sami_ppl.families import Diagonal
 from sami_ppl.schedule import AbstractSchedule
 
 
@@ -27,7 +28,7 @@ class TurningEncoder(AbstractEncoder):
     much faster than the weights' the learning rate of R is. R turns whatever the prior; choose one that prefers axes to
     others, such as `soft_uniform`.
 
-    Raises ValueError for a rate that is not positive, and for a base with families for its sites.
+    Raises ValueError for a rate that is not positive, TypeError for an encoder with families that are not `Diagonal`.
     """
 
     base: AbstractEncoder
@@ -37,8 +38,12 @@ class TurningEncoder(AbstractEncoder):
     def __init__(self, base: AbstractEncoder, *, rate: float = 1.0):
         if rate <= 0:
             raise ValueError(f"rate must be positive, got {rate}")
-        if isinstance(base, FamilyEncoder):
-            raise ValueError("base must have one Gaussian for the whole code, as a DiagonalEncoder has: got families")
+        for family in base.families if isinstance(base, FamilyEncoder) else ():
+            if not isinstance(family, Diagonal):
+                raise TypeError(
+                    f"base has the family {type(family).__name__}, but only a Gaussian of the whole code turns: "
+                    "build it as DiagonalEncoder(network, ...)"
+                )
         self.base, self.rate = base, rate
         self.skew = jnp.zeros((base.latent_size, base.latent_size))
 

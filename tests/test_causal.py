@@ -268,6 +268,28 @@ def test_a_leaf_leaves_its_parents(world):
     np.testing.assert_allclose(tree["counterfactual"]["c"], np.tile(np.arange(6.0), (2, 1)), atol=1e-6)
 
 
+def sloped(obs):
+    slope = numpyro.sample("slope", dist.HalfNormal(1.0))
+    with obs:
+        parent = numpyro.sample("parent", dist.Normal(0.0, 1.0))
+        numpyro.sample("child", dist.Normal(slope * parent, 0.5))
+
+
+def test_chunks_share_global_sites_and_nothing_else(tiny_program):
+    """The slope, (child' − child)/(parent' − parent), is one for all observations of a draw; their factors are not."""
+    program = tiny_program(sloped)
+    wide = program.prior_params | {"slope$log_scale": jnp.zeros(1)}
+    x = np.full((4, 4), 0.3, np.float32)
+    tree = counterfactual(
+        program.replace(prior_params=wide), x, {"parent": 9.0}, key=KEY, draws=2, sampler=DDIM(3), chunk=2
+    )
+    before, after = (tree[name].to_dataset() for name in ("factual", "counterfactual"))
+    slope = ((after["child"] - before["child"]) / (9.0 - before["parent"])).values
+    np.testing.assert_allclose(slope, np.repeat(slope[:, :1], 4, 1), rtol=1e-3)
+    assert abs(slope[0, 0] - slope[1, 0]) > 0.01, "control: each draw has its own"
+    assert len(np.unique(before["parent"])) == 8
+
+
 LAWS = {
     "laplace": lambda loc: dist.Laplace(loc, 0.5),
     "exponential": lambda loc: dist.Exponential(jnp.exp(-loc)),

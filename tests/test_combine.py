@@ -100,7 +100,8 @@ def test_all_sites_along_a_dim_are_reordered_together_by_their_own_signs():
         group = {name: (("chain", "draw", *dims[name]), value) for name, value in values.items()}
         return xr.DataTree.from_dict({
             "/": xr.Dataset(attrs={"symmetries": json.dumps({"permute": ["factor"], "flip": ["z"]})}),
-            "posterior": xr.Dataset(group), "observed_data": xr.Dataset({"x": ("obs", np.arange(8.0))}),
+            "posterior": xr.Dataset(group), "prior": xr.Dataset(group),
+            "observed_data": xr.Dataset({"x": ("obs", np.arange(8.0))}),
             "sample_stats": xr.Dataset(
                 {"kl_axis": (("chain", "obs", "axis"), np.concatenate([v.reshape(1, 8, -1) for v in kl.values()], -1))},
                 coords={"axis": elements},
@@ -113,8 +114,9 @@ def test_all_sites_along_a_dim_are_reordered_together_by_their_own_signs():
     moved = {"z": (z * signs)[..., there], "wide": wide[..., there], "scale": scale[..., there]}
     second = tree(moved, {name: value[..., there] for name, value in kl.items()})
     both = combine([first, second])
-    for name, variable in both["posterior"].data_vars.items():
-        np.testing.assert_allclose(variable[1], variable[0], err_msg=str(name))
+    for group in ("posterior", "prior"):
+        for name, variable in both[group].data_vars.items():
+            np.testing.assert_allclose(variable[1], variable[0], err_msg=f"{group} {name}")
     stats = both["sample_stats"]["kl_axis"]
     np.testing.assert_array_equal(stats[1], stats[0])
     assert stats["axis"].values.tolist() == elements
@@ -140,6 +142,11 @@ def circulant():
     numpyro.sample("z", dist.MultivariateNormal(jnp.zeros(4), near))
 
 
+def two_alike():
+    """The same with the first two in either order, yet not shifted round."""
+    numpyro.sample("z", dist.Normal(0.0, jnp.array([1.0, 1.0, 2.0])).to_event(1))
+
+
 def scaled(obs):
     dims = {"event_dims": ["factor"]}
     scale = numpyro.sample("scale", dist.HalfCauchy(0.1).expand([3]).to_event(1), infer=dims)
@@ -158,6 +165,7 @@ OPEN = {
     one_by_one: ([], ["z", "tone"]),
     bounded: (["box_axis", "rate_axis"], ["box"]),
     circulant: ([], []),
+    two_alike: ([], ["z"]),
     scaled: (["factor"], ["z"]),
     centred: (["z_axis"], []),
 }

@@ -98,6 +98,22 @@ def test_families_follow_the_prior(build):
     assert found.families[2].heads.loc.weight.shape[0] == 6
 
 
+def test_kinds_count_that_move_nothing_yet():
+    """Read from the computation: of means that are learned and start alike, of two kinds that act together only."""
+
+    def prior():
+        kind = numpyro.sample("kind", dist.Categorical(jnp.ones(3) / 3))
+        flips = [numpyro.sample(name, dist.Bernoulli(0.5)) for name in ("one", "other")]
+        numpyro.sample("learned", dist.Normal(numpyro.param("means", jnp.zeros(3))[kind], 1.0))
+        both = numpyro.sample("both", dist.Normal(2.0 * flips[0] * flips[1], 1.0))
+        numpyro.sample("through", dist.Normal(both, 1.0 + kind))
+        numpyro.sample("alone", dist.Normal(0.0, 1.0))
+
+    assert {site.name: site.kinds for site in read_prior(prior).sites if not site.categories} == {
+        "learned": ("kind",), "both": ("one", "other"), "through": ("kind", "one", "other"), "alone": (),
+    }  # fmt: skip
+
+
 def event():
     numpyro.sample("kind", dist.Categorical(jnp.ones((2, 3)) / 3).to_event(1))
 
@@ -371,6 +387,28 @@ def test_known_values_have_all_the_weight(build):
     np.testing.assert_allclose(told.local["z"][LABEL >= 0], kl[LABEL >= 0], rtol=1e-4)
 
 
+def test_a_label_counts_once_beside_another_discrete_site(build):
+    """Summed over the values of the other, whose own terms stay; control: not twice, for its two values."""
+
+    def beside(label):
+        labelled(label)
+        numpyro.sample("flip", dist.Bernoulli(0.3))
+
+    program = build(beside, {"label": np.array([-1])})
+    arguments = (KEY, program.params(), handlers.block(program.model, hide=["x"]), program.guide, X)
+    told = jax.jit(lambda label: scores(*arguments, given={"label": label})[:3])
+    (local, _, surprise), (free, *_) = told(jnp.asarray(LABEL)), told(jnp.full(5, -1))
+    log_q = jax.vmap(lambda x: program.encoder.parameters(*program.encoder.clean(x))["kind"])(jnp.asarray(X))
+    expected = np.where(LABEL >= 0, -log_q[np.arange(5), LABEL], 0)
+    np.testing.assert_allclose(surprise["kind"], expected, rtol=1e-4)
+    log_p = jax.nn.log_softmax(program.prior_params["weights"])
+    np.testing.assert_allclose(local["kind"][LABEL >= 0, 0], -log_p[LABEL[LABEL >= 0]], rtol=1e-5)
+    kl = (np.exp(log_q) * (log_q - log_p)).sum(1)
+    np.testing.assert_allclose(local["kind"][LABEL < 0, 0], kl[LABEL < 0], rtol=1e-3)
+    np.testing.assert_allclose(local["flip"], free["flip"], rtol=1e-4)
+    assert expected.max() > 0.1
+
+
 def test_plain_numpyro_sees_the_label():
     """Outside a program the prior is NumPyro's own: the site is observed where it is known."""
     run = handlers.seed(labelled, KEY)
@@ -407,6 +445,19 @@ def test_answers_of_a_program_with_kinds(build, tmp_path):
     other = load(save(program, tmp_path / "saved"), build(labelled, {"label": np.array([-1])}))
     np.testing.assert_array_equal(other.encode(X)[0], program.encode(X)[0])
     assert "kind" in program.latents.describe()
+
+
+def test_setting_a_kind_that_some_labels_tell_moves_what_depends_on_it(build):
+    """z has the mean of the kind set: 200 draws, 5 standard errors (6e-7 each). Control: without do it has another."""
+    program = build(labelled, {"label": np.array([-1, 2])})
+    codes = jax.jit(lambda do: program.prior_codes(KEY, 200, do))
+    for do, near in (({"kind": jnp.asarray(1)}, True), ({}, False)):
+        values = program.latents.from_code(codes(do))
+        assert np.all(values["kind"] == 1) == near
+        close = np.abs(values["z"].mean(0) - LOCS[1]) < 5 * 0.5 / 200**0.5
+        assert np.all(close) == near
+    with pytest.raises(ValueError, match=r"do gives 'kind' a value off its support.*got 1.7"):
+        intervene(program, {"kind": 1.7}, key=KEY, size=2)
 
 
 @pytest.mark.slow

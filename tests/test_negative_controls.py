@@ -75,6 +75,54 @@ MISTAKES = {
         "program.py", 'subsample_size=size), scale_sites(beta):', 'subsample_size=size):',
         "test_objective.py::test_beta_scales_the_divergence_and_nothing_else[mean field-gaussian]",
     ),
+    "prior of a frame counted twice": (
+        "framewise.py", "jnp.linalg.inv(scale @ scale.T) - jnp.eye(len(loc), dtype=loc.dtype)",
+        "jnp.linalg.inv(scale @ scale.T)",
+        "test_sequences.py::test_a_frame_is_no_less_certain_than_the_prior",
+    ),
+    "noise of the correction left out of draws over time": (
+        "processes.py", "self._mean(self.centre - prior - noise)", "self._mean(self.centre - prior)",
+        "test_processes.py::test_draws_of_the_posterior_have_its_moments[0.5]",
+    ),
+    "missing frame counted in the bound": (
+        "framewise.py", "return jnp.where(missing, 0, x), (~missing).astype(x.dtype)",
+        "return jnp.where(missing, 0, x), jnp.ones_like(x)",
+        "test_sequences.py::test_a_missing_frame_is_left_out_of_the_bound",
+    ),
+    "intervention that descendants do not feel": (
+        "program.py", "handlers.do(handlers.replay(self.sample_prior, shared), data=held)",
+        "handlers.replay(self.sample_prior, shared)",
+        "test_causal.py::test_an_intervention_moves_descendants_only",
+    ),
+    "counterfactual with noises drawn anew": (
+        "causal.py", 'return kept[name] if name in kept else _value(site["fn"], noise[name])',
+        "return kept.get(name)",
+        "test_causal.py::test_a_counterfactual_is_the_exact_one",
+    ),
+    "kinds weighed by the prior": (
+        "objective.py", "prob, label = jnp.exp(log_q), known[name]", "prob, label = jnp.exp(log_p), known[name]",
+        "test_discrete.py::test_a_label_counts_once_beside_another_discrete_site",
+    ),
+    "label without weight": (
+        "objective.py", "prob = jnp.where(label >= 0, value == label, prob)",
+        "prob = jnp.where(label >= 0, prob, prob)",
+        "test_discrete.py::test_a_label_counts_once_beside_another_discrete_site",
+    ),
+    "KL of global sites counted per batch": (
+        "objective.py", "_weight_per_observation(scored.trace[name], scored.trace)[0] * kl",
+        "kl / len(next(iter(scored.local.values())))",
+        "test_hierarchy.py::test_the_objective_is_numpyros_divided_by_the_observations[1000]",
+    ),
+    "determinant of a flow of the wrong sign": (
+        "flows/bijections.py", "jnp.exp(self.log_scale()) + self.loc, self.log_scale()",
+        "jnp.exp(self.log_scale()) + self.loc, -self.log_scale()",
+        "test_flows.py::test_density_integrates_to_one",
+    ),
+    "volume of the simplex of the wrong sign": (
+        "relaxed.py", "log_prob(u) - jnp.sum(jnp.log(jnp.maximum(value, TINY)), -1)",
+        "log_prob(u) + jnp.sum(jnp.log(jnp.maximum(value, TINY)), -1)",
+        "test_relaxed.py::test_density_on_the_simplex_is_the_papers[0.3]",
+    ),
 }  # fmt: skip
 
 

@@ -209,6 +209,12 @@ def test_batches_are_single_sequences_side_by_side():
     assert (wide.batch_shape, wide.event_shape) == ((4,), (T, 1))
 
 
+def test_processes_may_share_their_potentials():
+    """The variance is that of each process, not of all that share them: 1/(1 + 3) of a single time."""
+    shared = Smoothed(Matern(np.zeros((2, 1)), 1.0, smoothness=0.5), jnp.zeros((1, 1)), jnp.full((1, 1, 1), 3.0))
+    np.testing.assert_allclose(shared.variance, np.full((2, 1, 1), 0.25), rtol=1e-5)
+
+
 REFUSED = {
     "order": (lambda: Matern([0.0, 2.0, 1.0], 1.0), "times must increase from frame to frame, got"),
     "twice": (lambda: Matern([0.0, 1.0, 1.0], 1.0), "times must increase"),

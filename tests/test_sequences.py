@@ -1,6 +1,7 @@
 """Programs of sequences against one dense Gaussian: linear-Gaussian frames over Matérn processes, some missing."""
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 import warnings
 
 import equinox as eqx
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 from numpyro import distributions as dist
+from numpyro import handlers
 from numpyro.infer import SVI
 import optax
 import pytest
@@ -17,9 +19,10 @@ import xarray as xr
 
 import sami_ppl as sp
 from sami_ppl import families
-from sami_ppl.bound import bound
-from sami_ppl.diagnostics import CollapseWarning
+from sami_ppl.bound import bound, prior_loss
+from sami_ppl.diagnostics import CollapseWarning, information_spectrum, noise_end_kl
 from sami_ppl.diagnostics.gain import noise_errors
+from sami_ppl.evaluating import evidence_figures
 from sami_ppl.evidence import evidence_bound
 from sami_ppl.exact import LinearGaussian
 from sami_ppl.framewise import FramewiseDenoiser, FramewiseEncoder
@@ -216,6 +219,20 @@ def test_posterior_predicts_missing_frames(program):
             assert np.all(np.abs(draws.std(0) / s - 1) < 5 / np.sqrt(2 * count))
 
 
+def test_figures_of_the_evidence_of_sequences_with_gaps(program, monkeypatch):
+    """The bound is of whole sequences; density of the flow and information are of the frames that are seen."""
+    stub = lambda denoiser, x, key: np.asarray(jax.vmap(denoiser, in_axes=(0, None))(x, jnp.zeros(()))).sum(1)  # noqa: E731
+    monkeypatch.setattr("sami_ppl.evaluating.flow_log_prob", stub)
+    monkeypatch.setattr("sami_ppl.evaluating.importance_proposal", lambda program, data, key: None)
+    data = xr.Dataset({"x": (("obs", "time", "feature"), sequences(smooth, 3, gaps=GAPS))})
+    run = SimpleNamespace(program=program, module=None, config=None)
+    settings: Any = {"levels": 2, "draws": 32, "weighted": 0, "flow": 2}
+    figures, tree = evidence_figures(cast(Any, run), data, key=KEY, **settings)
+    assert tree["bound"].sizes["obs"] == 3
+    assert tree["information"]["axis"].values.tolist() == ["z[0]", "z[1]"]
+    assert np.isfinite([*figures["information"].values(), *figures["flow"]["negative_log_density"].values()]).all()
+
+
 # --- the parts --------------------------------------------------------------------------------------------------------
 
 
@@ -236,6 +253,30 @@ def test_a_missing_frame_is_left_out_of_the_bound():
     slope = jax.grad(lambda z: value(x.at[1].set(jnp.nan), z, eps).total)(z)
     assert np.isfinite(slope).all()
     np.testing.assert_array_equal(slope[1], 0)
+
+
+def test_a_missing_frame_counts_nothing_at_the_noisy_end():
+    """The KL there is that of the frames left, also where the range ends early and a frame of 0 would count."""
+    schedule, x = sp.VariancePreserving(-1.0, 4.0), jnp.arange(3.0 * FEATURES).reshape(3, FEATURES)
+    gap, left = prior_loss(schedule, x.at[1].set(jnp.nan)), prior_loss(schedule, x[jnp.array([0, 2])])
+    np.testing.assert_allclose(gap, left, rtol=1e-6)
+    assert prior_loss(schedule, 0 * x[1]) > 0.05
+
+
+def test_the_noisy_posterior_of_frames_is_the_gaussian_of_all_of_them(mlp):
+    """Location and scale, or root, are those of its log density: diagonal frames, and full ones behind a rotation."""
+    schedule = sp.VariancePreserving(-4.0, 4.0)
+    diagonal = sp.DiagonalEncoder(mlp(4, 6, key=KEY), schedule, (4,), D, key=KEY)
+    turned = sp.RotatedEncoder(diagonal, jnp.array([[0.6, -0.8], [0.8, 0.6]]))
+    x, z, level = (
+        0.5 * jax.random.normal(k, s) for k, s in zip(jax.random.split(KEY, 3), ((3, 4), (3 * D,), ()), strict=True)
+    )
+    for frame in (diagonal, turned):
+        encoder = FramewiseEncoder(frame, 3)
+        loc, scale = encoder(x, level)
+        root = np.diag(scale) if scale.ndim == 1 else np.asarray(scale)
+        density = stats.multivariate_normal(loc, root @ root.T).logpdf(z)
+        np.testing.assert_allclose(encoder.log_prob(z, x, level), density, rtol=1e-4)
 
 
 def test_gradients_are_finite_with_gaps(tiny_program):
@@ -331,6 +372,21 @@ def test_fits_save_and_load(tiny_program, tmp_path):
     tree = fitted.posterior(x[:2], key=KEY, draws=3, predictive=1, levels=1)
     assert tree["posterior"]["lengthscale"].shape == (1, 3, D)
     assert np.isfinite(tree["posterior"]["z"]).all()
+
+
+def test_the_guide_is_smoothed_at_the_global_sites_that_it_has_drawn(tiny_program):
+    """Its process has the lengthscale of the same draw, times the parameter; control: draws differ."""
+    program, x = sp.over_time(tiny_program(), hierarchical), np.zeros((2, T, 4), np.float32)
+    program = program.replace(prior_params=program.prior_params | {"unit": jnp.asarray(3.0)})
+
+    @jax.jit
+    def drawn(key):
+        trace = handlers.trace(handlers.seed(program.guide, key)).get_trace(x)
+        return trace["lengthscale"]["value"], trace["z"]["fn"].process.lengthscale
+
+    value, used = drawn(KEY)
+    np.testing.assert_allclose(used, np.broadcast_to(3 * value, used.shape), rtol=1e-6)
+    assert np.abs(drawn(jax.random.key(1))[0] - value).min() > 1e-3
 
 
 def test_a_denoiser_of_frames_serves_sequences(tiny_program, tmp_path):
@@ -443,6 +499,10 @@ REFUSED = {
         sequences(smooth, 2), {"times": TIMES[None]}), ValueError, r"array of shape \(2, ...\)}, one row for each"),
     "refinement": (lambda p, mlp: tables(p, sequences(smooth, 1), KEY, 2), ValueError, "is one over time"),
     "calibration": (lambda p, mlp: sp.simulation_based_calibration(p, key=KEY), ValueError, "sequences"),
+    "noisy end": (lambda p, mlp: noise_end_kl(p, sequences(smooth, 2), key=KEY), ValueError,
+                  "noise_end_kl is for .* single observations"),
+    "information": (lambda p, mlp: information_spectrum(p, sequences(smooth, 2), key=KEY), ValueError,
+                    r"information_spectrum is for .* sequences: give frames_of\(program\)"),
 }  # fmt: skip
 
 

@@ -7,10 +7,12 @@ import numpy as np
 import numpyro
 from numpyro import distributions as dist
 import pytest
+from scipy.linalg import expm
 
-from sami_ppl import io
-from sami_ppl.encoder import AbstractEncoder, DiagonalEncoder, diagonal_log_prob, encoder_for
+from sami_ppl import families, io
+from sami_ppl.encoder import AbstractEncoder, DiagonalEncoder, FamilyEncoder, diagonal_log_prob
 from sami_ppl.objective import ScoreELBO
+from sami_ppl.prior import read_prior
 from sami_ppl.schedule import AbstractSchedule, VariancePreserving
 from sami_ppl.turning import TurningEncoder, soft_uniform
 from sami_ppl.warm_start import warm_start
@@ -108,6 +110,7 @@ def test_turning_encoder_is_the_encoder_of_the_turned_code(tiny_program):
     rotation = np.asarray(turning.rotation)
     np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-5)
     assert np.linalg.det(rotation) == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(rotation, expm(2.0 * (turning.skew - turning.skew.T)), atol=1e-5)
     loc, scale = base(x, log_snr)
     turned_loc, root = turning(x, log_snr)
     np.testing.assert_allclose(turned_loc, rotation @ loc, atol=1e-5)
@@ -124,7 +127,7 @@ def test_saved_and_warm_started(tiny_program, tmp_path):
     io.save(moved, tmp_path / "model")
     loaded = io.load(tmp_path / "model", program).encoder
     assert isinstance(loaded, TurningEncoder)
-    np.testing.assert_array_equal(loaded.skew, jnp.arange(9.0).reshape(3, 3) / 10)
+    np.testing.assert_array_equal(loaded.skew, moved.encoder.skew)
     x = np.asarray(jax.random.normal(KEY, (40, *program.event_shape)))
     begun = warm_start(program, x, key=KEY, steps=2, progress=False)
     assert isinstance(begun.encoder, TurningEncoder)
@@ -146,16 +149,17 @@ def test_soft_uniform_is_flat_with_soft_edges():
         soft_uniform(softness=1.5)
 
 
-def test_bad_input(tiny_program, mlp):
+def test_bad_input():
     with pytest.raises(ValueError, match="rate must be positive"):
         TurningEncoder(FirstTwo(), rate=0)
 
-    def angle():
-        numpyro.sample("angle", dist.VonMises(0.0, 1.0))
 
-    families = encoder_for(angle, mlp(4, 6, key=KEY), VariancePreserving(), (4,), key=KEY)
-    with pytest.raises(ValueError, match="base must have one Gaussian for the whole code"):
-        TurningEncoder(families)
-    gaussian = tiny_program(prior=independent(dist.Normal(0, 1))).encoder
-    with pytest.raises(ValueError, match="lives on a circle, where a Gaussian would tear"):
-        tiny_program().replace(prior=angle, encoder=TurningEncoder(gaussian))
+def test_what_is_no_gaussian_of_the_whole_code_is_not_turned(tiny_program, mlp):
+    """A mixture, whose guide would be a Gaussian and its guidance not; a Gaussian of an angle."""
+    schedule, factors = VariancePreserving(-4.0, 4.0), {"z": families.Mixture}
+    network, latents = mlp(4, 6, key=KEY), read_prior(independent(dist.Normal(0, 1)))
+    with pytest.raises(TypeError, match="base has the family Mixture, but only a Gaussian of the whole code turns"):
+        TurningEncoder(FamilyEncoder(network, schedule, (4,), latents, families=factors, key=KEY))
+    program = tiny_program().replace(encoder=TurningEncoder(tiny_program().encoder))
+    with pytest.raises(ValueError, match="'z' lives on a circle, where a Gaussian would tear"):
+        program.replace(prior=independent(dist.VonMises(0.0, 1.0), 1))

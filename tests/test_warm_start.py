@@ -279,6 +279,20 @@ def test_warm_start_puts_kinds_and_the_prior_on_clusters(mlp):
                    key=KEYS[1])), x, key=KEYS[0], clusters=True)  # fmt: skip
 
 
+def test_a_prior_is_fitted_at_the_variables_of_the_same_observations(tiny_program, monkeypatch):
+    """Also where there are more than it is fitted to: of the last ones the classes are the other way round."""
+
+    def by_class(u):
+        numpyro.sample("z", dist.Normal(numpyro.param("loc", jnp.zeros((2, 2)))[u], 1.0).to_event(1))
+
+    monkeypatch.setattr("sami_ppl.warm_prior.MOST", 40)
+    program, u = tiny_program().replace(prior=by_class, given={"u": np.arange(2)}), np.repeat([0, 1, 1, 0], 20)
+    codes = np.stack([2.0 * u - 1, 0 * u], 1).astype(np.float32)
+    values = program.latents.from_code(jnp.asarray(codes))["z"]
+    fitted = fit_prior(program, codes, {"u": u})
+    np.testing.assert_allclose(fitted.prior_params["loc"], values[jnp.array([0, 20])], atol=0.02)
+
+
 def test_components_go_to_continuous_axes_whatever_the_order_of_sites():
     """A discrete site first in the program does not take the components of a continuous one: its codes are noise."""
     x, _ = blobs()

@@ -18,6 +18,7 @@ import xarray as xr
 from sami_ppl.diagnostics.gain import draw_code
 from sami_ppl.encoder import AbstractEncoder, FamilyEncoder, diagonal_log_prob
 from sami_ppl.families import Categorical
+from sami_ppl.framewise import check_single
 from sami_ppl.guidance import guidance
 from sami_ppl.program import Program
 
@@ -95,7 +96,10 @@ def information_spectrum(
 
     Attributes: `information`, `gain`: totals over the range in nats; `kl`: E KL(q(z | x) ‖ N(0, I)) of the code, the
     information by the bound's own account, if the aggregate posterior is the prior; `gap`: kl − information.
+
+    Raises ValueError for observations of another shape, and for programs of sequences.
     """
+    check_single(program.encoder, "information_spectrum")
     program.check_observations(x)
     schedule = program.denoiser.schedule
     step = schedule.span / levels

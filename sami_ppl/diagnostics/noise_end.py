@@ -12,6 +12,7 @@ import numpyro
 from numpyro import handlers
 import xarray as xr
 
+from sami_ppl.framewise import check_single
 from sami_ppl.guide import sample_latents
 from sami_ppl.objective import site_kl
 from sami_ppl.program import Program
@@ -29,7 +30,10 @@ def noise_end_kl(
     Near 0 if the family suits the prior and the fit has found it; what an observation still tells at λmin adds to it.
     Axes that carry nothing may have any q here that is the same for all observations: guidance, a gradient in x_λ, does
     not see a constant, and it does no harm. Look for a large value on axes in use.
+
+    Raises ValueError for programs of sequences, whose frames are guided under N(0, I), not under the prior over time.
     """
+    check_single(program.encoder, "noise_end_kl")
     observed, given = program.observations(data)
     encoder, latents, schedule = program.encoder, program.latents, program.denoiser.schedule
 
