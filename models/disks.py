@@ -49,6 +49,7 @@ class Config:
     log_snr_min: float = -6.0
     log_snr_max: float = 6.0
     noise: Literal["full", "variance", "blind"] = "full"
+    min_scale: float = 0.03
     mean: float = 0.0
     std: float = 1.0
 
@@ -134,7 +135,16 @@ def build(config: Config, *, key: jax.Array) -> Program:
         network = UNet(shape, widths=config.widths, key=denoiser_key)
         trunk = HalfUNet(shape, (64,), widths=config.widths, noise=noise_aware, key=trunk_key)
     statistics: dict[str, Any] = {"mean": config.mean, "std": config.std}
-    encoder = DiagonalEncoder(trunk, schedule, shape, config.latents, noise=config.noise, **statistics, key=encoder_key)
+    encoder = DiagonalEncoder(
+        trunk,
+        schedule,
+        shape,
+        config.latents,
+        noise=config.noise,
+        min_scale=config.min_scale,
+        **statistics,
+        key=encoder_key,
+    )
     return Program(
         prior=make_prior(config.prior, config.latents),
         denoiser=PreconditionedDenoiser(network, schedule, shape, **statistics),
