@@ -178,7 +178,8 @@ def spectrum(information: Any) -> Figure:
     """Rate of information per axis against the noise level, and its integral, in nats.
 
     `information`: what `diagnostics.information_spectrum` returns. The dashed line is how much the guidance lowers the
-    denoising error: it lies on the total where the noisy posterior is the true one.
+    denoising error: it lies on the total where the noisy posterior is the true one. Of more than seven axes the others
+    are grey.
     """
     log_snr = np.asarray(information["log_snr"], float)
     figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
@@ -186,18 +187,26 @@ def spectrum(information: Any) -> Figure:
     total = 0.5 * np.asarray(information["energy"], float)
     rate.plot(log_snr, total, color=INK, lw=1.6, label="all axes")
     rate.plot(log_snr, 0.5 * np.asarray(information["gain"], float), color=INK, lw=1.0, ls="--", label="error saved")
-    for j, axis in enumerate(information["axis"].values[: len(COLOURS)]):
+    for axis, colour, label in line_colours(information["axis"].values):
         own = information.sel(axis=axis)
-        rate.plot(log_snr, 0.5 * own["axis_energy"], color=COLOURS[j], lw=1.4, label=str(axis))
-        integral.plot(log_snr, own["axis_information"], color=COLOURS[j], lw=1.4)
+        rate.plot(log_snr, 0.5 * own["axis_energy"], color=colour, lw=1.4, label=label)
+        integral.plot(log_snr, own["axis_information"], color=colour, lw=1.4)
     integral.plot(log_snr, information["information"], color=INK, lw=1.6)
     rate.set_title("information rate, nats per unit of log-SNR", fontsize=NORMAL, loc="left", color=INK)
     integral.set_title("information so far, nats", fontsize=NORMAL, loc="left", color=INK)
     integral.set_xlabel("log-SNR: mostly noise on the left, clean on the right", fontsize=SMALL)
-    rate.legend(fontsize=SMALL, frameon=False, loc="upper left", borderpad=0)
+    columns = 1 + (len(rate.get_legend_handles_labels()[1]) > 5)
+    rate.legend(fontsize=SMALL, frameon=False, loc="upper left", borderpad=0, ncol=columns)
     for panel in (rate, integral):
         panel.set_ylim(bottom=min(0.0, panel.get_ylim()[0]))
     return figure
+
+
+def line_colours(axes: Sequence[Any]) -> list[tuple[Any, str, str]]:
+    """Of every axis: itself, the colour of its line, and the line's name; all after the seventh are one grey."""
+    rest = [LINE] * len(axes)
+    names = [str(axis) for axis in axes[: len(COLOURS)]] + ["others"] + ["_"] * len(axes)
+    return list(zip(axes, (*COLOURS, *rest), names, strict=False))
 
 
 def kl_bars(kl: Mapping[str, float], *, largest: int = 24) -> Figure:

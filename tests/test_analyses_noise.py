@@ -8,7 +8,7 @@ from numpyro import distributions as dist
 import pytest
 import xarray as xr
 
-from sami_ppl import analyses
+from sami_ppl import analyses, plots
 from sami_ppl.exact import LinearGaussian
 from sami_ppl.program import Program
 from sami_ppl.schedule import VarianceExploding, VariancePreserving
@@ -162,3 +162,21 @@ def test_plots():
     found = analyses.variance_reduction(program, x, key=key, levels=3)
     share = analyses.plot_variance_reduction(found).axes[1].get_lines()[0]
     np.testing.assert_array_equal(share.get_ydata(), found["reduction"])
+
+
+def test_many_axes_are_all_drawn():
+    """Seven by name, the others grey; none is left out."""
+    axes, levels = [f"z[{j}]" for j in range(9)], np.array([-1.0, 0.0, 1.0])
+    values = (("log_snr", "axis"), np.arange(27.0).reshape(3, 9))
+    found = xr.Dataset(
+        {"mean_variance": values, "posterior_variance": values},
+        coords={"log_snr": levels, "axis": axes, "rank": ("axis", np.arange(1, 10))},
+    )
+    own = {"axis_energy": values, "axis_information": values}
+    total = {name: ("log_snr", np.arange(3.0)) for name in ("energy", "gain", "information")}
+    spectrum = xr.Dataset(own | total, coords={"log_snr": levels, "axis": axes})
+    for figure, others in ((analyses.plot_posterior_by_noise(found), 0), (plots.spectrum(spectrum), 2)):
+        assert len(figure.axes[0].get_lines()) == 9 + others
+        named = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        assert len(named) == 8 + others
+        assert named[-1] == "others"

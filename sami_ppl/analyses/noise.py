@@ -100,16 +100,19 @@ def posterior_by_noise(
 
 
 def plot_posterior_by_noise(found: xr.Dataset) -> Figure:
-    """Above, how much the posterior means vary, below, the mean posterior variance, against the noise level."""
+    """Above, how much the posterior means vary, below, the mean posterior variance, against the noise level.
+
+    Axes are named in the order of their ranks; of more than seven the others are grey.
+    """
     figure = Figure(figsize=(plots.WIDTH, 4.0), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
     series = [("mean_variance", "variance of the posterior means"), ("posterior_variance", "mean posterior variance")]
-    shown = found.isel(axis=slice(len(plots.COLOURS)))
     for (name, title), panel in zip(series, panels, strict=True):
         plots.style(panel)
-        for axis, colour in zip(shown["axis"].values, plots.COLOURS, strict=False):
-            own = shown[name].sel(axis=axis)
-            panel.plot(found["log_snr"], own, color=colour, lw=1.4, label=f"{axis}, rank {int(own['rank'])}")
+        for axis, colour, label in plots.line_colours(found["axis"].values):
+            own = found[name].sel(axis=axis)
+            label = label if label in ("_", "others") else f"{label}, rank {int(own['rank'])}"
+            panel.plot(found["log_snr"], own, color=colour, lw=1.4, label=label)
         panel.set_ylim(bottom=0)
         panel.set_title(f"{title}, squared spreads of the prior", fontsize=plots.NORMAL, loc="left", color=plots.INK)
     panels[0].legend(fontsize=plots.SMALL, frameon=False, loc="upper left", borderpad=0)
