@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
+import numpyro
+from numpyro import handlers
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestRegressor
@@ -28,14 +30,17 @@ from sami_ppl.diagnostics.clusters import clusters
 from sami_ppl.diagnostics.collapse import collapse_warning
 from sami_ppl.diagnostics.gain import draw_code, noise_errors
 from sami_ppl.diagnostics.noise_end import noise_end_kl
-from sami_ppl.encoder import RotatedEncoder
+from sami_ppl.encoder import FamilyEncoder, RotatedEncoder
 from sami_ppl.evidence import evidence_bound, summarise
+from sami_ppl.families import Diagonal, Full, LowRank
 from sami_ppl.framewise import FramewiseEncoder
 from sami_ppl.gauge import orthogonal_ica
 from sami_ppl.generate import decode, generate
+from sami_ppl.latents import LatentSite
 from sami_ppl.metrics import circular_correlation, disentanglement_report, largest_jump, mean_correlation
 from sami_ppl.over_time import frames_of, single_frames
 from sami_ppl.program import Program
+from sami_ppl.supports import is_unbounded, unwrapped
 from sami_ppl.warm_start import low_pass_codes
 
 TRAIN, TEST = 5000, 2500
@@ -192,16 +197,45 @@ def bound_figures(program: Program, data: xr.Dataset, *, key: Key[Array, ""], le
 
 
 def marginal_kl(program: Program, x: Float[np.ndarray, "obs *event"]) -> dict[str, float]:
-    """KL of each axis's marginal posterior from its prior in nats, for axes with a fixed normal prior, in closed form.
+    """KL of each axis's marginal posterior from its prior in nats, where posterior and prior have such marginals.
 
-    Where the posterior is diagonal these are the terms of the bound; where gauge fixing has correlated the axes, their
-    sum is less than the KL in the bound.
+    These are axes with a Gaussian posterior and a prior that is the same for all observations, independent between axes
+    and unbounded: in closed form where it is a fixed Normal, else by quadrature. Where the posterior is diagonal these
+    are the terms of the bound; where a rotation has correlated the axes, their sum is less than the KL in the bound.
     """
+    encoder = program.encoder
+    others = {
+        name for name, family in zip(encoder.sites, encoder.families, strict=True)
+        if not isinstance(family, Diagonal | LowRank | Full)
+    } if isinstance(encoder, FamilyEncoder) else set()  # fmt: skip
     loc, scale = program.encode(x)
     variance = scale**2 if scale.ndim == 2 else (scale**2).sum(-1)
-    kl = (0.5 * (loc**2 + variance - 1 - np.log(variance))).mean(0)
-    standard = np.concatenate([np.full(site.size, site.standard) for site in program.latents.sites])
-    return {axis: float(v) for axis, v, normal in zip(program.latents.axes, kl, standard, strict=True) if normal}
+    found: dict[str, float] = {}
+    for site in (site for site in program.latents.sites if site.name not in others):
+        mean, spread = loc[:, site.code], np.sqrt(variance[:, site.code])
+        if site.standard:
+            kl = 0.5 * (mean**2 + spread**2 - 1) - np.log(spread)
+        elif (law := _independent_prior(program, site)) is not None:
+            nodes, weights = np.polynomial.hermite_e.hermegauss(32)
+            z = mean + spread * nodes[:, None, None]
+            log_p = law.log_prob(jnp.asarray(site.shift + site.scale * z)) + np.log(site.scale)
+            cross = np.einsum("n,noj->oj", weights / weights.sum(), np.asarray(log_p, float))
+            kl = -0.5 * np.log(2 * np.pi * np.e) - np.log(spread) - cross
+        else:
+            continue
+        found |= dict(zip(site.axes, kl.mean(0).tolist(), strict=True))
+    return found
+
+
+def _independent_prior(program: Program, site: LatentSite) -> Any:
+    """Law of the elements of a vector site, at fitted parameters; None where they have none of their own."""
+    latents = program.latents
+    if latents.shared or latents.arguments or site.parents or site.process or len(site.event_shape) != 1:
+        return None
+    run = handlers.seed(program.sample_prior, jax.random.key(0))
+    law = unwrapped(handlers.trace(run).get_trace(numpyro.plate("obs", 1), 1)[site.name]["fn"])
+    elementwise = law.event_shape == () and law.batch_shape[-1:] == site.event_shape
+    return law if elementwise and is_unbounded(site.transform) else None
 
 
 def cluster_figures(

@@ -202,7 +202,7 @@ def spectrum(information: Any) -> Figure:
     return figure
 
 
-def line_colours(axes: Sequence[Any]) -> list[tuple[Any, str, str]]:
+def line_colours(axes: Sequence[Any] | np.ndarray) -> list[tuple[Any, str, str]]:
     """Of every axis: itself, the colour of its line, and the line's name; all after the seventh are one grey."""
     rest = [LINE] * len(axes)
     names = [str(axis) for axis in axes[: len(COLOURS)]] + ["others"] + ["_"] * len(axes)

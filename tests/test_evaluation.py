@@ -6,7 +6,7 @@ import numpy as np
 import numpyro
 from numpyro import distributions as dist
 import pytest
-from scipy import stats
+from scipy import integrate, stats
 import xarray as xr
 
 from sami_ppl.diagnostics import collapse_warning, noise_errors
@@ -16,6 +16,7 @@ from sami_ppl.gauge import align
 from sami_ppl.program import Program
 from sami_ppl.sampler import DPMSolver
 from sami_ppl.schedule import VariancePreserving
+from sami_ppl.turning import soft_uniform
 
 pytestmark = pytest.mark.slow
 
@@ -113,6 +114,33 @@ def test_marginal_kl_in_closed_form(exact, program):
     want = analytic_kl(exact, x[:64]).sum()
     assert full["kl_total_nats"] == pytest.approx(want, rel=0.01)
     assert list(full["kl_nats"].values()) == pytest.approx([want / 2] * 2, rel=0.01)
+
+
+def test_marginal_kl_under_another_prior(exact, program):
+    """Of a bounded prior with scales of its own, by scipy's integral; of a bounded support, none."""
+    spread = jnp.array([0.8, 1.5])
+
+    def bounded():
+        numpyro.sample("z", soft_uniform(spread).to_event(1))
+
+    program = program.replace(prior=bounded)
+    _, x = draws(exact, 3)
+    (site,), (loc, scale) = program.latents.sites, program.encode(x)
+    found = marginal_kl(program, x)
+    for j, axis in enumerate(site.axes):
+        wanted = []
+        for m, s in zip(loc[:, j] * site.scale[j] + site.shift[j], scale[:, j] * site.scale[j], strict=True):
+            law = stats.norm(m, s)
+            grid = np.linspace(m - 8 * s, m + 8 * s, 2001)
+            log_p = np.asarray(soft_uniform(spread[j]).log_prob(jnp.asarray(grid)), float)
+            wanted.append(integrate.simpson(law.pdf(grid) * (law.logpdf(grid) - log_p), x=grid))
+        assert found[axis] == pytest.approx(np.mean(wanted), rel=0.01, abs=1e-3)
+    assert found["z[0]"] != pytest.approx(found["z[1]"], rel=0.1), "or the axes could be mixed up"
+
+    def box():
+        numpyro.sample("z", dist.Uniform(-1, 1).expand([2]).to_event(1))
+
+    assert marginal_kl(program.replace(prior=box), x) == {}
 
 
 def test_sample_figures_of_the_oracle(exact, program):
