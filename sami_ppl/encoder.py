@@ -281,18 +281,18 @@ def encoder_for(
     return FamilyEncoder(network, schedule, event_shape, latents, families=scaled, **settings)
 
 
-class RotatedEncoder(AbstractEncoder):
+class AbstractRotation(AbstractEncoder):
     """The encoder of z' = R z for an orthogonal R: the same noisy posterior, in rotated axes.
 
     q'(z' | x_λ, λ) = q(Rᵀ z' | x_λ, λ) exactly, so guidance, samples and the bound are unchanged wherever the prior
     is invariant under R.
     """
 
-    base: AbstractEncoder
-    rotation: Float[Array, "D D"]
+    base: eqx.AbstractVar[AbstractEncoder]
 
-    def __init__(self, base: AbstractEncoder, rotation: Float[Array, "D D"]):
-        self.base, self.rotation = base, rotation
+    @abc.abstractmethod
+    def matrix(self) -> Float[Array, "D D"]:
+        """R."""
 
     @property
     def schedule(self) -> AbstractSchedule:
@@ -309,14 +309,28 @@ class RotatedEncoder(AbstractEncoder):
     def __call__(
         self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
     ) -> tuple[Float[Array, " D"], Float[Array, "D D"]]:
-        rotation = jax.lax.stop_gradient(self.rotation)
+        rotation = self.matrix()
         loc, scale = self.base(x_noisy, log_snr)
         return rotation @ loc, rotation * scale if scale.ndim == 1 else rotation @ scale
 
     def log_prob(
         self, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
     ) -> Float[Array, ""]:
-        return self.base.log_prob(jax.lax.stop_gradient(self.rotation).T @ z, x_noisy, log_snr)
+        return self.base.log_prob(self.matrix().T @ z, x_noisy, log_snr)
+
+
+class RotatedEncoder(AbstractRotation):
+    """A rotation that is given, and kept while the encoder behind it is trained: what gauge fixing makes."""
+
+    base: AbstractEncoder
+    rotation: Float[Array, "D D"]
+
+    def __init__(self, base: AbstractEncoder, rotation: Float[Array, "D D"]):
+        self.base, self.rotation = base, rotation
+
+    def matrix(self) -> Float[Array, "D D"]:
+        """The rotation, without a gradient."""
+        return jax.lax.stop_gradient(self.rotation)
 
 
 def check_latents(encoder: AbstractEncoder, latents: Latents) -> None:
@@ -327,8 +341,7 @@ def check_latents(encoder: AbstractEncoder, latents: Latents) -> None:
             f"unconstrained coordinates ({', '.join(latents.axes)}): build the encoder with "
             f"latent_size=read_prior(prior).size"
         )
-    turned = (encoder, getattr(encoder, "base", None))  # also a Gaussian behind a rotation
-    gaussian = any(isinstance(one, DiagonalEncoder | RotatedEncoder) for one in turned)
+    gaussian = isinstance(encoder, DiagonalEncoder | AbstractRotation)
     for site in latents.sites:
         if site.manifold is not None and gaussian:
             raise ValueError(

@@ -16,17 +16,15 @@ from jaxtyping import Array, Float
 import numpy as np
 from numpyro import distributions as dist
 
-from sami_ppl.encoder import AbstractEncoder, FamilyEncoder
+from sami_ppl.encoder import AbstractEncoder, AbstractRotation, FamilyEncoder
 from sami_ppl.families import Diagonal
-from sami_ppl.schedule import AbstractSchedule
 
 
-class TurningEncoder(AbstractEncoder):
+class TurningEncoder(AbstractRotation):
     """The encoder of z' = R z for a learned rotation R, which begins as the identity.
 
-    q'(z' | x_λ, λ) = q(Rᵀ z' | x_λ, λ). `base`: an encoder with a Gaussian posterior of the whole code. `rate`: how
-    much faster than the weights' the learning rate of R is. R turns whatever the prior; choose one that prefers axes to
-    others, such as `soft_uniform`.
+    `base`: an encoder with a Gaussian posterior of the whole code. `rate`: factor on the learning rate of R. R turns
+    whatever the prior; choose one that prefers axes to others, such as `soft_uniform`.
 
     Raises ValueError for a rate that is not positive, TypeError for an encoder with families that are not `Diagonal`.
     """
@@ -36,7 +34,7 @@ class TurningEncoder(AbstractEncoder):
     rate: float
 
     def __init__(self, base: AbstractEncoder, *, rate: float = 1.0):
-        if rate <= 0:
+        if not rate > 0:
             raise ValueError(f"rate must be positive, got {rate}")
         for family in base.families if isinstance(base, FamilyEncoder) else ():
             if not isinstance(family, Diagonal):
@@ -48,38 +46,13 @@ class TurningEncoder(AbstractEncoder):
         self.skew = jnp.zeros((base.latent_size, base.latent_size))
 
     @property
-    def schedule(self) -> AbstractSchedule:
-        return self.base.schedule
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return self.base.event_shape
-
-    @property
-    def latent_size(self) -> int:
-        return self.base.latent_size
-
-    @property
     def network(self) -> Any:
         """The network of the encoder that is turned."""
         return getattr(self.base, "network", None)
 
-    @property
-    def rotation(self) -> Float[Array, "D D"]:
-        """R."""
+    def matrix(self) -> Float[Array, "D D"]:
+        """The rotation, with its gradient in A."""
         return jax.scipy.linalg.expm(self.rate * (self.skew - self.skew.T))
-
-    def __call__(
-        self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
-    ) -> tuple[Float[Array, " D"], Float[Array, "D D"]]:
-        rotation = self.rotation
-        loc, scale = self.base(x_noisy, log_snr)
-        return rotation @ loc, rotation * scale if scale.ndim == 1 else rotation @ scale
-
-    def log_prob(
-        self, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
-    ) -> Float[Array, ""]:
-        return self.base.log_prob(self.rotation.T @ z, x_noisy, log_snr)
 
 
 def soft_uniform(

@@ -18,7 +18,7 @@ from two_priors import PRIORS
 
 from sami_ppl import io, programs
 from sami_ppl.denoiser import GaussianDenoiser, PreconditionedDenoiser
-from sami_ppl.encoder import AbstractEncoder, DiagonalEncoder, diagonal_log_prob
+from sami_ppl.encoder import AbstractEncoder, DiagonalEncoder, diagonal_log_prob, encoder_for
 from sami_ppl.prior import read_prior
 from sami_ppl.program import Program
 from sami_ppl.sampler import DDIM
@@ -262,3 +262,17 @@ def quadrature():
         return (edges[:-1, None] + half * (nodes + 1)).ravel(), (half * weights).ravel()
 
     return rule
+
+
+@pytest.fixture
+def build(tiny_program, mlp, fill):
+    """`build(prior, given)`: a tiny program with the encoder that suits the prior, its weights filled."""
+
+    def build(prior, given=None):
+        schedule = VariancePreserving(-4.0, 4.0)
+        network = mlp(4, 6, key=jax.random.key(3))
+        encoder = encoder_for(prior, network, schedule, (4,), given=given, key=jax.random.key(4))
+        denoiser = tiny_program().denoiser
+        return Program(prior, denoiser, fill(encoder), given=given, sampler=DDIM(4))
+
+    return build

@@ -78,7 +78,7 @@ MISTAKES = {
     "prior of a frame counted twice": (
         "framewise.py", "jnp.linalg.inv(scale @ scale.T) - jnp.eye(len(loc), dtype=loc.dtype)",
         "jnp.linalg.inv(scale @ scale.T)",
-        "test_sequences.py::test_a_frame_is_no_less_certain_than_the_prior",
+        "test_frames.py::test_a_frame_is_no_less_certain_than_the_prior",
     ),
     "noise of the correction left out of draws over time": (
         "processes.py", "self._mean(self.centre - prior - noise)", "self._mean(self.centre - prior)",
@@ -87,7 +87,7 @@ MISTAKES = {
     "missing frame counted in the bound": (
         "framewise.py", "return jnp.where(missing, 0, x), (~missing).astype(x.dtype)",
         "return jnp.where(missing, 0, x), jnp.ones_like(x)",
-        "test_sequences.py::test_a_missing_frame_is_left_out_of_the_bound",
+        "test_frames.py::test_a_missing_frame_is_left_out_of_the_bound",
     ),
     "intervention that descendants do not feel": (
         "program.py", "handlers.do(handlers.replay(self.sample_prior, shared), data=held)",
@@ -101,12 +101,12 @@ MISTAKES = {
     ),
     "kinds weighed by the prior": (
         "objective.py", "prob, label = jnp.exp(log_q), known[name]", "prob, label = jnp.exp(log_p), known[name]",
-        "test_discrete.py::test_a_label_counts_once_beside_another_discrete_site",
+        "test_discrete_programs.py::test_a_label_counts_once_beside_another_discrete_site",
     ),
     "label without weight": (
         "objective.py", "prob = jnp.where(label >= 0, value == label, prob)",
         "prob = jnp.where(label >= 0, prob, prob)",
-        "test_discrete.py::test_a_label_counts_once_beside_another_discrete_site",
+        "test_discrete_programs.py::test_a_label_counts_once_beside_another_discrete_site",
     ),
     "KL of global sites counted per batch": (
         "objective.py", "_weight_per_observation(scored.trace[name], scored.trace)[0] * kl",

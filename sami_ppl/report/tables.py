@@ -11,13 +11,12 @@ import numpy as np
 from numpyro.distributions.transforms import Transform
 import xarray as xr
 
-from sami_ppl.encoder import FamilyEncoder, RotatedEncoder
+from sami_ppl.encoder import AbstractRotation, FamilyEncoder
 from sami_ppl.program import Program
 from sami_ppl.report import page
 from sami_ppl.report.graph import draw_graph, read_graph
 from sami_ppl.report.page import table, text
 from sami_ppl.supports import elementwise_transform, is_unbounded
-from sami_ppl.turning import TurningEncoder
 
 
 def identity(program: Program, config: Any, out: Path) -> tuple[str, str]:
@@ -79,7 +78,7 @@ def _families(program: Program) -> dict[str, str]:
     encoder, sites = program.encoder, program.latents.sites
     if isinstance(encoder, FamilyEncoder):
         return {site.name: type(f).__name__ for site, f in zip(sites, encoder.families, strict=True)}
-    if isinstance(encoder, RotatedEncoder | TurningEncoder):
+    if isinstance(encoder, AbstractRotation):
         return {site.name: "Diagonal, rotated" for site in sites}
     return {site.name: type(encoder).__name__.removesuffix("Encoder") for site in sites}
 
