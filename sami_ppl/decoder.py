@@ -1,8 +1,10 @@
 """The score decoder: the distribution of an observation given its latent factors, as NumPyro sees it."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 from numpyro.distributions import Distribution, constraints
 
 from sami_ppl.bound import DenoiserLoss, bound
@@ -10,6 +12,14 @@ from sami_ppl.denoiser import AbstractDenoiser
 from sami_ppl.encoder import AbstractEncoder
 from sami_ppl.guidance import GuidedDenoiser
 from sami_ppl.sampler import AbstractSampler
+
+
+class NoisePass(NamedTuple):
+    """Noise level of each observation and weight of its error, and the key of ε for all; of one pass or of several."""
+
+    log_snr: Float[Array, "*passes obs"]
+    weight: Float[Array, "*passes obs"]
+    key: Key[Array, "*passes"]
 
 
 class ScoreDecoder(Distribution):
@@ -58,19 +68,26 @@ class ScoreDecoder(Distribution):
         """Real arrays of the event's shape."""
         return constraints.independent(constraints.real, len(self.event_shape))
 
+    def passes(self, count: int) -> NoisePass:
+        """The noise of `levels` passes over `count` observations.
+
+        Each pass takes one noise level in every stratum of the batch; over the passes, an observation's levels are
+        themselves spread evenly over the range.
+        """
+        level_key, noise_key = jax.random.split(jax.random.key(0) if self.key is None else self.key)
+        log_snr, weight = self.denoiser.schedule.stratified(level_key, self.levels * count)
+        weight = weight * jnp.exp(-self.discount * jnp.maximum(log_snr, 0.0))
+        keys = jax.random.split(noise_key, self.levels)
+        return NoisePass(log_snr.reshape(self.levels, -1), weight.reshape(self.levels, -1), keys)
+
     def log_prob(self, value: Float[Array, "*batch_and_event"], intermediates: None = None) -> Float[Array, "*batch"]:
         """Minus the diffusion bound, in nats: a stochastic lower bound on log p(x | z)."""
-        key = jax.random.key(0) if self.key is None else self.key
         event = len(self.event_shape)
         batch = jnp.broadcast_shapes(jnp.shape(value)[: jnp.ndim(value) - event], self.batch_shape)
         x = jnp.broadcast_to(value, batch + self.event_shape).reshape((-1, *self.event_shape))
         z = None if self.z is None else jnp.broadcast_to(self.z, batch + self.z.shape[-1:]).reshape((len(x), -1))
 
-        level_key, noise_key = jax.random.split(key)
-        log_snr, weight = self.denoiser.schedule.stratified(level_key, self.levels * len(x))
-        weight = weight * jnp.exp(-self.discount * jnp.maximum(log_snr, 0.0))
-
-        def one_pass(inputs: tuple) -> Array:
+        def one_pass(inputs: NoisePass) -> Array:
             log_snr, weight, pass_key = inputs
             eps = jax.random.normal(pass_key, x.shape, x.dtype)
             parts = jax.vmap(
@@ -81,13 +98,10 @@ class ScoreDecoder(Distribution):
             )(x, z, log_snr, weight, eps)
             return parts.total
 
-        # Each pass takes one noise level in every stratum of the batch; over the passes, an observation's levels are
-        # themselves spread evenly over the range.
-        passes = (log_snr.reshape(self.levels, -1), weight.reshape(self.levels, -1))
-        keys = jax.random.split(noise_key, self.levels)
+        passes = self.passes(len(x))
         if self.levels == 1:
-            return -one_pass(jax.tree.map(lambda leaf: leaf[0], (*passes, keys))).reshape(batch)
-        return -jax.lax.map(one_pass, (*passes, keys)).mean(0).reshape(batch)
+            return -one_pass(jax.tree.map(lambda leaf: leaf[0], passes)).reshape(batch)
+        return -jax.lax.map(one_pass, passes).mean(0).reshape(batch)
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*sample_and_batch_and_event"]:
         """Draws by reverse diffusion, of shape sample_shape + batch_shape + event_shape."""

@@ -37,7 +37,7 @@ LAYERS = (
     ("denoiser", "encoder", "families", "framewise", "guide", "stage", "objective", "turning"),
     ("guidance", "sampler"),
     ("bound", "exact", "inversion"),
-    ("decoder",),
+    ("decoder", "tabulated"),
     ("program",),
     ("over_time",),
     ("causal", "diagnostics", "encode", "evidence", "gauge", "generate", "posterior", "programs"),

@@ -24,9 +24,10 @@ from sami_ppl.exact import ExactEncoder, LinearGaussian, LinearMixture
 from sami_ppl.families import Full, Mixture
 from sami_ppl.program import Program
 from sami_ppl.programs import UserError
-from sami_ppl.refinement.target import _noise, _table, log_likelihood, log_prior, tables
+from sami_ppl.refinement.target import _noise, _target, log_prior, targets
 from sami_ppl.refining import describe, refine_run
 from sami_ppl.schedule import NoiseProposal, VariancePreserving
+from sami_ppl.tabulated import tabulated_log_likelihood
 
 WEIGHTS = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 2)))[0] @ np.array([[1.5, 0.5], [0.0, 0.8]])
 METHODS = {"nuts": {"draws": 400, "warmup": 150}, "svi": {"draws": 2000, "steps": 300}}
@@ -116,9 +117,9 @@ def test_refinement_leaves_the_exact_guide(model, x):
 def test_likelihood_is_the_bound_in_closed_form(model, x):
     """Differences between codes, from which ε has gone: only the integral over λ is left, by 256 levels."""
     program = Program(prior, model.denoiser, model.encoder)
-    (table,) = tables(program, x[:1], jax.random.key(0), 256)
+    (target,) = targets(program, x[:1], jax.random.key(0), 256)
     codes = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
-    found = np.array([log_likelihood(program, table, jnp.asarray(z)) for z in codes])
+    found = np.array([tabulated_log_likelihood(program.encoder, target.table, jnp.asarray(z)) for z in codes])
     known = np.array(
         [-float(model.bound(jnp.asarray(x[0]), jnp.asarray(z), 1e-6 * jnp.eye(2))[0].total) for z in codes]
     )
@@ -162,7 +163,8 @@ def test_likelihood_is_the_mean_bound_of_every_family(tiny_program, mlp, fill, f
     assert np.array_equal(eps[:6], -eps[6:])
     each = jax.vmap(lambda *row: bound(program.denoiser, program.encoder, x, z, *row).total)
     known = each(log_snr, jnp.tile(levels.weight, 2), eps).mean()
-    assert float(log_likelihood(program, _table(program, levels, x, key), z)) == pytest.approx(-float(known), rel=1e-4)
+    found = tabulated_log_likelihood(program.encoder, _target(program, levels, x, key).table, z)
+    assert float(found) == pytest.approx(-float(known), rel=1e-4)
 
 
 def angle():

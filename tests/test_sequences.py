@@ -27,7 +27,7 @@ from sami_ppl.framewise import FramewiseEncoder
 from sami_ppl.io import LoadError, load_denoiser
 from sami_ppl.objective import ScoreELBO
 from sami_ppl.over_time import frames_of, single_frames
-from sami_ppl.refinement.target import tables
+from sami_ppl.refinement.target import targets
 
 pytestmark = pytest.mark.slow
 
@@ -381,7 +381,7 @@ REFUSED = {
                     "x is NaN at observation 0.*only frames of sequences"),
     "times": (lambda p, mlp: sp.over_time(frame_program(), timed, given={"times": TIMES[None]}).guide_parameters(
         sequences(smooth, 2), {"times": TIMES[None]}), ValueError, r"array of shape \(2, ...\)}, one row for each"),
-    "refinement": (lambda p, mlp: tables(p, sequences(smooth, 1), KEY, 2), ValueError, "is one over time"),
+    "refinement": (lambda p, mlp: targets(p, sequences(smooth, 1), KEY, 2), ValueError, "is one over time"),
     "calibration": (lambda p, mlp: sp.simulation_based_calibration(p, key=KEY), ValueError, "sequences"),
     "noisy end": (lambda p, mlp: noise_end_kl(p, sequences(smooth, 2), key=KEY), ValueError,
                   "noise_end_kl is for .* single observations"),

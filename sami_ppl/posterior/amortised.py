@@ -28,7 +28,7 @@ def posterior(
     key: Key[Array, ""],
     draws: int = 100,
     predictive: int = 4,
-    levels: int = 8,
+    levels: int | None = None,
     chunk: int = 64,
     attrs: dict[str, Any] | None = None,
     out: str | Path | None = None,
@@ -42,7 +42,9 @@ def posterior(
     - `posterior_predictive`, `prior_predictive`: `predictive` observations for each one (at most `draws`), by guided
       reverse diffusion from the first draws.
     - `log_likelihood`: a **lower bound** on log p(x | z) in nats from `levels` noise levels, the same noise for every
-      draw. `log_prior`: log density of every site, on its own support, in nats.
+      draw. Unless given, these are 64 where draws need no passes through the encoder of their own (`tabulated`; when
+      its posterior is made up of no more numbers than there are draws), else 8. `log_prior`: log density of every
+      site, on its own support, in nats.
     - `sample_stats`: `kl` (site) and `kl_axis` (axis), KL(q ‖ p) of each observation in nats, `kl_shared` of global
       sites; and from the same draws `lp`, the bound on log p(x, z), `log_weight`, lp − log q(z | x), `pareto_k` of
       these weights (NaN for fewer than 32 draws) and `importance_ess`, the effective number of draws.
@@ -55,12 +57,12 @@ def posterior(
 
     Draws are independent, so effective sample sizes of ArviZ only say how many there are. Weights are those of an
     observation's own sites at draws of the global ones; `levels` decides how noisy they are, and noise makes `pareto_k`
-    larger: `importance_weighted_bound` takes more and says how much noise there is.
+    larger: `importance_weighted_bound` says how much of it there is.
 
     Raises ValueError for observations of another shape, for none, for counts below 1 and an `out` that is not .zarr,
     FileExistsError where `out` exists. Warns where all axes have collapsed.
     """
-    if draws < 1 or chunk < 1 or predictive < 0 or levels < 0:
+    if draws < 1 or chunk < 1 or predictive < 0 or (levels is not None and levels < 0):
         raise ValueError(
             f"draws and chunk must be at least 1, predictive and levels at least 0; got draws={draws}, chunk={chunk}, "
             f"predictive={predictive}, levels={levels}"
@@ -90,9 +92,11 @@ def posterior(
     shared = sampler.shared_groups
     if place is None:
         groups = concatenate(program, [groups for _, groups in computed()])
-        tree = to_tree(program, groups, shared, source, common, levels)
+        tree = to_tree(program, groups, shared, source, common, sampler.levels)
     else:
-        tree = write_chunks((to_tree(program, g, shared, piece, common, levels) for piece, g in computed()), place)
+        tree = write_chunks(
+            (to_tree(program, g, shared, piece, common, sampler.levels) for piece, g in computed()), place
+        )
     if (message := collapse_warning(list(kl), np.inf)) is not None:
         warnings.warn(message, CollapseWarning, stacklevel=2)
     return tree

@@ -11,11 +11,25 @@ import numpyro
 from numpyro import handlers
 from numpyro.infer import Predictive, log_likelihood
 
+from sami_ppl.decoder import NoisePass, ScoreDecoder
 from sami_ppl.evidence.elbo import draw_latents
 from sami_ppl.evidence.iwae import weight_tails
+from sami_ppl.framewise import FramewiseEncoder
 from sami_ppl.objective import shared_kl
 from sami_ppl.prior import Given
 from sami_ppl.program import Program
+from sami_ppl.tabulated import (
+    NoiseTerms,
+    Table,
+    ends,
+    follows_parameters,
+    noise_terms,
+    parameter_count,
+    tabulated_log_likelihood,
+)
+
+LEVELS = {True: 64, False: 8}
+"""Noise levels of the bound unless asked for: where it can be tabulated, and where every draw calls the encoder."""
 
 Groups = dict[str, dict[str, np.ndarray]]
 """Arrays by group and variable, with the dims of `layout`."""
@@ -62,8 +76,12 @@ class Sampler:
     Global sites are drawn once, for all chunks: `shared_groups` holds what there is of them.
     """
 
-    def __init__(self, program: Program, size: int, *, key: Key[Array, ""], draws: int, predictive: int, levels: int):
-        self.program, self.size, self.draws, self.predictive, self.levels = program, size, draws, predictive, levels
+    def __init__(
+        self, program: Program, size: int, *, key: Key[Array, ""], draws: int, predictive: int, levels: int | None
+    ):
+        self.program, self.size, self.draws, self.predictive = program, size, draws, predictive
+        self.tabulated = levels != 0 and _can_tabulate(program, draws)
+        self.levels = LEVELS[self.tabulated] if levels is None else levels
         self.keys = jax.random.split(key, 4)
         self.shared, self.shared_prior, self.shared_groups = _shared(program, draws, self.keys[0], self.keys[1])
         self._posterior, self._prior = jax.jit(self._draw_posterior), jax.jit(self._draw_prior)
@@ -91,7 +109,7 @@ class Sampler:
                 first = {name: value[: self.predictive] for name, value in (values | shared).items()}
                 groups[group] = {"x": host(self._observations(key, at, first))}
         if self.levels:
-            bound = self._bound(whole, at, drawn["values"] | self.shared)
+            bound = self._bound(whole, at, drawn, self.shared)
             groups["log_likelihood"] = {"x": host(bound)}
             lp = np.asarray(bound + sum(drawn["log_p"].values()))[:, :count]
             log_weight = lp - np.asarray(drawn["log_q"])[:, :count]
@@ -126,9 +144,37 @@ class Sampler:
         sampler = Predictive(self.program.model, values, params=params, return_sites=["x"])
         return sampler(key, size=self.size, given=given)["x"]
 
-    def _score_observations(self, x: Array, given: Given, values: dict[str, Array]) -> Array:
-        model = handlers.substitute(self.program.model, data=self.program.params())
-        return log_likelihood(model, values, x, levels=self.levels, given=given)["x"]
+    def _score_observations(self, x: Array, given: Given, drawn: dict[str, Any], shared: dict[str, Array]) -> Array:
+        program = self.program.replace(discount=0.0)  # which shapes training; with it this would be no bound
+        if not self.tabulated:
+            model = handlers.substitute(program.model, data=program.params())
+            return log_likelihood(model, drawn["values"] | shared, x, levels=self.levels, given=given)["x"]
+        table = _tabulate(program, x, self.levels)
+        return jax.vmap(jax.vmap(partial(tabulated_log_likelihood, program.encoder)), in_axes=(None, 0))(
+            table, drawn["z"]
+        )
+
+
+def _can_tabulate(program: Program, draws: int) -> bool:
+    """Whether the bound follows from the encoder's parameters, and these are fewer than the draws."""
+    encoder = program.encoder
+    if isinstance(encoder, FramewiseEncoder) or parameter_count(encoder) > draws:
+        return False
+    return follows_parameters(encoder, jnp.zeros(program.event_shape), key=jax.random.key(0))
+
+
+def _tabulate(program: Program, x: Array, levels: int) -> Table:
+    """The table of every observation, on the noise set that NumPyro's `log_likelihood` takes."""
+    denoiser, encoder = program.denoiser, program.encoder
+    decoder = ScoreDecoder(denoiser, None, None, sampler=program.sampler, levels=levels, batch_shape=(len(x),))
+
+    def one_pass(noise: NoisePass) -> NoiseTerms:
+        eps = jax.random.normal(noise.key, x.shape, x.dtype)
+        return jax.vmap(partial(noise_terms, denoiser, encoder))(x, noise.log_snr, eps)
+
+    passes = decoder.passes(len(x))
+    terms = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), jax.lax.map(one_pass, passes))
+    return Table(terms, passes.weight.T / levels, jax.vmap(partial(ends, encoder))(x))
 
 
 def _shared(

@@ -12,7 +12,7 @@ import xarray as xr
 from sami_ppl.history import progress_bar
 from sami_ppl.program import Program
 from sami_ppl.refinement.result import result
-from sami_ppl.refinement.target import Table, log_joint, tables
+from sami_ppl.refinement.target import Target, log_joint, targets
 
 
 def nuts(
@@ -32,20 +32,20 @@ def nuts(
     closer that is, the closer u is to N(0, I). Chains start at draws of it. `levels`: noise levels of the fixed noise
     set, each with ε and −ε. Groups are those of `refinement.result`, and `sample_stats`.
 
-    Raises ValueError for counts below 1 and what `refinement.target.tables` raises.
+    Raises ValueError for counts below 1 and what `refinement.target.targets` raises.
     """
     for name, value in (("draws", draws), ("warmup", warmup), ("chains", chains)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     x = program.observed(data)
-    table_key, start_key, chain_key, result_key = jax.random.split(key, 4)
-    found = tables(program, x, table_key, levels)
+    target_key, start_key, chain_key, result_key = jax.random.split(key, 4)
+    found = targets(program, x, target_key, levels)
     sample = jax.jit(partial(_sample, program, warmup, draws))
     codes, stats = [], []
     with progress_bar(len(x), 0, "observations", show=progress) as bar:
-        for i, table in enumerate(found):
+        for i, target in enumerate(found):
             start = jax.random.normal(jax.random.fold_in(start_key, i), (chains, program.latents.size))
-            one, told = sample(table, start, jax.random.split(jax.random.fold_in(chain_key, i), chains))
+            one, told = sample(target, start, jax.random.split(jax.random.fold_in(chain_key, i), chains))
             codes.append(np.asarray(one))
             stats.append(jax.device_get(told))
             bar.update()
@@ -54,24 +54,24 @@ def nuts(
 
 
 def _sample(
-    program: Program, warmup: int, draws: int, table: Table, start: Array, keys: Array
+    program: Program, warmup: int, draws: int, target: Target, start: Array, keys: Array
 ) -> tuple[Array, dict[str, Array]]:
     """Codes (chain, draw, D) of one observation, and what the sampler says of each draw."""
 
-    def potential(table: Table) -> Any:
-        return lambda u: -log_joint(program, table, table.loc + table.factor @ u)
+    def potential(target: Target) -> Any:
+        return lambda u: -log_joint(program, target, target.loc + target.factor @ u)
 
     # NumPyro's MCMC class would compile anew for every observation.
     begin, move = hmc(potential_fn_gen=potential, algo="NUTS")
 
     def chain(start: Array, key: Array) -> tuple[Array, dict[str, Array]]:
         def step(state: Any, _: None) -> tuple[Any, Any]:
-            state = move(state, model_args=(table,))
+            state = move(state, model_args=(target,))
             told = {"diverging": state.diverging, "n_steps": state.num_steps, "acceptance_rate": state.accept_prob}
-            return state, (table.loc + table.factor @ state.z, told)
+            return state, (target.loc + target.factor @ state.z, told)
 
-        state = begin(start, warmup, dense_mass=True, model_args=(table,), rng_key=key)
-        state, _ = jax.lax.scan(lambda state, _: (move(state, model_args=(table,)), None), state, length=warmup)
+        state = begin(start, warmup, dense_mass=True, model_args=(target,), rng_key=key)
+        state, _ = jax.lax.scan(lambda state, _: (move(state, model_args=(target,)), None), state, length=warmup)
         return jax.lax.scan(step, state, length=draws)[1]
 
     return jax.vmap(chain)(start, keys)

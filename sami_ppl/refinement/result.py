@@ -12,7 +12,7 @@ import xarray as xr
 from sami_ppl.guide import code_log_prob, sample_code
 from sami_ppl.posterior.tree import obs_labels
 from sami_ppl.program import Program
-from sami_ppl.refinement.target import Table, log_joint, tables
+from sami_ppl.refinement.target import Target, log_joint, targets
 
 PAIRS = 64
 
@@ -34,7 +34,7 @@ def result(
     and `gain`, by how many nats it rises when the Gaussian of the refined mean and covariance stands for it, with its
     Monte-Carlo error `gain_se`, on a noise set that neither has seen.
     """
-    amortised_key, table_key, gain_key = jax.random.split(key, 3)
+    amortised_key, target_key, gain_key = jax.random.split(key, 3)
     x = program.observed(data)
     shape, axes = codes.shape[:2], list(program.latents.axes)
     draw = eqx.filter_jit(_amortised)
@@ -55,10 +55,10 @@ def result(
     loc, scale = program.encode(x)
     sd = scale if scale.ndim == 2 else np.sqrt((scale**2).sum(-1))
     mean, flat = codes.mean((0, 1)), codes.reshape(-1, *codes.shape[2:])
-    found = tables(program, x, table_key, levels)
+    found = targets(program, x, target_key, levels)
     gains = [
-        _gain(program, table, jnp.asarray(one), jnp.asarray(mean[i]), jnp.asarray(_root(flat[:, i])), gain_key)
-        for i, (one, table) in enumerate(zip(x, found, strict=True))
+        _gain(program, target, jnp.asarray(one), jnp.asarray(mean[i]), jnp.asarray(_root(flat[:, i])), gain_key)
+        for i, (one, target) in enumerate(zip(x, found, strict=True))
     ]
     bound, gain, gain_se = np.asarray(gains, float).T
     variables = {
@@ -83,7 +83,7 @@ def _root(z: Float[np.ndarray, "draws D"]) -> Float[np.ndarray, "D D"]:
 
 
 @eqx.filter_jit
-def _gain(program: Program, table: Table, x: Array, mean: Array, root: Array, key: Array) -> tuple[Array, ...]:
+def _gain(program: Program, target: Target, x: Array, mean: Array, root: Array, key: Array) -> tuple[Array, ...]:
     """The bound under the amortised posterior, what it gains by N(mean, root rootᵀ), in nats, its standard error."""
     encoder = program.encoder
     refined_key, amortised_key = jax.random.split(key)
@@ -92,7 +92,7 @@ def _gain(program: Program, table: Table, x: Array, mean: Array, root: Array, ke
     refined = mean + jnp.concatenate([half, -half]) @ root.T
     amortised = jax.vmap(lambda k: sample_code(encoder, parameters, k))(jax.random.split(amortised_key, 2 * PAIRS))
 
-    joint = jax.vmap(lambda z: log_joint(program, table, z))
+    joint = jax.vmap(lambda z: log_joint(program, target, z))
     ours = joint(refined) - multivariate_normal.logpdf(refined, mean, root @ root.T)
     theirs = joint(amortised) - jax.vmap(lambda z: code_log_prob(encoder, parameters, z))(amortised)
     se = jnp.sqrt((jnp.var(ours, ddof=1) + jnp.var(theirs, ddof=1)) / (2 * PAIRS))

@@ -12,7 +12,7 @@ import xarray as xr
 from sami_ppl.history import progress_bar
 from sami_ppl.program import Program
 from sami_ppl.refinement.result import result
-from sami_ppl.refinement.target import Table, log_joint, tables
+from sami_ppl.refinement.target import Target, log_joint, targets
 
 PAIRS, LEARNING_RATE = 8, 0.1
 """Antithetic pairs of draws in a step, and the first step's length in units of the amortised posterior's spread."""
@@ -35,26 +35,26 @@ def svi(
     Gaussian itself (Roeder et al. 2017), so that they have no noise where it is the posterior. `levels`: noise levels
     of the fixed noise set, each with ε and −ε. Groups are those of `refinement.result`, `draws` in one chain.
 
-    Raises ValueError for counts below 1 and what `refinement.target.tables` raises.
+    Raises ValueError for counts below 1 and what `refinement.target.targets` raises.
     """
     for name, value in (("draws", draws), ("steps", steps)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     x = program.observed(data)
-    table_key, fit_key, draw_key, result_key = jax.random.split(key, 4)
+    target_key, fit_key, draw_key, result_key = jax.random.split(key, 4)
     fit = jax.jit(partial(_fit, program, steps))
     codes = []
-    found = tables(program, x, table_key, levels)
+    found = targets(program, x, target_key, levels)
     with progress_bar(len(x), 0, "observations", show=progress) as bar:
-        for i, table in enumerate(found):
-            mean, factor = fit(table, jax.random.fold_in(fit_key, i))
+        for i, target in enumerate(found):
+            mean, factor = fit(target, jax.random.fold_in(fit_key, i))
             noise = jax.random.normal(jax.random.fold_in(draw_key, i), (draws, len(mean)))
             codes.append(np.asarray(mean + noise @ factor.T))
             bar.update()
     return result(program, data, np.stack(codes, axis=1)[None], key=result_key, levels=levels)
 
 
-def _fit(program: Program, steps: int, table: Table, key: Array) -> tuple[Array, Array]:
+def _fit(program: Program, steps: int, target: Target, key: Array) -> tuple[Array, Array]:
     """Mean (D,) and root of the covariance (D, D) of the code under the fitted Gaussian."""
     size = program.latents.size
     optimiser = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
@@ -69,7 +69,7 @@ def _fit(program: Program, steps: int, table: Table, key: Array) -> tuple[Array,
         own_mean, own_root = jax.lax.stop_gradient((mean, root(raw)))
         white = jax.scipy.linalg.solve_triangular(own_root, (u - own_mean).T, lower=True)
         log_q = -0.5 * jnp.sum(white**2, 0) - jnp.sum(jnp.log(jnp.diagonal(own_root)))
-        log_p = jax.vmap(lambda u: log_joint(program, table, table.loc + table.factor @ u))(u)
+        log_p = jax.vmap(lambda u: log_joint(program, target, target.loc + target.factor @ u))(u)
         return jnp.mean(log_q - log_p)
 
     def step(carry: tuple, key: Array) -> tuple[tuple, None]:
@@ -79,4 +79,4 @@ def _fit(program: Program, steps: int, table: Table, key: Array) -> tuple[Array,
 
     start = (jnp.zeros(size), jnp.zeros((size, size)))
     ((mean, raw), _), _ = jax.lax.scan(step, (start, optimiser.init(start)), jax.random.split(key, steps))
-    return table.loc + table.factor @ mean, table.factor @ root(raw)
+    return target.loc + target.factor @ mean, target.factor @ root(raw)

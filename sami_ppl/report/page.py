@@ -175,8 +175,11 @@ details { margin-top: 1rem; } summary { cursor: pointer; } details pre { margin-
   main { padding: 1rem .8rem 2rem; } figure { padding: .8rem .6rem; } .paper { padding: 0; }
   figcaption { padding: 0 .2rem; } h2 { margin-top: 1.8rem; }
 }
+@page { margin: 1.5cm; }
 @media print {
-  body { background: #fff; font-size: 11pt; } main { padding: 0; max-width: none; }
+  body { background: #fff; font-size: 10pt; } main { padding: 0; max-width: none; }
+  h2 { margin-top: 1.4rem; } .figures { display: block; } figure { margin-bottom: 1rem; padding: .6rem .8rem; }
+  .paper img { width: auto; min-width: 0; max-width: min(100%, calc(var(--inches) * 84px)); max-height: 9.5cm; }
   figure, table, .verdict, pre { break-inside: avoid; } h2, caption { break-after: avoid; }
   .scroll { overflow: visible; } pre { white-space: pre-wrap; }
 }

@@ -18,6 +18,21 @@ from sami_ppl.report.graph import draw_graph, read_graph
 from sami_ppl.report.page import table, text
 from sami_ppl.supports import elementwise_transform, is_unbounded
 
+SAMPLES = {
+    "sampler": "sampler",
+    "evaluations": "evaluations of the denoiser",
+    "mse_own": "error to the own image",
+    "mse_own_median": "the same, median",
+    "mse_other": "to another image",
+    "mse_mean_image": "of the mean image",
+    "mse_two_images": "between two images",
+    "reencoded_corr": "code of the sample, correlation",
+    "reencoded_factor_corr": "factor in the sample, correlation",
+    "rms_conditional": "distance to the data's law (rms), given codes",
+    "rms_unconditional": "the same, without codes",
+}
+"""Measures of `evaluation` in words."""
+
 
 def identity(program: Program, config: Any, out: Path) -> tuple[str, str]:
     """The program's name and one sentence about it, from the file it was built in where that is known."""
@@ -117,11 +132,16 @@ def measures(metrics: Mapping[str, Any]) -> list[str]:
     }
     lists = {
         "The whole program; the lower the bound the better": {k: v for k, v in whole.items() if v is not None},
-        "Samples": metrics.get("samples"),
+        "Samples given codes, squared errors a pixel": _samples(metrics.get("samples") or {}),
         "Probes: accuracy": metrics.get("probes"),
     }
     found = [_factors(metrics), _axes(metrics), _scores(metrics)]
     return found + [table((), _flat(values), caption) for caption, values in lists.items() if values]
+
+
+def _samples(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The measures of samples that are there, in words and in order."""
+    return {name: found[key] for key, name in SAMPLES.items() if key in found}
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
