@@ -26,6 +26,8 @@ RUNS = {
     "shapes": ("shapes", {"observations": "400", "labelled": "0.2"}),
     "relaxed": ("shapes", {"observations": "400", "kind": "relaxed"}),
     "cause": ("causal_disks", {"observations": "400"}),
+    "torus": ("ramps", {"observations": "400", "warm_steps": "2"}),
+    "sphere": ("lit_ball", {"observations": "400", "warm_steps": "2"}),
     "turned": ("disks", {"observations": "400", "prior": "soft_uniform", "turn": "true"}),
 }
 
@@ -98,6 +100,21 @@ def test_rotation_comes_back(runs):
     encoder = running.open_run(runs["turned"]).program.encoder
     assert isinstance(encoder, TurningEncoder)
     assert 1e-5 < np.abs(np.asarray(encoder.matrix()) - np.eye(3)).max() < 0.1
+
+
+def test_directions_come_back(runs):
+    """Angles in [−π, π), each scored against its own factor; unit vectors in space."""
+    torus, sphere = (
+        xr.open_datatree(runs[name] / "posterior.nc", engine="h5netcdf")["posterior"] for name in ("torus", "sphere")
+    )
+    assert np.abs(torus["bar"]).max() <= np.pi
+    assert torus["ramp"].std() > 0.1
+    assert sphere["light"].dims == ("chain", "draw", "obs", "component")
+    np.testing.assert_allclose(np.linalg.norm(sphere["light"], axis=-1), 1, atol=1e-5)
+    metrics = json.loads((runs["torus"] / "metrics.json").read_text())
+    assert set(metrics["circular_corr"]) == set(metrics["circular_corr"]["bar"]) == {"bar", "ramp"}
+    metrics = json.loads((runs["sphere"] / "metrics.json").read_text())
+    assert set(metrics["linear_r2"]) == {"light_x", "light_y", "light_z"}
 
 
 def test_evidence_of_a_conditional_prior(runs):

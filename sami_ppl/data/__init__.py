@@ -1,5 +1,7 @@
 """Data sets: procedural ones, small real ones, a user's own files; and the checks every data set passes."""
 
+from sami_ppl.data.balls import lit_balls as lit_balls
+from sami_ppl.data.balls import render_balls as render_balls
 from sami_ppl.data.bars import bars as bars
 from sami_ppl.data.bars import render_bars as render_bars
 from sami_ppl.data.checks import check_data as check_data
@@ -16,3 +18,5 @@ from sami_ppl.data.local import open_data as open_data
 from sami_ppl.data.local import scale_bytes as scale_bytes
 from sami_ppl.data.periodic import unrolled as unrolled
 from sami_ppl.data.periodic import unrolled_names as unrolled_names
+from sami_ppl.data.ramps import ramps as ramps
+from sami_ppl.data.ramps import render_ramps as render_ramps
