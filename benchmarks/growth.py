@@ -2,7 +2,7 @@
 
 One quantity is varied at a time: batch, pixels (of an image), latent axes D, observations. Time is the median step;
 memory what the compiled step holds at its peak, or for observations the arrays of a run: the data themselves lie on
-the device. Exponents are slopes of log against log over the upper half of the range, where fixed costs matter least.
+the device. Exponents are slopes of log against log over the upper sizes, where fixed costs matter least.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def along_observations(values: tuple[int, ...], rounds: int) -> dict[str, Any]:
 
 
 def exponent(sizes: Any, values: Any) -> float:
-    """Slope of log value against log size over the upper half of the range."""
+    """Slope of log value against log size, without the smaller ones of more than three sizes."""
     half = len(sizes) // 2 - 1 if len(sizes) > 3 else 0
     return float(np.polyfit(np.log(sizes[half:]), np.log(values[half:]), 1)[0])
 
@@ -84,19 +84,26 @@ def picture(report: dict[str, Any], file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, len(LABELS), figsize=(12, 5.4), sharex="col", layout="constrained")
+    figure, axes = plt.subplots(2, len(LABELS), figsize=(11, 5), sharex="col", sharey="row", layout="constrained")
     for column, (name, label) in enumerate(LABELS.items()):
         found = report["growth"][name]
         for step, row in found["steps"].items():
-            style = {"marker": "o", "markersize": 4, "label": step}
+            colour = "tab:purple" if step not in STEPS else None
+            style = {"marker": "o", "markersize": 4, "label": step, "color": colour}
             median = [1e3 * t["median"] for t in row["seconds"]]
             axes[0, column].plot(found["sizes"], median, **style)
             axes[1, column].plot(found["sizes"], row["memory_mib"], **style)
-        axes[1, column].set(xlabel=label)
-        axes[0, column].legend(fontsize=7, frameon=False)
         for panel in axes[:, column]:
             panel.set(xscale="log", yscale="log")
             panel.spines[["top", "right"]].set_visible(False)
+        axes[1, column].set(xlabel=label)
+        axes[1, column].set_xticks(found["sizes"], [f"{size:,}" for size in found["sizes"]], minor=False)
+        axes[1, column].minorticks_off()
+    for panel in axes[:, 0]:
+        panel.yaxis.set_major_formatter("{x:g}")
+    known = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
+    known |= dict(zip(*reversed(axes[0, 3].get_legend_handles_labels()), strict=True))
+    figure.legend(known.values(), known.keys(), loc="outside upper center", ncols=5, frameon=False)
     axes[0, 0].set_ylabel("ms a step")
     axes[1, 0].set_ylabel("MiB at the peak")
     file.parent.mkdir(parents=True, exist_ok=True)
