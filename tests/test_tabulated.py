@@ -93,10 +93,11 @@ def test_rotated_posteriors_too(made):
 
 
 @pytest.mark.slow
-def test_what_shapes_training_does_not_shape_the_likelihood(made):
+@pytest.mark.parametrize("draws", [8, 3], ids=["tabulated", "by draws"])
+def test_what_shapes_training_does_not_shape_the_likelihood(made, draws):
     program = made("diagonal")
     one, other = (
-        posterior(p, X, key=KEY, draws=8, predictive=0, levels=3)["log_likelihood"]["x"].values
+        posterior(p, X, key=KEY, draws=draws, predictive=0, levels=3)["log_likelihood"]["x"].values
         for p in (program, program.replace(discount=0.5))
     )
     np.testing.assert_array_equal(one, other)
