@@ -44,9 +44,9 @@ def timed(seed: int, settings: list[str], out: Path, *, cold: bool) -> dict[str,
     terminal, child = pty.openpty()  # at a terminal the bar is drawn every second, else every twenty
     os.set_blocking(terminal, False)
     with TemporaryDirectory() as cache:
-        unset = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+        environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
         began = time.perf_counter()
-        process = subprocess.Popen(command, env=unset | {"XDG_CACHE_HOME": cache}, stdout=child, stderr=child)
+        process = subprocess.Popen(command, env=environment | {"XDG_CACHE_HOME": cache}, stdout=child, stderr=child)
         while process.poll() is None and saved is None and not (cold and first is not None):
             with suppress(BlockingIOError):
                 shown += os.read(terminal, 65536)
@@ -71,7 +71,7 @@ def scores(program: sp.Program) -> dict[str, Any]:
     factors = np.stack([data[name].values for name in FACTORS], 1)
     codes, x = program.encode(data["x"].values)[0], data["x"].values[-256:]
     keys = jax.random.split(jax.random.key(1), len(x))
-    samples = sp.decode(program, jax.numpy.asarray(codes[-256:]), keys)
+    samples = sp.decode(program, codes[-256:], keys)
     return {
         "forest_r2": forest_r2(codes[:5000], factors[:5000], codes[5000:], factors[5000:], seed=0).tolist(),
         "mean_correlation": float(mean_correlation(codes[5000:], factors[5000:])),

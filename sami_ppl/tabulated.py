@@ -9,7 +9,7 @@ Its coefficients cost two passes forward and P backward at every noise level; ev
 matrices. It is the same number as `ScoreDecoder.log_prob` on the same noise, which calls the encoder for every draw.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.flatten_util import ravel_pytree
@@ -25,9 +25,9 @@ from sami_ppl.guide import code_log_prob
 
 
 class NoiseTerms(NamedTuple):
-    """Coefficients of the denoising error at one noisy observation, or at several."""
+    """The encoder's parameters and the coefficients of the denoising error, at one noisy observation or at several."""
 
-    parameters: Float[Array, "*rows P"]
+    parameters: Any
     own: Float[Array, "*rows"]
     cross: Float[Array, "*rows P"]
     gram: Float[Array, "*rows P P"]
@@ -59,9 +59,8 @@ def noise_terms(
     sigma = encoder.schedule.sigma(log_snr)
     parameters, jacobian = _linearised(encoder, x_noisy, log_snr)
     residual = (eps - denoiser(x_noisy, log_snr)).reshape(-1)
-    return NoiseTerms(
-        parameters, residual @ residual, sigma * jacobian @ residual, sigma**2 * jacobian @ jacobian.T
-    )  # fmt: skip
+    cross, gram = sigma * jacobian @ residual, sigma**2 * jacobian @ jacobian.T
+    return NoiseTerms(parameters, residual @ residual, cross, gram)
 
 
 def ends(encoder: AbstractEncoder, x: Float[Array, "*event"]) -> Float[Array, ""]:
@@ -84,7 +83,7 @@ def follows_parameters(encoder: AbstractEncoder, x: Float[Array, "*event"], *, k
 
     It is not where `log_prob` is another density than the one that codes are drawn from.
     """
-    z, _ = ravel_pytree(encoder.posterior(x)[0])
+    z = encoder.posterior(x)[0]
 
     def one(log_snr: Array, key: Array) -> tuple[Array, Array]:
         x_noisy = encoder.schedule.add_noise(x, log_snr, jax.random.normal(key, x.shape, x.dtype))
@@ -101,19 +100,16 @@ def follows_parameters(encoder: AbstractEncoder, x: Float[Array, "*event"], *, k
 
 def _linearised(
     encoder: AbstractEncoder, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
-) -> tuple[Float[Array, " P"], Float[Array, "P event"]]:
-    """The parameters, in one vector, and their derivative in the noisy observation."""
+) -> tuple[Any, Float[Array, "P event"]]:
+    """The encoder's parameters, and their derivative in the noisy observation, a row for each number."""
 
-    def flat(x_noisy: Array) -> tuple[Array, Array]:
-        found = ravel_pytree(encoder.parameters(x_noisy, log_snr))[0]
-        return found, found
+    def flat(x_noisy: Array) -> tuple[Array, Any]:
+        parameters = encoder.parameters(x_noisy, log_snr)
+        return ravel_pytree(parameters)[0], parameters
 
     jacobian, parameters = jax.jacrev(flat, has_aux=True)(x_noisy)
-    return parameters, jacobian.reshape(len(parameters), -1)
+    return parameters, jacobian.reshape(len(jacobian), -1)
 
 
-def _slope(encoder: AbstractEncoder, parameters: Float[Array, " P"], z: Float[Array, " D"]) -> Float[Array, " P"]:
-    x, log_snr = jnp.zeros(encoder.event_shape, parameters.dtype), jnp.zeros((), parameters.dtype)
-    shapes = jax.eval_shape(encoder.parameters, x, log_snr)
-    _, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
-    return jax.grad(lambda parameters: code_log_prob(encoder, unravel(parameters), z))(parameters)
+def _slope(encoder: AbstractEncoder, parameters: Any, z: Float[Array, " D"]) -> Float[Array, " P"]:
+    return ravel_pytree(jax.grad(lambda parameters: code_log_prob(encoder, parameters, z))(parameters))[0]

@@ -28,7 +28,7 @@ from sami_ppl.tabulated import (
     tabulated_log_likelihood,
 )
 
-LEVELS = {True: 64, False: 8}
+TABULATED_LEVELS, LEVELS = 64, 8
 """Noise levels of the bound unless asked for: where it can be tabulated, and where every draw calls the encoder."""
 
 Groups = dict[str, dict[str, np.ndarray]]
@@ -81,7 +81,7 @@ class Sampler:
     ):
         self.program, self.size, self.draws, self.predictive = program, size, draws, predictive
         self.tabulated = levels != 0 and _can_tabulate(program, draws)
-        self.levels = LEVELS[self.tabulated] if levels is None else levels
+        self.levels = levels if levels is not None else TABULATED_LEVELS if self.tabulated else LEVELS
         self.keys = jax.random.split(key, 4)
         self.shared, self.shared_prior, self.shared_groups = _shared(program, draws, self.keys[0], self.keys[1])
         self._posterior, self._prior = jax.jit(self._draw_posterior), jax.jit(self._draw_prior)

@@ -28,7 +28,7 @@ SAMPLES = {
     "mse_two_images": "between two images",
     "reencoded_corr": "code of the sample, correlation",
     "reencoded_factor_corr": "factor in the sample, correlation",
-    "rms_conditional": "distance to the data's law (rms), given codes",
+    "rms_conditional": "distance to the nearest true image (rms), given codes",
     "rms_unconditional": "the same, without codes",
 }
 """Measures of `evaluation` in words."""
