@@ -249,6 +249,20 @@ def test_graph_has_what_depends_on_what(program):
     assert sum(attrs.get("class") == "arrow" for attrs in drawn.all("path")) == 7
 
 
+def test_graph_of_a_direction_in_space(build):
+    """NumPyro finds no start for such a site by itself; warnings are errors here."""
+
+    def prior():
+        light = numpyro.sample("light", dist.ProjectedNormal(jnp.zeros(3)))
+        numpyro.sample("size", dist.Normal(light[..., 0], 1.0))
+
+    parents = {node.name: set(node.parents) for node in read_graph(build(prior))}
+    assert parents == {
+        "light": set(), "denoiser": set(), "encoder": set(), "size": {"light"},
+        "x": {"light", "size", "denoiser", "encoder"},
+    }  # fmt: skip
+
+
 def test_nothing_measured_and_no_images(tmp_path, tiny_program):
     program, key = tiny_program(), jax.random.key(0)
     x = np.asarray(jax.random.normal(key, (6, 4)))

@@ -1,12 +1,16 @@
 """The graph of a program, as an SVG on the page: sites, plates and networks by what NumPyro says depends on what."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 import math
 from typing import Any, NamedTuple
+import warnings
 
+import numpyro
+from numpyro import handlers
 from numpyro.infer.inspect import get_model_relations
 
+from sami_ppl.prior import Given
 from sami_ppl.program import Program
 
 ROW, GAP, PAD, LETTER = 78, 18, 16, 7.4
@@ -36,7 +40,9 @@ class Node(NamedTuple):
 def read_graph(program: Program) -> list[Node]:
     """Nodes from the top to the bottom: those that depend on nothing close to the first that depends on them."""
     given = program.given.rows(slice(1))
-    found = get_model_relations(program.model, model_kwargs={"size": 1, "given": given})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="init_to_median.. skipping")  # on a sphere that is what is wanted
+        found = get_model_relations(_started(program, given), model_kwargs={"size": 1, "given": given})
     parents = {
         site: tuple(p.removesuffix("$params") for p in (*found["sample_param"][site], *above))
         for site, above in found["sample_sample"].items()
@@ -61,6 +67,15 @@ def read_graph(program: Program) -> list[Node]:
     inside = {site for sites in found["plate_sample"].values() for site in sites}
     nodes = [Node(n, kinds.get(n, "parameter"), rows[n], n in inside, above) for n, above in parents.items()]
     return sorted(nodes, key=lambda node: node.row)
+
+
+def _started(program: Program, given: Given) -> Callable[..., Any]:
+    """The model with a value for every site on a sphere: NumPyro looks for one by a bijection, and there is none."""
+    names = [site.name for site in program.latents.sites if site.manifold == "sphere"]
+    if not names:
+        return program.model
+    drawn = handlers.trace(handlers.seed(program.sample_prior, 0)).get_trace(numpyro.plate("obs", 1), 1, given)
+    return handlers.substitute(program.model, data={name: drawn[name]["value"] for name in names})
 
 
 def draw_graph(program: Program, nodes: Sequence[Node]) -> str:
