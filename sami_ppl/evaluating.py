@@ -148,6 +148,6 @@ def table(figures: dict[str, Any]) -> str:
     told = figures["information"]
     lines.append(
         f"information in z: {told['information']:.2f} nats by the energy of the guidance, which lowers the denoising "
-        f"error by {told['gain']:.2f}; KL to N(0, I) {told['kl']:.2f}"
+        f"error by {told['gain']:.2f}; KL of the code {told['kl']:.2f}"
     )
     return "\n".join(lines)

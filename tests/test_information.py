@@ -8,6 +8,7 @@ from numpyro import distributions as dist
 import pytest
 
 from sami_ppl.diagnostics import information_spectrum
+from sami_ppl.diagnostics.information import code_kl
 from sami_ppl.exact import LinearGaussian
 from sami_ppl.program import Program
 from sami_ppl.schedule import VarianceExploding, VariancePreserving
@@ -102,3 +103,40 @@ def test_wrong_posteriors_are_flagged(wrong):
     assert abs(found.attrs["gain"] - found.attrs["information"]) > 0.05 * found.attrs["information"]
     flagged = float(found["mean_guidance"].max()) > 20 / OBS
     assert flagged == (wrong is Drifting)
+
+
+def directions():
+    numpyro.sample("angle", dist.VonMises(0.0, 1e-3))
+    numpyro.sample("light", dist.ProjectedNormal(jnp.zeros(3)))
+    numpyro.sample("size", dist.Normal(0.0, 1.0))
+
+
+def test_kl_of_directions_is_from_the_uniform_law(build):
+    """Of a circle and a sphere by quadrature of q log(q · area); four standard errors of the one draw of each."""
+    program = build(directions)
+    x = np.random.default_rng(0).normal(size=(4000, 4)).astype(np.float32)
+    parameters = program.guide_parameters(jnp.asarray(x))
+    turn = np.linspace(0, 2 * np.pi, 128, endpoint=False)
+    height, rule = np.polynomial.legendre.leggauss(64)
+    radius = np.sqrt(1 - height**2)[:, None]
+    sphere = np.stack(np.broadcast_arrays(radius * np.cos(turn), radius * np.sin(turn), height[:, None]), -1)
+    places = {
+        "angle": (np.stack([np.cos(turn), np.sin(turn)], 1), np.full(128, 2 * np.pi / 128)),
+        "light": (sphere.reshape(-1, 3), np.repeat(rule, 128) * 2 * np.pi / 128),
+    }
+    expected, spread = 0.0, 0.0
+    for name, (unit, weight) in places.items():
+        one = lambda own, name=name, unit=unit: jax.vmap(  # noqa: E731
+            lambda u: program.encoder.distribution(name, own, {}).log_prob(u)
+        )(jnp.asarray(unit, jnp.float32))
+        log_q = np.asarray(jax.lax.map(one, parameters), float)
+        ratio = log_q + np.log(weight.sum())
+        mean = (weight * np.exp(log_q) * ratio).sum(1)
+        assert (weight * np.exp(log_q)).sum(1) == pytest.approx(1, abs=1e-3)
+        expected += mean.mean()
+        spread += ((weight * np.exp(log_q) * ratio**2).sum(1) - mean**2).mean()
+    loc, scale = (moment[:, -1] for moment in program.encode(x))
+    expected += (0.5 * (loc**2 + scale**2 - 1) - np.log(scale)).mean()
+    allowed = 4 * (spread / len(x)) ** 0.5
+    assert code_kl(program, x, jax.random.key(0)) == pytest.approx(expected, abs=allowed)
+    assert allowed < 0.1 * expected, "or a normal law would pass too"

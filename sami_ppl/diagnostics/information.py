@@ -8,6 +8,9 @@ With the true noisy posterior, g = ∇ log q(z | x_λ, λ) carries information a
 so that the energy of the guidance, a by-product of the decoder, says at which noise level which axis speaks.
 """
 
+import math
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -20,6 +23,7 @@ from sami_ppl.encoder import AbstractEncoder, FamilyEncoder, diagonal_log_prob
 from sami_ppl.families import Categorical
 from sami_ppl.framewise import check_single
 from sami_ppl.guidance import guidance
+from sami_ppl.latents import LatentSite
 from sami_ppl.program import Program
 
 
@@ -94,8 +98,9 @@ def information_spectrum(
     - `mean_guidance` (log_snr): ‖E g‖²/E‖g‖², `cosine_with_score` (log_snr): E⟨g, s⟩/√(E‖g‖² E‖s‖²). E[g | x_λ] = 0
       for the true posterior, so both are 0 up to noise of order 1/obs and 1/√obs.
 
-    Attributes: `information`, `gain`: totals over the range in nats; `kl`: E KL(q(z | x) ‖ N(0, I)) of the code, the
-    information by the bound's own account, if the aggregate posterior is the prior; `gap`: kl − information.
+    Attributes: `information`, `gain`: totals over the range in nats; `kl`: E KL(q(z | x) ‖ N(0, I)) of the code (of
+    directions from the uniform law), the information by the bound's own account, if the aggregate posterior is the
+    prior; `gap`: kl − information.
 
     Raises ValueError for observations of another shape, and for programs of sequences.
     """
@@ -119,7 +124,7 @@ def information_spectrum(
             found["with_score"] / np.sqrt(np.maximum(energy * found["score_energy"], 1e-30)),
         ),
     }
-    information, kl = float(0.5 * step * energy.sum()), code_kl(program, x)
+    information, kl = float(0.5 * step * energy.sum()), code_kl(program, x, key)
     attrs = {
         "units": "nats", "information": information, "gain": float(0.5 * step * found["gain"].sum()), "kl": kl,
         "gap": kl - information, "observations": len(x),
@@ -129,14 +134,30 @@ def information_spectrum(
     )
 
 
-def code_kl(program: Program, x: Float[Array | np.ndarray, "obs *event"]) -> float:
-    """E KL(q(z | x) ‖ N(0, I)) of the code in nats, in closed form; of discrete sites from equal probabilities."""
+def code_kl(program: Program, x: Float[Array | np.ndarray, "obs *event"], key: Key[Array, ""]) -> float:
+    """E KL(q(z | x) ‖ N(0, I)) of the code in nats, in closed form.
+
+    Of discrete sites from equal probabilities; of directions from the uniform law, by one draw of each observation.
+    """
     loc, scale = program.encode(x)
     if scale.ndim == 2:
         kl = 0.5 * (loc**2 + scale**2 - 1 - 2 * np.log(scale))
         for start, stop in discrete_axes(program.encoder):
             probs = loc[:, start:stop]
             kl[:, start:stop] = probs * np.log(np.maximum((stop - start) * probs, 1e-30))
+        for site in program.latents.sites:
+            if site.manifold is not None:
+                kl[:, site.code] = _direction_kl(program, x, site, key)[:, None] / site.size
         return float(kl.sum(1).mean())
     log_det = 2 * np.linalg.slogdet(scale)[1]
     return float(0.5 * ((scale**2).sum((1, 2)) + (loc**2).sum(1) - loc.shape[1] - log_det).mean())
+
+
+def _direction_kl(
+    program: Program, x: Float[Array | np.ndarray, "obs *event"], site: LatentSite, key: Key[Array, ""]
+) -> Float[np.ndarray, " obs"]:
+    encoder: Any = program.encoder  # of families: no other takes directions
+    law = encoder.distribution(site.name, program.guide_parameters(jnp.asarray(x)), {})
+    dim = site.unconstrained_shape[-1]
+    log_area = math.log({2: 2 * math.pi, 3: 4 * math.pi}[dim])
+    return np.asarray(law.log_prob(law.sample(key))) + site.size // dim * log_area
