@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 from tempfile import TemporaryDirectory
+import termios
 import time
 from typing import Any
 
@@ -43,6 +44,7 @@ def timed(seed: int, settings: list[str], out: Path, *, cold: bool) -> dict[str,
     shown = b""
     terminal, child = pty.openpty()  # at a terminal the bar is drawn every second, else every twenty
     os.set_blocking(terminal, False)
+    termios.tcsetwinsize(child, (24, 100))  # in a terminal of no width nothing is drawn
     with TemporaryDirectory() as cache:
         environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
         began = time.perf_counter()
@@ -58,6 +60,8 @@ def timed(seed: int, settings: list[str], out: Path, *, cold: bool) -> dict[str,
             time.sleep(0.1)
         process.terminate()
         process.wait()
+        with suppress(BlockingIOError):
+            shown += os.read(terminal, 65536)  # of a run that failed, why
     os.close(terminal)
     os.close(child)
     if first is None or (saved is None and not cold):

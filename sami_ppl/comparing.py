@@ -8,11 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import arviz as az
-from arviz_stats.utils import ELPDDataLOO
 import jax
 from jaxtyping import Array, Float, Key
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -32,8 +29,12 @@ def held_out_evidence(
     *,
     key: Key[Array, ""],
     levels: int = 64,
-) -> ELPDDataLOO:
-    """The bound on log p(x) of every observation in nats, in the form that `az.compare` and `az.plot_compare` take."""
+) -> Any:
+    """The bound on log p(x) of every observation in nats, as the `ELPDDataLOO` of arviz_stats, which `az.compare` and
+    `az.plot_compare` take.
+    """
+    from arviz_stats.utils import ELPDDataLOO
+
     pilot_key, bound_key = jax.random.split(key)
     proposal = importance_proposal(program, first(data, PILOT), key=pilot_key)
     each = -evidence_bound(program, data, key=bound_key, levels=levels, proposal=proposal)["bound"]
@@ -59,6 +60,8 @@ def compare(
         program.observations(data)
     found = {name: held_out_evidence(p, data, key=key, levels=levels) for name, p in programs.items()}
     # Stacking weights exponentiate single observations, whose bounds may lie thousands of nats apart.
+    import arviz as az
+
     return az.compare(found, method="pseudo-BMA", round_to="none")
 
 
@@ -114,6 +117,9 @@ def _text(table: pd.DataFrame, count: int, levels: int) -> str:
 
 
 def _picture(table: pd.DataFrame, file: Path) -> None:
+    import arviz as az
+    import matplotlib.pyplot as plt
+
     plot: Any = az.plot_compare(table, backend="matplotlib")
     figure = plot.viz["figure"].item()
     figure.axes[0].set(

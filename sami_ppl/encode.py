@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-import zarr
 
 from sami_ppl.data import check_shape, open_data, scale_bytes
 from sami_ppl.data.checks import faulty
@@ -77,8 +76,10 @@ def opened(program: Program, data: Any) -> xr.Dataset:
     return data
 
 
-def _create(folder: Path, program: Program, data: xr.Dataset, size: int) -> list[zarr.Array]:
+def _create(folder: Path, program: Program, data: xr.Dataset, size: int) -> list:
     """A store with the labels, and its arrays `location` and `scale`, to be filled."""
+    import zarr
+
     shutil.rmtree(folder, ignore_errors=True)
     labels = {"axis": list(program.latents.axes), **({"obs": data["obs"]} if "obs" in data.coords else {})}
     xr.Dataset(coords=labels, attrs={"description": "posterior of the code z"}).to_zarr(folder, consolidated=False)

@@ -13,15 +13,6 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 import numpyro
 from numpyro import handlers
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
-from sklearn.ensemble import RandomForestRegressor
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import adjusted_rand_score
-from sklearn.mixture import GaussianMixture
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 import xarray as xr
 
 from sami_ppl.analyses.codes import ACTIVE_VARIANCE
@@ -245,6 +236,11 @@ def cluster_figures(
 
     Beside it k-means and a Gaussian mixture, fitted with as many clusters to principal components, one per axis of z.
     """
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import PCA
+    from sklearn.metrics import adjusted_rand_score
+    from sklearn.mixture import GaussianMixture
+
     train, test = (x.reshape(len(x), -1) for x in pixels)
     pca = PCA(min(program.latents.size, train.shape[1]), random_state=0).fit(train)
     found: dict[str, Any] = {}
@@ -262,6 +258,12 @@ def cluster_figures(
 
 def probes(codes: tuple, pixels: tuple, labels: tuple) -> dict[str, float]:
     """Held-out accuracy of 5-nearest-neighbour and logistic classifiers on posterior means, beside PCA."""
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     size = min(codes[0].shape[1], pixels[0].reshape(len(pixels[0]), -1).shape[1])
     flat = tuple(p.reshape(len(p), -1) for p in pixels)
     pca = PCA(size, random_state=0).fit(flat[0])
@@ -320,6 +322,8 @@ def sample_figures(
 
 def _forest(codes: np.ndarray, factors: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     # scikit-learn takes and gives a single target as a vector.
+    from sklearn.ensemble import RandomForestRegressor
+
     target = factors[:, 0] if factors.shape[1] == 1 else factors
     forest = RandomForestRegressor(100, random_state=0, n_jobs=-1).fit(codes, target)
     return lambda codes: forest.predict(codes).reshape(len(codes), -1)

@@ -13,8 +13,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from sklearn.decomposition import FastICA
-from sklearn.exceptions import ConvergenceWarning
 
 from sami_ppl.encoder import FamilyEncoder, RotatedEncoder
 from sami_ppl.program import Program
@@ -79,6 +77,9 @@ def orthogonal_ica(means: Float[np.ndarray, "obs k"], seed: int) -> Float[np.nda
     FastICA finds the directions of whitened means; in the space of the code these are orthogonal up to the unequal
     spread of the axes, which the polar factor removes.
     """
+    from sklearn.decomposition import FastICA
+    from sklearn.exceptions import ConvergenceWarning
+
     ica = FastICA(whiten="unit-variance", max_iter=2000, tol=1e-6, random_state=seed)
     with warnings.catch_warnings():
         # Where means are Gaussian no direction is better than another, and the search for one does not end.

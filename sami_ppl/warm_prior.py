@@ -16,8 +16,6 @@ import numpyro
 from numpyro.infer.util import log_density
 import optax
 from scipy.optimize import linear_sum_assignment
-from sklearn.decomposition import PCA
-from sklearn.mixture import GaussianMixture
 
 from sami_ppl.prior import Given, sample_prior
 from sami_ppl.program import Program
@@ -34,6 +32,9 @@ def cluster(
 
     `known`: labels, −1 where there is none; clusters are then named so that as many as can be agree with them.
     """
+    from sklearn.decomposition import PCA
+    from sklearn.mixture import GaussianMixture
+
     flat = np.asarray(x).reshape(len(x), -1)
     reduced = PCA(min(components, *flat.shape), random_state=seed).fit_transform(flat)
     found = GaussianMixture(count, n_init=5, random_state=seed).fit(reduced[:MOST]).predict(reduced)

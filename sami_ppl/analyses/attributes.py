@@ -6,9 +6,6 @@ import jax
 from jaxtyping import Array, Float, Key
 from matplotlib.figure import Figure
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.preprocessing import StandardScaler
 import xarray as xr
 
 from sami_ppl import plots
@@ -55,6 +52,8 @@ def attribute_sparsity(
     (means that vary by less than .05) are not probed and have weight 0. Raises ValueError where there is no such
     attribute, for one that has not exactly two values in both parts, and if all axes have collapsed.
     """
+    from sklearn.preprocessing import StandardScaler
+
     names = _binary(data, attributes)
     x = program.observed(data["x"].values, at_least=20, why="a probe and its score")
     means = posterior_means(program, x)
@@ -123,6 +122,9 @@ def _path(
     codes: tuple[np.ndarray, np.ndarray], labels: tuple[np.ndarray, np.ndarray], strengths: Sequence[float]
 ) -> tuple[Float[np.ndarray, " path"], Float[np.ndarray, "path D"]]:
     """Held-out areas and weights along the path."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+
     areas, weights = [], []
     for strength in strengths:
         probe = LogisticRegression(l1_ratio=1.0, solver="liblinear", C=strength, max_iter=1000, random_state=0)

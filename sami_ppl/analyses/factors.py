@@ -11,9 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from sklearn.linear_model import LinearRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import SplineTransformer
 import xarray as xr
 
 from sami_ppl import plots
@@ -222,6 +219,10 @@ def _spline_predictions(
 
     Knots at quantiles; beyond them the spline is constant, so that no outlier is extrapolated.
     """
+    from sklearn.linear_model import LinearRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import SplineTransformer
+
     train, test = halves
     out = np.empty((codes.shape[1], factors.shape[1], len(test)))
     for j, code in enumerate(codes.astype(np.float64).T):

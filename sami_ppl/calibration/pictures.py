@@ -7,7 +7,6 @@ from textwrap import fill
 from jaxtyping import Float
 from matplotlib.figure import Figure
 import numpy as np
-from scipy.stats import binom
 
 from sami_ppl.plots import BLUE, COLOURS, GRAY, INK, LINE, NORMAL, SMALL, WIDTH, style
 
@@ -18,6 +17,8 @@ def coverage(contents: Mapping[str, Float[np.ndarray, " n"]], *, probability: fl
     `contents`: for each axis, and for each of n truths, the content of the smallest interval that holds it. The grey
     band is where the curve of a calibrated posterior lies at a given content with `probability`.
     """
+    from scipy.stats import binom
+
     figure = Figure(figsize=(WIDTH, WIDTH), layout="constrained")
     panel = style(figure.subplots())
     said, count = np.linspace(0, 1, 101), min(map(len, contents.values()))

@@ -13,14 +13,11 @@ It is the fitted model, its sampler included, that the posterior is held against
 
 from typing import Any
 
-import arviz as az
-from arviz_stats.base import array_stats  # pyright: ignore[reportPrivateImportUsage]
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 import numpy as np
-from scipy.stats import norm
 import xarray as xr
 
 from sami_ppl.chunks import padded_chunks
@@ -54,6 +51,8 @@ def simulation_based_calibration(
 
     Raises ValueError for fewer than 2 simulations or draws, and for programs of sequences.
     """
+    import arviz as az
+
     for name, value in (("simulations", simulations), ("draws", draws), ("chunk", chunk)):
         least = 1 if name == "chunk" else 2
         if value < least:
@@ -118,6 +117,9 @@ def calibration_table(tree: xr.DataTree, *, false_alarm: float = 0.01) -> xr.Dat
     `false_alarm`: the probability that any verdict but "calibrated" is passed on a calibrated posterior, at most: it is
     divided among the axes and the whole (Bonferroni). Raises ValueError unless it lies between 0 and 1.
     """
+    from arviz_stats.base import array_stats  # pyright: ignore[reportPrivateImportUsage]
+    from scipy.stats import norm
+
     if not 0 < false_alarm < 1:
         raise ValueError(f"false_alarm must lie between 0 and 1, got {false_alarm}")
     ranks, simulated = tree["prior_sbc"].to_dataset().isel(chain=0), tree["simulations"].to_dataset()

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 import numpy as np
-from sklearn.kernel_ridge import KernelRidge
 import xarray as xr
 
 from sami_ppl.calibration.ranks import LEVELS
@@ -38,6 +37,8 @@ def factor_recovery(
 
     Raises ValueError where the data have no such variables.
     """
+    from sklearn.kernel_ridge import KernelRidge
+
     names = [str(n) for n, v in test.data_vars.items() if n != "x" and v.dims == ("obs",) and v.dtype.kind == "f"]
     if not names:
         raise ValueError("data have no real-valued variables on obs, so that there are no true factors to recover")

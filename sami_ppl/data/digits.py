@@ -5,12 +5,13 @@ Source: test part of *Optical Recognition of Handwritten Digits* (Alpaydin & Kay
 """
 
 import numpy as np
-from sklearn.datasets import load_digits
 import xarray as xr
 
 
 def digits() -> xr.Dataset:
     """The images x (obs 1797, channel 1, row 8, column 8), float32 in [−1, 1], and the label `digit` (obs), int."""
+    from sklearn.datasets import load_digits
+
     images, labels = load_digits(return_X_y=True)
     x = (images / 8.0 - 1.0).astype(np.float32).reshape(-1, 1, 8, 8)
     return xr.Dataset({"x": (("obs", "channel", "row", "column"), x), "digit": ("obs", labels.astype(np.int64))})

@@ -11,7 +11,6 @@ and along it d log p/dλ = −div. It ends at λmin in N(0, I), and an observati
 import math
 from typing import Any
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -58,6 +57,8 @@ def flow_log_prob(
 
 @eqx.filter_jit
 def _solve(denoiser: AbstractDenoiser, x: Array, keys: Array, exact: bool, probes: int, tolerance: float) -> Array:
+    import diffrax
+
     schedule = denoiser.schedule
     low, high = (jnp.asarray(end, x.dtype) for end in (schedule.log_snr_min, schedule.log_snr_max))
 

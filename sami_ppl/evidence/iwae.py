@@ -1,6 +1,5 @@
 """Importance-weighted bounds: tighter ones from several draws of z, and what their weights say about the guide."""
 
-from arviz_stats.base import array_stats  # pyright: ignore[reportPrivateImportUsage]
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -103,6 +102,8 @@ def weight_tails(
 
     k-hat is NaN for fewer than 32 draws, of which too few make up the tail.
     """
+    from arviz_stats.base import array_stats  # pyright: ignore[reportPrivateImportUsage]
+
     normalised = np.exp(log_weight - logsumexp(log_weight, axis=0))
     ess = 1 / (normalised**2).sum(0)
     if len(log_weight) < 32:

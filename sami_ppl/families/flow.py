@@ -9,7 +9,6 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 from numpyro import distributions as dist
 from numpyro.distributions.transforms import AffineTransform, IndependentTransform
-from scipy.stats import norm, qmc
 
 from sami_ppl.families.base import AbstractFamily
 from sami_ppl.families.gaussian import Diagonal
@@ -70,6 +69,8 @@ class Flow(AbstractFamily):
 
 def _normal_points(size: int, pairs: int = 128) -> np.ndarray:
     """Points (2 pairs, size) that stand for N(0, I): quasi-random, of mean 0 and variance 1 exactly."""
+    from scipy.stats import norm, qmc
+
     points = norm.ppf(qmc.Sobol(size, rng=0).random(pairs))
     points = np.concatenate([points, -points])
     return points / points.std(0)

@@ -24,9 +24,6 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
 import numpy as np
-from sklearn.ensemble import RandomForestRegressor
-from sklearn.linear_model import LinearRegression
-from sklearn.metrics import mutual_info_score, r2_score
 
 Codes = Float[np.ndarray, "n D"]
 Factors = Float[np.ndarray, "n F"] | Int[np.ndarray, "n F"]
@@ -50,6 +47,9 @@ def linear_r2(
 
     Raises ValueError for arrays of the wrong shape, values that are not finite, and factors that do not vary.
     """
+    from sklearn.linear_model import LinearRegression
+    from sklearn.metrics import r2_score
+
     _check(train_codes, train_factors)
     _check(test_codes, test_factors)
     predicted = LinearRegression().fit(train_codes, train_factors).predict(test_codes)
@@ -68,6 +68,8 @@ def forest_r2(
 
 def normalised_information(codes: Codes, factors: Factors, *, bins: int = 20) -> Float[np.ndarray, "D F"]:
     """Plug-in mutual information of each code and each factor, over the factor's entropy. Raises as `linear_r2`."""
+    from sklearn.metrics import mutual_info_score
+
     _check(codes, factors)
     cells = [_equal_width(code, bins) for code in codes.T]
     labels = [_labels(factor, bins) for factor in factors.T]
@@ -184,11 +186,15 @@ def _check(codes: np.ndarray, factors: np.ndarray) -> None:
         raise ValueError(f"factors in columns {constant} do not vary, so that nothing follows them: leave them out")
 
 
-def _forests(codes: np.ndarray, factors: np.ndarray, *, trees: int, seed: int) -> list[RandomForestRegressor]:
+def _forests(codes: np.ndarray, factors: np.ndarray, *, trees: int, seed: int) -> list:
+    from sklearn.ensemble import RandomForestRegressor
+
     return [RandomForestRegressor(trees, random_state=seed, n_jobs=-1).fit(codes, factor) for factor in factors.T]
 
 
-def _r2(forests: list[RandomForestRegressor], codes: np.ndarray, factors: np.ndarray) -> Float[np.ndarray, " F"]:
+def _r2(forests: list, codes: np.ndarray, factors: np.ndarray) -> Float[np.ndarray, " F"]:
+    from sklearn.metrics import r2_score
+
     return np.array([r2_score(y, forest.predict(codes)) for forest, y in zip(forests, factors.T, strict=True)])
 
 

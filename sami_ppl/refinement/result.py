@@ -1,6 +1,5 @@
 """The end of every refinement: a DataTree of the refined posterior, and how far it lies from the amortised one."""
 
-import arviz as az
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -34,6 +33,8 @@ def result(
     and `gain`, by how many nats it rises when the Gaussian of the refined mean and covariance stands for it, with its
     Monte-Carlo error `gain_se`, on a noise set that neither has seen.
     """
+    import arviz as az
+
     amortised_key, target_key, gain_key = jax.random.split(key, 3)
     x = program.observed(data)
     shape, axes = codes.shape[:2], list(program.latents.axes)
