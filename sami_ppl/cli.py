@@ -272,7 +272,9 @@ def main() -> None:
     from sami_ppl.fit import NonFiniteLoss
     from sami_ppl.io import LoadError
     from sami_ppl.programs import UserError
+    from sami_ppl.running import use_compilation_cache
 
+    use_compilation_cache()
     try:
         app()
     except (

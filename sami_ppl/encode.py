@@ -12,6 +12,7 @@ import xarray as xr
 
 from sami_ppl.data import check_shape, open_data, scale_bytes
 from sami_ppl.data.checks import faulty
+from sami_ppl.diagnostics.fitted import warn_if_not_fitted
 from sami_ppl.history import progress_bar
 from sami_ppl.program import Program
 
@@ -44,6 +45,7 @@ def encode(
         raise FileExistsError(f"out {out} exists and is not overwritten: give a new folder")
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1 observation, got {chunk}")
+    warn_if_not_fitted(program)
     data = opened(program, data)
     count = data.sizes["obs"]
     size = min(chunk, count)

@@ -8,6 +8,7 @@ import numpy as np
 
 from sami_ppl.chunks import padded_chunks
 from sami_ppl.denoiser import AbstractDenoiser
+from sami_ppl.diagnostics.fitted import warn_if_not_fitted
 from sami_ppl.diagnostics.gain import draw_code
 from sami_ppl.encoder import AbstractEncoder
 from sami_ppl.guidance import GuidedDenoiser
@@ -26,7 +27,7 @@ def decode(
 ) -> Float[np.ndarray, "n *event"]:
     """Observations given codes z, one key each: equal keys are common random numbers. Chunk by chunk on the host.
 
-    Raises ValueError for codes of another width.
+    Raises ValueError for codes of another width. Warns where the program has never been fitted.
     """
     z = jnp.asarray(z)
     if z.ndim != 2 or z.shape[1] != program.latents.size:
@@ -34,6 +35,7 @@ def decode(
             f"z must have shape (n, {program.latents.size}), one column per axis "
             f"({', '.join(program.latents.axes)}), got {z.shape}; for site values use program.latents.to_code(values)"
         )
+    warn_if_not_fitted(program)
     sampler = program.sampler if sampler is None else sampler
     return _in_chunks(lambda keys, z: _decode(sampler, program.denoiser, program.encoder, keys, z), keys, z)
 
@@ -64,6 +66,7 @@ def generate(
         )
     code_key, sample_key = jax.random.split(key)
     if size is not None and not guided:
+        warn_if_not_fitted(program)
         plain = program.sampler if sampler is None else sampler
         alone = jax.jit(jax.vmap(lambda key: plain.sample(program.denoiser, key)))
         return _in_chunks(alone, jax.random.split(sample_key, size))

@@ -77,7 +77,6 @@ def run(
     }  # fmt: skip
     program = programs.build_program(model_file, configs["model"], key=build_key)
     check_data(observations, event_shape=program.event_shape)
-    use_compilation_cache()
 
     parallel = nullcontext() if devices is None and jax.process_count() == 1 else data_parallel(devices)
     infer = partial(inference_module.run, program, observations, configs["inference"], key=run_key, resume=resume)
@@ -220,6 +219,8 @@ def use_compilation_cache() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "sami_ppl" / "compiled"))
+        # Networks and data are made by many small programs, each below the second from which JAX keeps one.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _load(module: ModuleType, config: Any, data: Path | None, *, key: jax.Array) -> xr.Dataset:

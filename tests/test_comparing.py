@@ -54,7 +54,6 @@ def test_what_cannot_be_compared(tiny_program):
 @pytest.mark.filterwarnings("ignore::sami_ppl.diagnostics.CollapseWarning")
 def test_runs_under_two_priors(tmp_path, monkeypatch):
     """Two priors of the disks, one denoiser: a table, a picture and figures; other data are refused."""
-    monkeypatch.setattr(running, "use_compilation_cache", lambda: None)
     small = {"observations": "100", "resolution": "8", "width": "8", "depth": "1", "posterior_obs": "3", "draws": "4",
              "warm_steps": "2", "encoder.steps": "2", "encoder.batch": "16"}  # fmt: skip
     first = small | {"denoiser.steps": "2", "denoiser.batch": "16"}

@@ -82,6 +82,7 @@ def settings(monkeypatch, tmp_path):
 def test_compiled_steps_are_kept_in_the_users_cache_folder(settings, monkeypatch, tmp_path):
     running.use_compilation_cache()
     assert settings.jax_compilation_cache_dir == str(tmp_path / ".cache" / "sami_ppl" / "compiled")
+    assert settings.jax_persistent_cache_min_compile_time_secs == 0, "the many small programs too"
     settings.update("jax_compilation_cache_dir", None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     running.use_compilation_cache()
@@ -108,7 +109,7 @@ jax.jit(lambda x: x @ x + 1)(jax.numpy.ones((3, 3)))
 @pytest.mark.parametrize("theirs", [False, True])
 def test_what_is_compiled_is_found_there(tmp_path, theirs):
     environment = os.environ | {
-        "XDG_CACHE_HOME": str(tmp_path / "xdg"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XDG_CACHE_HOME": str(tmp_path / "xdg"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0" if theirs else "9",
     }  # fmt: skip
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     if theirs:

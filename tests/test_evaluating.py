@@ -21,12 +21,9 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "linear"
-    patch = pytest.MonkeyPatch()
-    patch.setattr(running, "use_compilation_cache", lambda: None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # four steps are no fit
         running.run("linear_gaussian", settings=SETTINGS, out=out, progress=False)
-    patch.undo()
     return out
 
 

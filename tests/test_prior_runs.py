@@ -43,7 +43,6 @@ def runs(tmp_path_factory, compiled_on_disk):
 
 def run(model, settings, out, *, report=False):
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        patch.setattr(running, "use_compilation_cache", lambda: None)
         if not report:
             patch.setattr(running, "write_report", lambda out, *arguments, **named: out / "report.html")
         warnings.simplefilter("ignore", CollapseWarning)  # six steps are no fit

@@ -21,6 +21,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl.chunks import padded_chunks
+from sami_ppl.diagnostics.fitted import warn_if_not_fitted
 from sami_ppl.guidance import GuidedDenoiser
 from sami_ppl.guide import sample_code
 from sami_ppl.history import progress_bar
@@ -59,6 +60,7 @@ def simulation_based_calibration(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if any(site.process for site in program.latents.sites):
         raise ValueError("program is one of sequences, whose ranks are not known yet: calibrate frames_of(program)")
+    warn_if_not_fitted(program)
     sampler = program.sampler if sampler is None else sampler
     prior_key, image_key, rank_key = jax.random.split(key, 3)
     truth = program.prior_codes(prior_key, simulations)

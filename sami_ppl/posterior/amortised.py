@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl.diagnostics.collapse import CollapseWarning, collapse_warning
+from sami_ppl.diagnostics.fitted import warn_if_not_fitted
 from sami_ppl.encode import batches, opened
 from sami_ppl.history import progress_bar
 from sami_ppl.posterior.draws import Groups, Sampler, concatenate
@@ -60,7 +61,8 @@ def posterior(
     larger: `importance_weighted_bound` says how much of it there is.
 
     Raises ValueError for observations of another shape, for none, for counts below 1 and an `out` that is not .zarr,
-    FileExistsError where `out` exists. Warns where all axes have collapsed.
+    FileExistsError where `out` exists. Warns where all axes have collapsed and where the program has never
+    been fitted.
     """
     if draws < 1 or chunk < 1 or predictive < 0 or (levels is not None and levels < 0):
         raise ValueError(
@@ -72,6 +74,7 @@ def posterior(
             f'data is a path, {data}, and out is not given: write posterior(program, load_data("{data}"), …) to hold '
             'everything in memory, or out="posterior.zarr" to stream'
         )
+    warn_if_not_fitted(program)
     place = None if out is None else check_out(out)
     source = _labelled(program, data) if place is None else opened(program, data)
     count = source.sizes["obs"]
