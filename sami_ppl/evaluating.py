@@ -84,7 +84,7 @@ def evidence_figures(
     bound = evidence_bound(program, data, key=bound_key, levels=levels, proposal=proposal)
     groups = {"bound": bound}
     figures: dict[str, Any] = {"observations": len(x), "levels": levels}
-    figures |= summarise(bound, int(np.prod(program.event_shape)))
+    figures |= summarise(bound, x)
     if weighted:
         tight = importance_weighted_bound(
             program, first(data, weighted), key=weighted_key, draws=draws, levels=levels, proposal=proposal

@@ -177,7 +177,7 @@ def _factors(data: xr.Dataset, kinds: str, chosen: list[str] | None) -> list[str
 def bound_figures(program: Program, data: xr.Dataset, *, key: Key[Array, ""], levels: int = 16) -> dict[str, Any]:
     """The bound on −log p(x) in nats and bits per dim, with standard errors over observations, and the KL per axis."""
     found = evidence_bound(program, data, key=key, levels=levels)
-    figures = summarise(found, int(np.prod(program.event_shape)))
+    figures = summarise(found, program.observed(data))
     kl = found["kl_axis"].mean("obs")
     return {
         "bound_nats": figures["bound"],

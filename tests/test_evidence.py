@@ -260,13 +260,16 @@ def test_summary_counts_bits_and_errors():
     model = oracle(6)
     x, _ = model.sample(jax.random.key(1), 50)
     found = evidence_bound(program(model), x, key=jax.random.key(2), levels=8)
-    figures = summarise(found, 6)
+    figures = summarise(found, x)
     bound = found["bound"].values
     assert figures["bound"]["mean"] == pytest.approx(bound.mean())
     assert figures["bound"]["se"] == pytest.approx(bound.std(ddof=1) / np.sqrt(50))
     assert figures["bits_per_dim"]["mean"] == pytest.approx(bound.mean() / (6 * np.log(2)))
     parts = sum(figures[name]["mean"] for name in ("prior", "diffusion", "reconstruction", "kl[z]"))
     assert parts == pytest.approx(figures["bound"]["mean"], rel=1e-5)
+    missing = np.where(np.arange(50)[:, None] % 2, np.array([np.nan] * 3 + [0.0] * 3), x)
+    fewer = summarise(found, missing)["bits_per_dim"]["mean"]
+    assert fewer == pytest.approx(bound.mean() / (4.5 * np.log(2))), "of what was seen: 3 values of every other one"
 
 
 def test_bad_arguments_are_named():

@@ -158,12 +158,14 @@ def first(data: Any, count: int) -> Any:
     return data.isel(obs=slice(count)) if isinstance(data, xr.Dataset) else data[:count]
 
 
-def summarise(estimates: xr.Dataset, dimensions: int) -> dict[str, dict[str, float]]:
+def summarise(estimates: xr.Dataset, x: Float[np.ndarray, "obs *event"]) -> dict[str, dict[str, float]]:
     """Means over observations with standard errors, in nats, of the bound, its parts and the KL of each site.
 
-    `bits_per_dim` = bound / (`dimensions` · ln 2), with the number of pixels times channels as `dimensions`. The
-    standard errors are over observations, noise of the estimates included.
+    `bits_per_dim` = bound / (d · ln 2), where d is the number of values of an observation x, pixels times channels; of
+    sequences with missing frames, the mean number of those that were seen. The standard errors are over observations,
+    noise of the estimates included.
     """
+    dimensions = np.count_nonzero(~np.isnan(x)) / len(x)
     found = {name: mean_and_error(estimates[name].values) for name in ("bound", "prior", "diffusion", "reconstruction")}
     found |= {f"kl[{site}]": mean_and_error(estimates["kl"].sel(site=site).values) for site in estimates["site"].values}
     bits = found["bound"]

@@ -37,12 +37,11 @@ def nuts(
     for name, value in (("draws", draws), ("warmup", warmup), ("chains", chains)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    x = program.observed(data)
     target_key, start_key, chain_key, result_key = jax.random.split(key, 4)
-    found = targets(program, x, target_key, levels)
+    found = targets(program, data, target_key, levels)
     sample = jax.jit(partial(_sample, program, warmup, draws))
     codes, stats = [], []
-    with progress_bar(len(x), 0, "observations", show=progress) as bar:
+    with progress_bar(len(found), 0, "observations", show=progress) as bar:
         for i, target in enumerate(found):
             start = jax.random.normal(jax.random.fold_in(start_key, i), (chains, program.latents.size))
             one, told = sample(target, start, jax.random.split(jax.random.fold_in(chain_key, i), chains))

@@ -56,7 +56,7 @@ def result(
     loc, scale = program.encode(x)
     sd = scale if scale.ndim == 2 else np.sqrt((scale**2).sum(-1))
     mean, flat = codes.mean((0, 1)), codes.reshape(-1, *codes.shape[2:])
-    found = targets(program, x, target_key, levels)
+    found = targets(program, data, target_key, levels)
     gains = [
         _gain(program, target, jnp.asarray(one), jnp.asarray(mean[i]), jnp.asarray(_root(flat[:, i])), gain_key)
         for i, (one, target) in enumerate(zip(x, found, strict=True))

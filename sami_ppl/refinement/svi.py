@@ -40,12 +40,11 @@ def svi(
     for name, value in (("draws", draws), ("steps", steps)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    x = program.observed(data)
     target_key, fit_key, draw_key, result_key = jax.random.split(key, 4)
     fit = jax.jit(partial(_fit, program, steps))
     codes = []
-    found = targets(program, x, target_key, levels)
-    with progress_bar(len(x), 0, "observations", show=progress) as bar:
+    found = targets(program, data, target_key, levels)
+    with progress_bar(len(found), 0, "observations", show=progress) as bar:
         for i, target in enumerate(found):
             mean, factor = fit(target, jax.random.fold_in(fit_key, i))
             noise = jax.random.normal(jax.random.fold_in(draw_key, i), (draws, len(mean)))

@@ -5,7 +5,8 @@ equal shares of a density of levels, and at each ε and −ε, which cancels wha
 on z is computed beforehand (`tabulated`): an evaluation costs some products of small matrices.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -15,13 +16,15 @@ import numpy as np
 import numpyro
 from numpyro import handlers
 from numpyro.infer.util import log_density
+import xarray as xr
 
-from sami_ppl.evidence import importance_proposal
+from sami_ppl.evidence import first, importance_proposal
+from sami_ppl.guide import values_of
 from sami_ppl.program import Program
 from sami_ppl.schedule import NoiseLevels
 from sami_ppl.tabulated import Table, ends, follows_parameters, noise_terms, tabulated_log_likelihood
 
-PILOT = 256
+PILOT, SHARED_DRAWS = 256, 64
 
 
 class Target(NamedTuple):
@@ -29,27 +32,30 @@ class Target(NamedTuple):
     sign of ε.
 
     `loc` and `factor` A: amortised mean and a root of the covariance, so that u in z = loc + A u is near N(0, I).
+    `given`: the variables that the prior takes, of this observation; `shared`: draws of the global sites, (draw, …).
     """
 
     table: Table
     loc: Float[Array, " D"]
     factor: Float[Array, "D D"]
+    given: Mapping[str, Array]
+    shared: Mapping[str, Array]
 
 
-def targets(program: Program, x: Float[np.ndarray, "obs *event"], key: Key[Array, ""], levels: int) -> list[Target]:
+def targets(program: Program, data: xr.Dataset | Array | np.ndarray, key: Key[Array, ""], levels: int) -> list[Target]:
     """The target of every observation, with a noise set of its own.
 
-    Raises ValueError for observations of another shape, fewer than 2 levels, priors with directions, discrete or global
-    sites or with variables of the data, and an encoder whose density is not determined by its `parameters`.
+    Global sites are left as their guide has them, since one observation tells next to nothing of them: the prior of an
+    observation's own sites is averaged over draws of that guide.
+
+    Raises ValueError for observations of another shape, fewer than 2 levels, priors over time or with directions or
+    discrete sites, and an encoder whose density is not determined by its `parameters`.
     """
-    program.check_observations(x)
+    x, given = program.observations(data)
     if levels < 2:
         raise ValueError(f"levels must be at least 2, got {levels}")
-    if program.latents.shared or program.latents.arguments or any(site.process for site in program.latents.sites):
-        raise ValueError(
-            "the prior has global sites, is one over time, or takes variables of the data: refinement is for priors of "
-            "a single observation, def prior()"
-        )
+    if any(site.process for site in program.latents.sites):
+        raise ValueError("the prior is one over time: refinement is for single observations, give frames_of(program)")
     for site in program.latents.sites:
         if site.categories:
             raise ValueError(
@@ -61,26 +67,41 @@ def targets(program: Program, x: Float[np.ndarray, "obs *event"], key: Key[Array
                 f"prior site {site.name!r} lives on a {site.manifold}: refinement moves codes in unconstrained space. "
                 "Use importance_weighted_bound to judge such a posterior"
             )
-    pilot_key, key = jax.random.split(key)
-    proposal = importance_proposal(program, x[:PILOT], key=pilot_key)
+    pilot_key, shared_key, key = jax.random.split(key, 3)
+    proposal = importance_proposal(program, first(data, PILOT), key=pilot_key)
     spread = proposal.at((jnp.arange(levels) + 0.5) / levels)
     if not follows_parameters(program.encoder, jnp.asarray(x[0]), key=key):
         raise ValueError(
             f"the density of {type(program.encoder).__name__} is not that of its `parameters`, from which codes are "
             "drawn: refinement needs an encoder whose log_prob is that of guide.code_log_prob"
         )
-    keys = jax.random.split(key, len(x))
-    return [_target(program, spread, jnp.asarray(one), k) for one, k in zip(x, keys, strict=True)]
+    shared = _shared(program, shared_key)
+    return [
+        _target(program, spread, jnp.asarray(x[i]), k, {name: jnp.asarray(v[i]) for name, v in given.items()}, shared)
+        for i, k in enumerate(jax.random.split(key, len(x)))
+    ]
+
+
+def _shared(program: Program, key: Array) -> dict[str, Array]:
+    """Draws of the global sites from their guide."""
+
+    def one(key: Array) -> dict[str, Array]:
+        return values_of(program.latents.shared, handlers.seed(program.sample_shared, key))
+
+    return jax.vmap(one)(jax.random.split(key, SHARED_DRAWS)) if program.latents.shared else {}
 
 
 @eqx.filter_jit
-def _target(program: Program, levels: NoiseLevels, x: Array, key: Array) -> Target:
+def _target(
+    program: Program, levels: NoiseLevels, x: Array, key: Array, given: dict[str, Array], shared: dict[str, Array]
+) -> Target:
     encoder = program.encoder
     log_snr, eps = _noise(levels, x, key)
     terms = jax.lax.map(lambda row: noise_terms(program.denoiser, encoder, x, *row), (log_snr, eps))
     loc, scale = encoder.posterior(x)
     table = Table(terms, jnp.tile(levels.weight, 2) / len(log_snr), ends(encoder, x))
-    return Target(table, loc, jnp.diag(scale) if scale.ndim == 1 else jnp.linalg.cholesky(scale @ scale.T))
+    factor = jnp.diag(scale) if scale.ndim == 1 else jnp.linalg.cholesky(scale @ scale.T)
+    return Target(table, loc, factor, given, shared)
 
 
 def _noise(levels: NoiseLevels, x: Array, key: Array) -> tuple[Array, Array]:
@@ -89,15 +110,32 @@ def _noise(levels: NoiseLevels, x: Array, key: Array) -> tuple[Array, Array]:
     return jnp.tile(levels.log_snr, 2), jnp.concatenate([eps, -eps])
 
 
-def log_prior(program: Program, z: Float[Array, " D"]) -> Float[Array, ""]:
-    """The fitted prior's log density of a code, in nats: that of the sites' values, and the Jacobians to them."""
+def log_prior(
+    program: Program,
+    z: Float[Array, " D"],
+    given: Mapping[str, Array] | None = None,
+    shared: Mapping[str, Array] | None = None,
+) -> Float[Array, ""]:
+    """The fitted prior's log density of a code, in nats: that of the sites' values, and the Jacobians to them.
+
+    `given`: the variables that the prior takes; `shared`: draws (draw, …) of global sites, over which the density is
+    averaged.
+    """
     values = program.latents.from_code(z)
+    own = {name: value[None] for name, value in values.items()}
+    rows = {name: value[None] for name, value in (given or {}).items()}
 
     def prior() -> None:
-        program.sample_prior(numpyro.plate("obs", 1), 1)
+        program.sample_prior(numpyro.plate("obs", 1), 1, rows)
 
-    data = {name: value[None] for name, value in values.items()}
-    total = jnp.asarray(log_density(handlers.substitute(prior, data=data), (), {}, {})[0])
+    def density(shared: Mapping[str, Array]) -> Any:
+        held = handlers.block(handlers.substitute(prior, data=own | dict(shared)), hide=list(shared))
+        return log_density(held, (), {}, {})[0]
+
+    if shared:
+        total = jax.nn.logsumexp(jax.vmap(density)(shared)) - jnp.log(len(jax.tree.leaves(shared)[0]))
+    else:
+        total = jnp.asarray(density({}))
     for site in program.latents.sites:
         spread = jnp.asarray(site.scale, z.dtype)
         unconstrained = (jnp.asarray(site.shift, z.dtype) + spread * z[site.code]).reshape(site.unconstrained_shape)
@@ -108,4 +146,5 @@ def log_prior(program: Program, z: Float[Array, " D"]) -> Float[Array, ""]:
 
 def log_joint(program: Program, target: Target, z: Float[Array, " D"]) -> Float[Array, ""]:
     """Log p(z) + bound on log p(x | z), in nats."""
-    return log_prior(program, z) + tabulated_log_likelihood(program.encoder, target.table, z)
+    prior = log_prior(program, z, target.given, target.shared)
+    return prior + tabulated_log_likelihood(program.encoder, target.table, z)
