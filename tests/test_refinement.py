@@ -163,7 +163,7 @@ def test_likelihood_is_the_mean_bound_of_every_family(tiny_program, mlp, fill, f
     assert np.array_equal(eps[:6], -eps[6:])
     each = jax.vmap(lambda *row: bound(program.denoiser, program.encoder, x, z, *row).total)
     known = each(log_snr, jnp.tile(levels.weight, 2), eps).mean()
-    found = tabulated_log_likelihood(program.encoder, _target(program, levels, x, key).table, z)
+    found = tabulated_log_likelihood(program.encoder, _target(program, levels, x, key, {}, {}).table, z)
     assert float(found) == pytest.approx(-float(known), rel=1e-4)
 
 
@@ -240,7 +240,7 @@ def test_command_writes_what_it_says(exact_run, monkeypatch, capsys, tmp_path):
 
 
 def test_the_fitted_prior_is_the_one_that_counts(tiny_program):
-    """log p(z) at learned parameters; hierarchical priors and priors of variables are refused."""
+    """log p(z) at learned parameters."""
 
     def learned():
         numpyro.sample("z", dist.Normal(numpyro.param("centre", jnp.zeros(2)), 1.0).to_event(1))
@@ -251,10 +251,72 @@ def test_the_fitted_prior_is_the_one_that_counts(tiny_program):
         log_prior(program, z), dist.Normal(jnp.array([2.0, -1.0]), 1.0).log_prob(z).sum(), rtol=1e-5
     )
 
-    def hierarchical(obs):
-        scale = numpyro.sample("scale", dist.HalfNormal(1.0))
-        with obs:
-            numpyro.sample("z", dist.Normal(jnp.zeros(2), scale).to_event(1))
 
-    with pytest.raises(ValueError, match="refinement is for priors of a single observation"):
-        refinement.nuts(tiny_program(prior=hierarchical), np.zeros((1, 4), np.float32), key=jax.random.key(0))
+MEANS = np.array([[1.0, -0.5], [-2.0, 1.0]])
+
+
+def by_class(kind):
+    numpyro.sample("z", dist.Normal(jnp.asarray(MEANS)[kind], 0.6).to_event(1), infer={"event_dims": ["factor"]})
+
+
+def hierarchical(obs):
+    scale = numpyro.sample("scale", dist.LogNormal(0.0, 1.0).expand([2]).to_event(1))
+    with obs:
+        numpyro.sample("z", dist.Normal(0, scale).to_event(1), infer={"event_dims": ["factor"]})
+
+
+def narrowly_known():
+    numpyro.sample("scale", dist.LogNormal(jnp.log(jnp.array([0.3, 0.6])), 1e-4).to_event(1))
+
+
+def moments_under(program, model, x, mean, sd):
+    """Mean and covariance of the code given x where its site is N(mean, diag(sd²)), written down anew.
+
+    The code is the site centred and scaled by the prior, and x = W code + noise.
+    """
+    (site,) = program.latents.sites
+    mean, sd = (mean - np.asarray(site.shift)) / np.asarray(site.scale), sd / np.asarray(site.scale)
+    noise = float(model.noise_std) ** 2
+    cov = np.linalg.inv(WEIGHTS.T @ WEIGHTS / noise + np.diag(1 / np.square(sd)))
+    return cov @ (WEIGHTS.T @ np.asarray(x) / noise + mean / np.square(sd)), cov
+
+
+def agrees(tree, mean, cov):
+    codes, sd = tree["unconstrained_posterior"]["code"].values[:, :, 0], np.sqrt(cov.diagonal())
+    assert (np.abs(codes.mean((0, 1)) - mean) / sd).max() < 0.1
+    assert codes.std((0, 1)) / sd == pytest.approx(np.ones(2), rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [0, 1])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_class_of_an_observation_counts(model, x, kind, method):
+    """Under p(z | u) the likelihood stays and the posterior moves; the guide, which does not see u, is far from it."""
+    program = Program(by_class, model.denoiser, model.encoder, given={"kind": np.arange(2)})
+    data = xr.Dataset({"x": (("obs", "feature"), x[:1]), "kind": ("obs", np.array([kind]))})
+    tree = getattr(refinement, method)(program, data, key=jax.random.key(1), levels=128, **METHODS[method])
+    agrees(tree, *moments_under(program, model, x[0], MEANS[kind], np.full(2, 0.6)))
+    with pytest.raises(AssertionError):
+        agrees(tree, *moments_under(program, model, x[0], MEANS[1 - kind], np.full(2, 0.6)))
+
+
+@pytest.mark.slow
+def test_global_sites_are_as_their_guide_has_them(model, x):
+    """Where it knows them, the posterior is that under these scales."""
+    program = Program(hierarchical, model.denoiser, model.encoder, global_guide=narrowly_known)
+    tree = refinement.svi(program, x[:1], key=jax.random.key(1), levels=128, **METHODS["svi"])
+    agrees(tree, *moments_under(program, model, x[0], 0.0, np.array([0.3, 0.6])))
+    with pytest.raises(AssertionError):
+        agrees(tree, *moments_under(program, model, x[0], 0.0, np.ones(2)))
+
+
+def test_the_prior_is_averaged_over_global_sites(tiny_program):
+    """Densities at two scales, averaged as densities."""
+    program = tiny_program(prior=hierarchical)
+    z, scale = jnp.array([0.3, -0.4]), jnp.array([[0.5, 1.0], [2.0, 0.7]])
+    (site,) = program.latents.sites
+    value = np.asarray(program.latents.from_code(z)["z"])
+    each = stats.norm(0, np.asarray(scale)).pdf(value).prod(1)
+    jacobian = np.log(np.broadcast_to(np.asarray(site.scale), 2)).sum()
+    found = log_prior(program, z, shared={"scale": scale})
+    assert float(found) == pytest.approx(np.log(each.mean()) + jacobian, abs=1e-4)
