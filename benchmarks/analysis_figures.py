@@ -2,7 +2,7 @@
 
     python benchmarks/analysis_figures.py runs/disks
     python benchmarks/analysis_figures.py runs/digits --page digits
-    python benchmarks/analysis_figures.py runs/disks --page posterior --others runs/h10
+    python benchmarks/analysis_figures.py runs/disks forest pair ppc ecdf compare gap --page posterior --others runs/h10
     python benchmarks/analysis_figures.py runs/disks restarts --page posterior --others runs/disks runs/disks_1
 
 Runs the page's own blocks. The first one, with small programs, is replaced by the fitted ones and more data: 4,000 new
