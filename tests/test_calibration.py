@@ -87,6 +87,7 @@ def test_exact_posterior_is_calibrated(exact):
             assert binomtest(round(covered * SIMULATIONS), SIMULATIONS, level).pvalue > FALSE_ALARM / 9
     assert np.all(np.abs(table["factor"] - 1)[:-1] < 4 * table["factor_se"][:-1])
     assert np.all(np.abs(table["shift"])[:-1] < 4 * table["shift_se"][:-1])
+    assert table["z_score"].values[:-1] == pytest.approx(np.ones(2), abs=4 / np.sqrt(2 * SIMULATIONS) + 0.02)
     assert "calibrated" in describe(table)
 
 
@@ -127,6 +128,9 @@ def test_broken_guides_are_flagged_in_words(build, model, factor, shift, words, 
     assert np.all(np.abs(table["factor"] - width)[:-1] < 4 * table["factor_se"][:-1])
     assert np.all(np.abs(table["shift"] + mean)[:-1] < 4 * table["shift_se"][:-1])
     assert joint in str(table["verdict"].values[-1])
+    # Unlike ranks it sees how far the truth is from the draws; .02 for means and deviations of 100 draws.
+    expected = np.sqrt(1 / factor**2 + shift**2)
+    assert table["z_score"].values[:-1] == pytest.approx(expected, rel=4 / np.sqrt(2 * SIMULATIONS) + 0.02)
 
 
 def simulated(code, joint=None, draws=100):

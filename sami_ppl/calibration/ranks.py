@@ -114,7 +114,10 @@ def calibration_table(tree: xr.DataTree, *, false_alarm: float = 0.01) -> xr.Dat
     standard deviations, from mean and standard deviation of Φ⁻¹(PIT), with standard errors `factor_se`, `shift_se`. A
     rank beyond all draws has no distance, so that large factors are lower ends (1.43 is 1.38 with 200 draws). Further
     `coverage` (axis, level) of central intervals, of regions of highest density for `joint`, with the standard error
-    `coverage_se` (level,) that it has where it is nominal; `contraction`, 1 − posterior / prior variance; `verdict`.
+    `coverage_se` (level,) that it has where it is nominal; `contraction`, 1 − posterior / prior variance, and
+    `z_score`, the root mean square of (posterior mean − truth) / posterior standard deviation (Betancourt 2018,
+    *Calibrating Model-Based Inferences and Decisions*), 1 up to noise where the posterior is calibrated, and without an
+    upper end; `verdict`.
 
     `false_alarm`: the probability that any verdict but "calibrated" is passed on a calibrated posterior, at most: it is
     divided among the axes and the whole (Bonferroni). Raises ValueError unless it lies between 0 and 1.
@@ -139,6 +142,7 @@ def calibration_table(tree: xr.DataTree, *, false_alarm: float = 0.01) -> xr.Dat
     coverage = (inside[:, :, None] < levels).mean(0)
     outermost = ((code * (draws + 1) < 1) | (code * (draws + 1) > draws)).mean(0)
     prior, posterior = simulated["z"].var("simulation", ddof=1), (simulated["sd"] ** 2).mean("simulation")
+    z_score: Any = np.sqrt((((simulated["mean"] - simulated["z"]) / simulated["sd"]) ** 2).mean("simulation"))
     rejected = p_value < false_alarm / len(p_value)
     verdicts = [
         _verdict((width, width_se), (off, off_se), saturated=share > 0.1) if one else "calibrated"
@@ -157,6 +161,7 @@ def calibration_table(tree: xr.DataTree, *, false_alarm: float = 0.01) -> xr.Dat
         "coverage": (("axis", "level"), coverage),
         "coverage_se": ("level", np.sqrt(levels * (1 - levels) / count)),
         "contraction": with_nan((1 - posterior / prior).values),
+        "z_score": with_nan(z_score.values),
         "verdict": ("axis", np.array(verdicts)),
     }  # fmt: skip
     attrs = {**tree.attrs, "simulations": count, "false_alarm": false_alarm}
