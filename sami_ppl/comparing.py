@@ -54,14 +54,14 @@ def compare(
     Columns: `elpd`, the bound summed over observations in nats; `elpd_diff` from the best, and `dse`, its standard
     error over observations. Raises ValueError for fewer than two programs or observations of another shape.
     """
+    import arviz as az
+
     if len(programs) < 2:
         raise ValueError(f"compare takes at least two programs, got {len(programs)}")
     for program in programs.values():
         program.observations(data)
     found = {name: held_out_evidence(p, data, key=key, levels=levels) for name, p in programs.items()}
     # Stacking weights exponentiate single observations, whose bounds may lie thousands of nats apart.
-    import arviz as az
-
     return az.compare(found, method="pseudo-BMA", round_to="none")
 
 

@@ -214,13 +214,15 @@ def summary(metrics: dict[str, Any]) -> str:
 def use_compilation_cache() -> None:
     """Keep compiled steps in the user's cache folder, so that a second run starts at once.
 
-    A folder that the user has set, in JAX_COMPILATION_CACHE_DIR or by `jax.config`, stays.
+    A folder that the user has set, in JAX_COMPILATION_CACHE_DIR or by `jax.config`, stays, and so does a least time set
+    in JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS.
     """
     if jax.config.jax_compilation_cache_dir is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "sami_ppl" / "compiled"))
-        # Networks and data are made by many small programs, each below the second from which JAX keeps one.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            # Networks and data are made by many small programs, each below the second from which JAX keeps one.
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _load(module: ModuleType, config: Any, data: Path | None, *, key: jax.Array) -> xr.Dataset:

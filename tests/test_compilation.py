@@ -72,7 +72,8 @@ def settings(monkeypatch, tmp_path):
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for name in ("XDG_CACHE_HOME", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        monkeypatch.delenv(name, raising=False)
     jax.config.update("jax_compilation_cache_dir", None)
     yield jax.config
     for name, value in before.items():
@@ -97,6 +98,13 @@ def test_the_users_own_settings_stay(settings, tmp_path):
     assert settings.jax_persistent_cache_min_compile_time_secs == 0.25
 
 
+def test_a_least_time_of_the_users_stays(settings, monkeypatch):
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "2.5")
+    settings.update("jax_persistent_cache_min_compile_time_secs", 2.5)  # as JAX does when it is imported
+    running.use_compilation_cache()
+    assert settings.jax_persistent_cache_min_compile_time_secs == 2.5
+
+
 CACHED = """
 import jax
 from sami_ppl.running import use_compilation_cache
@@ -108,12 +116,12 @@ jax.jit(lambda x: x @ x + 1)(jax.numpy.ones((3, 3)))
 @pytest.mark.slow
 @pytest.mark.parametrize("theirs", [False, True])
 def test_what_is_compiled_is_found_there(tmp_path, theirs):
-    environment = os.environ | {
-        "XDG_CACHE_HOME": str(tmp_path / "xdg"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0" if theirs else "9",
-    }  # fmt: skip
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "xdg")}
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        environment.pop(name, None)
     if theirs:
         environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "theirs")
+        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     found = subprocess.run([sys.executable, "-c", CACHED], env=environment, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     expected = tmp_path / "theirs" if theirs else tmp_path / "xdg" / "sami_ppl" / "compiled"

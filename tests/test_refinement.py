@@ -300,6 +300,18 @@ def test_the_class_of_an_observation_counts(model, x, kind, method):
         agrees(tree, *moments_under(program, model, x[0], MEANS[1 - kind], np.full(2, 0.6)))
 
 
+def test_every_observation_has_its_own_variables(model):
+    program = Program(by_class, model.denoiser, model.encoder, given={"kind": np.arange(2)})
+    kinds = np.array([1, 0, 1])
+    data = xr.Dataset({"x": (("obs", "feature"), np.zeros((3, 6), np.float32)), "kind": ("obs", kinds)})
+    found = targets(program, data, jax.random.key(0), 2)
+    assert [int(target.given["kind"]) for target in found] == kinds.tolist()
+    for target, kind in zip(found, kinds, strict=True):
+        z = jnp.zeros(2)
+        assert log_prior(program, z, target.given) == log_prior(program, z, {"kind": jnp.asarray(kind)})
+    assert log_prior(program, z, {"kind": jnp.asarray(0)}) != log_prior(program, z, {"kind": jnp.asarray(1)})
+
+
 @pytest.mark.slow
 def test_global_sites_are_as_their_guide_has_them(model, x):
     """Where it knows them, the posterior is that under these scales."""
