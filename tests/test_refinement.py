@@ -24,7 +24,7 @@ from sami_ppl.exact import ExactEncoder, LinearGaussian, LinearMixture
 from sami_ppl.families import Full, Mixture
 from sami_ppl.program import Program
 from sami_ppl.programs import UserError
-from sami_ppl.refinement.target import _noise, _target, log_prior, targets
+from sami_ppl.refinement.target import _noise, _target, log_joint, log_prior, targets
 from sami_ppl.refining import describe, refine_run
 from sami_ppl.schedule import NoiseProposal, VariancePreserving
 from sami_ppl.tabulated import tabulated_log_likelihood
@@ -320,6 +320,25 @@ def test_global_sites_are_as_their_guide_has_them(model, x):
     agrees(tree, *moments_under(program, model, x[0], 0.0, np.array([0.3, 0.6])))
     with pytest.raises(AssertionError):
         agrees(tree, *moments_under(program, model, x[0], 0.0, np.ones(2)))
+
+
+def vaguely_known():
+    numpyro.sample("scale", dist.LogNormal(jnp.log(jnp.array([0.3, 0.6])), 0.5).to_event(1))
+
+
+def test_draws_of_global_sites_follow_their_guide_and_all_count(model, x):
+    """Mean and standard deviation of 64 draws within four standard errors."""
+    program = Program(hierarchical, model.denoiser, model.encoder, global_guide=vaguely_known)
+    (target,) = targets(program, x[:1], jax.random.key(0), 2)
+    logs = np.log(np.asarray(target.shared["scale"]))
+    assert logs.shape == (64, 2)
+    assert logs.mean(0) == pytest.approx(np.log([0.3, 0.6]), abs=4 * 0.5 / 64**0.5)
+    assert logs.std(0, ddof=1) == pytest.approx(0.5, abs=4 * 0.5 / 128**0.5)
+    z = jnp.array([0.5, -0.5])
+    own = log_joint(program, target, z) - tabulated_log_likelihood(program.encoder, target.table, z)
+    assert float(own) == pytest.approx(float(log_prior(program, z, {}, target.shared)), abs=1e-3)
+    first = {name: value[:1] for name, value in target.shared.items()}
+    assert abs(float(own) - float(log_prior(program, z, {}, first))) > 0.01, "the control"
 
 
 def test_the_prior_is_averaged_over_global_sites(tiny_program):
