@@ -127,6 +127,16 @@ MISTAKES = {
         "tabulated.py", "terms.own + 2 * slope @ terms.cross", "terms.own + slope @ terms.cross",
         "test_tabulated.py::test_likelihood_is_that_of_numpyro[diagonal]",
     ),
+    "refinement under another observation's variables": (
+        "refinement/target.py", "jnp.asarray(v[i])", "jnp.asarray(v[0])",
+        "test_refinement.py::test_every_observation_has_its_own_variables",
+    ),
+    "log densities averaged for densities over global sites": (
+        "refinement/target.py",
+        "jax.nn.logsumexp(jax.vmap(density)(shared)) - jnp.log(len(jax.tree.leaves(shared)[0]))",
+        "jnp.mean(jax.vmap(density)(shared))",
+        "test_refinement.py::test_the_prior_is_averaged_over_global_sites",
+    ),
 }  # fmt: skip
 
 
