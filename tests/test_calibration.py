@@ -253,6 +253,9 @@ def test_bad_arguments_are_named(build, model):
         simulation_based_calibration(program, key=jax.random.key(0), draws=1)
     with pytest.raises(ValueError, match="false_alarm must lie between 0 and 1, got 1"):
         calibration_table(simulated(np.full((20, 1), 0.5)), false_alarm=1)
+    tree = xr.DataTree.from_dict({"posterior": xr.Dataset()})
+    with pytest.raises(ValueError, match=r"no group 'prior_sbc', it has posterior: write .*simulation_based_calibration"):
+        calibration_table(tree)
     x = np.zeros((30, 6), np.float32)
     with pytest.raises(ValueError, match=r"x must have shape \(obs, 6\), got \(30, 5\)"):
         typicality(program, x, x[:, :5], key=jax.random.key(0))

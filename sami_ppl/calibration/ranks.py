@@ -120,13 +120,20 @@ def calibration_table(tree: xr.DataTree, *, false_alarm: float = 0.01) -> xr.Dat
     upper end; `verdict`.
 
     `false_alarm`: the probability that any verdict but "calibrated" is passed on a calibrated posterior, at most: it is
-    divided among the axes and the whole (Bonferroni). Raises ValueError unless it lies between 0 and 1.
+    divided among the axes and the whole (Bonferroni). Raises ValueError unless it lies between 0 and 1, and for a tree
+    without the groups of `simulation_based_calibration`.
     """
     from arviz_stats.base import array_stats  # pyright: ignore[reportPrivateImportUsage]
     from scipy.stats import norm
 
     if not 0 < false_alarm < 1:
         raise ValueError(f"false_alarm must lie between 0 and 1, got {false_alarm}")
+    for group in ("prior_sbc", "simulations"):
+        if group not in tree.children:
+            raise ValueError(
+                f"tree has no group {group!r}, it has {', '.join(tree.children) or 'none'}: write "
+                "tree = simulation_based_calibration(program, key=...)"
+            )
     ranks, simulated = tree["prior_sbc"].to_dataset().isel(chain=0), tree["simulations"].to_dataset()
     axes = list(ranks["axis"].values)
     code, joint = ranks["code"].transpose("draw", "axis").values, ranks[JOINT].values
