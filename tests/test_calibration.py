@@ -254,7 +254,7 @@ def test_bad_arguments_are_named(build, model):
     with pytest.raises(ValueError, match="false_alarm must lie between 0 and 1, got 1"):
         calibration_table(simulated(np.full((20, 1), 0.5)), false_alarm=1)
     tree = xr.DataTree.from_dict({"posterior": xr.Dataset()})
-    with pytest.raises(ValueError, match=r"no group 'prior_sbc', it has posterior: write .*simulation_based_calibration"):
+    with pytest.raises(ValueError, match=r"no group 'prior_sbc', it has posterior: write .*simulation_based"):
         calibration_table(tree)
     x = np.zeros((30, 6), np.float32)
     with pytest.raises(ValueError, match=r"x must have shape \(obs, 6\), got \(30, 5\)"):
