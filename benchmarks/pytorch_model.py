@@ -56,7 +56,7 @@ class Encoder(nn.Module):
         return self.loc(features), (self.low + (self.high - self.low) * raw).exp()
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_snr = torch.full((len(x),), self.log_snr_max, dtype=x.dtype)
+        log_snr = torch.full((len(x),), self.log_snr_max, dtype=x.dtype, device=x.device)
         return self(per_image(alpha(log_snr), x) * x, log_snr)
 
     def log_prob(self, z: Tensor, x_noisy: Tensor, log_snr: Tensor) -> Tensor:
@@ -97,8 +97,8 @@ def build(
     return parts["denoiser"], parts["encoder"]
 
 
-def autocast(enabled: bool) -> AbstractContextManager:
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled)
+def autocast(x: Tensor, enabled: bool) -> AbstractContextManager:
+    return torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 class TrainingStep:
@@ -111,12 +111,15 @@ class TrainingStep:
         self.denoiser, self.encoder, self.x, self.stage, self.low = denoiser, encoder, x, stage, low
         self.parameters = list((denoiser if encoder is None else encoder).parameters())
         self.average = [p.detach().clone() for p in self.parameters]
-        self.optimiser = torch.optim.Adam(self.parameters, lr=stage["learning_rate"], betas=(0.9, 0.99), fused=True)
+        self.optimiser = torch.optim.Adam(
+            self.parameters, lr=stage["learning_rate"], betas=(0.9, 0.99), fused=True, capturable=x.is_cuda
+        )
 
     def loss(self) -> Tensor:
         x, encoder, count = self.x, self.encoder, len(self.x)
         low, high = self.stage["log_snr_min"], self.stage["log_snr_max"]
-        log_snr = high - (high - low) * ((torch.rand(()) + torch.arange(count) / count) % 1.0)
+        shift, grid = torch.rand((), device=x.device), torch.arange(count, device=x.device) / count
+        log_snr = high - (high - low) * ((shift + grid) % 1.0)
         eps = torch.randn_like(x)
         if encoder is None:
             return (
@@ -130,7 +133,7 @@ class TrainingStep:
 
     def __call__(self) -> None:
         self.optimiser.zero_grad(set_to_none=True)
-        with autocast(self.low):
+        with autocast(self.x, self.low):
             loss = self.loss()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, self.stage["clip"])
@@ -141,6 +144,6 @@ class TrainingStep:
 def guided_sampling(denoiser: Denoiser, encoder: Encoder, x: Tensor, z: Tensor, log_snr: Tensor, low: bool) -> Tensor:
     """One evaluation of the guided denoiser, as a sampler makes it: the denoised mean."""
     a, s = per_image(alpha(log_snr), x), per_image(sigma(log_snr), x)
-    with autocast(low), torch.no_grad():
+    with autocast(x, low), torch.no_grad():
         eps = denoiser(x, log_snr) - s * guidance(encoder, z, x, log_snr, create_graph=False)
     return (x - s * eps) / a

@@ -4,6 +4,7 @@
     PYTORCH_PYTHON -m benchmarks.pytorch_reference runs/bench/weights.npz --out runs/bench/pytorch.json
     python -m benchmarks.compare runs/bench/steps.json runs/bench/pytorch.json
 
+With `--device cuda` each step is timed as PyTorch calls it and as a CUDA graph, both sides on the same card.
 `--golden FILE` writes loss and gradients of the tiny pairs instead, for the parity test:
 
     python -m benchmarks.export_weights --golden /tmp/pairs.npz
@@ -12,6 +13,7 @@
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 import json
 from pathlib import Path
 from typing import Any
@@ -37,22 +39,42 @@ def read(arrays: dict[str, np.ndarray], name: str = "config") -> dict[str, Any]:
     return json.loads(arrays[name].tobytes())
 
 
-def calls(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Callable[[], Any]]:
-    """Every step in every variant, each with networks of its own."""
+def calls(config: dict[str, Any], arrays: dict[str, np.ndarray], device: str) -> dict[str, Callable[[], Any]]:
+    """Every step in every variant, each with networks of its own; none returns before it is done."""
     table, weights = {}, {name: array for name, array in arrays.items() if name != "config"}
     shape, count = config["denoiser"]["size"]["shape"], config["batch"]
     for variant, (layout, low) in VARIANTS.items():
         for step in ("plain", "encoder", "guided sampling"):
-            denoiser, encoder = (part.to(memory_format=layout) for part in build(config, weights))
-            x = torch.randn(count, *shape).to(memory_format=layout)
+            denoiser, encoder = (part.to(device, memory_format=layout) for part in build(config, weights))
+            x = torch.randn(count, *shape, device=device).to(memory_format=layout)
             if step == "guided sampling":
-                z, levels = torch.randn(count, config["encoder"]["latents"]), torch.full((count,), 0.3)
+                z = torch.randn(count, config["encoder"]["latents"], device=device)
+                levels = torch.full((count,), 0.3, device=device)
                 arguments = (denoiser.requires_grad_(False), encoder.requires_grad_(False), x, z, levels, low)
-                table[f"{step}, {variant}"] = lambda arguments=arguments: guided_sampling(*arguments)
+                call = partial(guided_sampling, *arguments)
             else:
                 trained = None if step == "plain" else encoder
-                table[f"{step}, {variant}"] = TrainingStep(denoiser, trained, x, config["stage"], low)
+                call = TrainingStep(denoiser, trained, x, config["stage"], low)
+            name = f"{step}, {variant}"
+            table |= {name: call} if device == "cpu" else on_gpu(name, call)
     return table
+
+
+def on_gpu(name: str, call: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
+    """A step launched kernel by kernel, and the same as one CUDA graph."""
+    with torch.cuda.stream(torch.cuda.Stream()):  # libraries choose their kernels before the capture
+        for _ in range(3):
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+
+    def done(launch: Callable[[], Any]) -> None:
+        launch()
+        torch.cuda.synchronize()
+
+    return {name: partial(done, call), f"{name}, CUDA graph": partial(done, graph.replay)}
 
 
 def golden(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -86,6 +108,7 @@ def main() -> None:
     parser.add_argument("--golden", type=Path, help="write the parity test's file instead of timing")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=None, help="default: the cores this process may use")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/pytorch.json"))
     arguments = parser.parse_args()
     with np.load(arguments.weights) as file:
@@ -95,9 +118,11 @@ def main() -> None:
         np.savez_compressed(arguments.golden, **golden(arrays))
         return
     torch.set_num_threads(arguments.threads or machine()["cores"])
+    torch.set_float32_matmul_precision("high")  # on a GPU TF32, which XLA uses too unless told otherwise
     config = read(arrays)
-    seconds = interleaved(calls(config, arrays), arguments.rounds)
+    seconds = interleaved(calls(config, arrays, arguments.device), arguments.rounds)
     report = {"machine": machine(), "torch": torch.__version__, "threads": torch.get_num_threads(),
+              "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
               "case": config["case"], "steps": {name: spread(taken) for name, taken in seconds.items()}}  # fmt: skip
     for name, taken in report["steps"].items():
         print(f"{name:44s} {1e3 * taken['median']:9.1f} ms ({1e3 * taken['low']:.1f}–{1e3 * taken['high']:.1f})")

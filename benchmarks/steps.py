@@ -5,7 +5,7 @@ other things too. Memory is what the compiled step holds at its peak: arguments,
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 import json
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,10 @@ def memory(compiled: jax.stages.Compiled) -> float:
     return (total - found.alias_size_in_bytes) / 2**20
 
 
-def measure(case: Case, rounds: int, ceiling: float) -> dict[str, Any]:
-    """Times, ratios, memory and operations of every step of a configuration. `ceiling` in GFLOP/s."""
-    steps = {name: compile_step(step) for name, step in steps_of(case).items()}
+def measure(case: Case, rounds: int, ceiling: float, only: Collection[str] = ()) -> dict[str, Any]:
+    """Times, ratios, memory and operations of the steps of a configuration, or of some. `ceiling` in GFLOP/s."""
+    wanted = {name: step for name, step in steps_of(case).items() if not only or name in {*only, "plain"}}
+    steps = {name: compile_step(step) for name, step in wanted.items()}
     seconds = interleaved({name: call for name, (call, _) in steps.items()}, rounds)
     program, rows = program_of(case), {}
     for name, taken in seconds.items():
@@ -56,9 +57,9 @@ def measure(case: Case, rounds: int, ceiling: float) -> dict[str, Any]:
             "gflop_products": products / 1e9,
             "share_of_ceiling": products / 1e9 / float(np.median(taken)) / ceiling,
         }
-        if name in ("encoder", "decoupled", "joint"):
-            row["over_forward"] = ratio(taken, seconds[f"{name}, reverse over forward"])
-        if base := {"guided sampling": "sampling", "encoder, by Fit": "encoder"}.get(name):
+        if (forward := f"{name}, reverse over forward") in seconds:
+            row["over_forward"] = ratio(taken, seconds[forward])
+        if (base := {"guided sampling": "sampling", "encoder, by Fit": "encoder"}.get(name)) in seconds:
             row[f"over_{base}"] = ratio(taken, seconds[base])
         elif name in ("encoder", "decoupled", "joint"):
             row["over_plain"] = ratio(taken, seconds["plain"])
@@ -96,20 +97,25 @@ def _quartiles(found: dict[str, float], factor: float = 1.0, digits: int = 2) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one U-Net and one perceptron only")
+    parser.add_argument("--case", choices=[case.name for case in CASES], help="one configuration only")
+    parser.add_argument("--only", nargs="+", default=(), metavar="STEP", help="plain denoising and these steps only")
     parser.add_argument("--tiny", action="store_true", help="networks of no interest, to see that all of it runs")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path("runs/bench/steps.json"))
     arguments = parser.parse_args()
     found = ceilings.measure(arguments.rounds)
-    report = {"machine": machine(), "jax": jax.__version__, "rounds": arguments.rounds, "ceilings_gflops": found}
-    print(f"{report['machine']['processor']}, {report['machine']['cores']} cores; jax {jax.__version__}; "
-          f"load {report['machine']['load']:.1f}\n\n| GFLOP/s | median (quartiles) |\n|---|---|")  # fmt: skip
+    report = {"machine": machine(), "jax": jax.__version__, "device": jax.devices()[0].device_kind,
+              "rounds": arguments.rounds, "ceilings_gflops": found}  # fmt: skip
+    device = f"{report['machine']['processor']}, {report['machine']['cores']} cores; {report['device']}"
+    print(f"{device}; jax {jax.__version__}; load {report['machine']['load']:.1f}\n\n"
+          "| GFLOP/s | median (quartiles) |\n|---|---|")  # fmt: skip
     for name, rate in found.items():
         print(f"| {name} | {_quartiles(rate, digits=0)} |")
     print(flush=True)
     report["cases"] = []
-    for case in TINY if arguments.tiny else QUICK if arguments.quick else CASES:
-        report["cases"].append(measure(case, arguments.rounds, found["matrix product"]["median"]))
+    cases = TINY if arguments.tiny else QUICK if arguments.quick else CASES
+    for case in [case for case in cases if arguments.case in (None, case.name)]:
+        report["cases"].append(measure(case, arguments.rounds, found["matrix product"]["median"], arguments.only))
         print(table(report["cases"][-1]), flush=True)
         jax.clear_caches()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
