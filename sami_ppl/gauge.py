@@ -75,7 +75,8 @@ def orthogonal_ica(means: Float[np.ndarray, "obs k"], seed: int) -> Float[np.nda
     """The orthogonal matrix nearest to FastICA's, signed and ordered to be as near the identity as can be.
 
     FastICA finds the directions of whitened means; in the space of the code these are orthogonal up to the unequal
-    spread of the axes, which the polar factor removes.
+    spread of the axes, which the polar factor removes. Where its iteration breaks down (on one host with a GPU it did,
+    in float32, for one fit of five) the axes stay as they are, with a warning: a fit is not lost for that.
     """
     from sklearn.decomposition import FastICA
     from sklearn.exceptions import ConvergenceWarning
@@ -84,8 +85,14 @@ def orthogonal_ica(means: Float[np.ndarray, "obs k"], seed: int) -> Float[np.nda
     with warnings.catch_warnings():
         # Where means are Gaussian no direction is better than another, and the search for one does not end.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        ica.fit(means - means.mean(0))
-    directions = ica.components_ / np.linalg.norm(ica.components_, axis=1, keepdims=True)
+        try:
+            found = ica.fit(means.astype(float) - means.mean(0, dtype=float)).components_
+        except ValueError as error:
+            if not np.isfinite(means).all():
+                raise
+            warnings.warn(f"gauge fixing broke down ({error}): the axes stay as they are", stacklevel=3)
+            return np.eye(means.shape[1])
+    directions = found / np.linalg.norm(found, axis=1, keepdims=True)
     left, _, right = np.linalg.svd(directions)
     rotation = left @ right
     axis_of_row = linear_sum_assignment(-np.abs(rotation))[1]

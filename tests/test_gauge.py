@@ -6,10 +6,11 @@ import numpy as np
 import numpyro
 from numpyro import distributions as dist
 import pytest
+from sklearn.decomposition import FastICA
 
 from sami_ppl.decoder import ScoreDecoder
 from sami_ppl.encoder import RotatedEncoder
-from sami_ppl.gauge import align
+from sami_ppl.gauge import align, orthogonal_ica
 from sami_ppl.guidance import GuidedDenoiser
 from sami_ppl.objective import ScoreELBO, site_kl
 from sami_ppl.program import Program
@@ -241,6 +242,20 @@ def test_priors_without_rotation_symmetry_are_refused(oracle, exact_encoder, pri
     program = make(oracle, exact_encoder, prior=prior)
     with pytest.raises(ValueError, match=message):
         align(program, np.zeros((3, 6), np.float32))
+
+
+def test_a_breakdown_of_the_iteration_leaves_the_axes_and_says_so(monkeypatch):
+    """LAPACK met a NaN of FastICA's own making once; a NaN in the means themselves is an error."""
+    means = np.random.default_rng(0).uniform(size=(100, 3)).astype(np.float32)
+
+    def breaks(self, x):
+        raise ValueError("slice 0 has a NaN entry")
+
+    with pytest.raises(ValueError, match="NaN"):
+        orthogonal_ica(np.full_like(means, np.nan), seed=0)
+    monkeypatch.setattr(FastICA, "fit", breaks)
+    with pytest.warns(UserWarning, match=r"slice 0 .* axes stay"):
+        assert np.array_equal(orthogonal_ica(means, seed=0), np.eye(3))
 
 
 def test_collapsed_axes_leave_the_program_as_it_is(oracle, exact_encoder):

@@ -61,6 +61,7 @@ class _Pass(NamedTuple):
 
 
 @eqx.filter_jit
+@jax.default_matmul_precision("highest")  # on a GPU products are of TF32 otherwise: three digits
 def _passes(program: Program, proposal: NoiseProposal, x: Array, given: Given, key: Array, levels: int) -> _Pass:
     """Diffusion terms (levels, obs) and KL (levels, obs, D): an observation's levels are strata of the proposal."""
     offset_key, pass_key = jax.random.split(key)

@@ -56,6 +56,7 @@ def flow_log_prob(
 
 
 @eqx.filter_jit
+@jax.default_matmul_precision("highest")  # on a GPU products are of TF32 otherwise: three digits
 def _solve(denoiser: AbstractDenoiser, x: Array, keys: Array, exact: bool, probes: int, tolerance: float) -> Array:
     import diffrax
 

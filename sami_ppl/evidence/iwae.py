@@ -17,6 +17,7 @@ from sami_ppl.schedule import NoiseProposal
 
 
 @eqx.filter_jit
+@jax.default_matmul_precision("highest")  # on a GPU products are of TF32 otherwise: three digits
 def _log_weights(
     program: Program, proposal: NoiseProposal, x: Array, given: Given, key: Array, draws: int, levels: int
 ) -> Array:
