@@ -14,6 +14,7 @@ import numpy as np
 
 from sami_ppl import counterfactual, evidence_bound, load, programs
 from sami_ppl.data import fit_disks, render, train_test
+from sami_ppl.data.causal_disks import NOISE, mechanisms
 from sami_ppl.evidence.elbo import mean_and_error
 
 SETS = ("centre_x", "centre_y", "background")
@@ -30,15 +31,15 @@ def opened(folder: Path):
     return module, load(folder / "model"), train_test(module.load(config, key=data_key))[1]
 
 
-def true_counterfactual(module, data, do):
+def true_counterfactual(data, do):
     """Factors and images with the noises of the data held."""
     noise, value = {}, {name: data[name].values for name in SETS}
-    rest = module.mechanisms(dict.fromkeys(SETS, 0.0), value)
+    rest = mechanisms(dict.fromkeys(SETS, 0.0), value)
     assert all(np.array_equal(rest[name], value[name]) for name in SETS)
     for name in SETS:
         others = {n: v for n, v in value.items() if n != name}
-        noise[name] = (value[name] - module.mechanisms(dict.fromkeys(SETS, 0.0), others)[name]) / module.NOISE[name]
-    factors = module.mechanisms(noise, do)
+        noise[name] = (value[name] - mechanisms(dict.fromkeys(SETS, 0.0), others)[name]) / NOISE[name]
+    factors = mechanisms(noise, do)
     return factors, np.asarray(render(**factors))
 
 
@@ -46,20 +47,20 @@ def rms(images, others):
     return np.sqrt(np.mean((images - others) ** 2, axis=(-3, -2, -1)))
 
 
-def answers(module, program, data, name):
+def answers(program, data, name):
     """For do(name = its value in the next image): the true images, ours, and their factors."""
     do = {name: np.roll(data[name].values, -1)}
-    factors, truth = true_counterfactual(module, data, do)
+    factors, truth = true_counterfactual(data, do)
     tree = counterfactual(program, data, do, key=jax.random.key(1), draws=1)
     return factors, truth, tree["counterfactual"]["x"].values[0]
 
 
-def figure(module, program, data, file, columns=8):
+def figure(program, data, file, columns=8):
     """Rows: input; do(centre_x), ours and the truth; do(centre_y), ours and the truth."""
     data = data.isel(obs=slice(columns))
     rows = [("input", data["x"].values)]
     for name in ("centre_x", "centre_y"):
-        _, truth, ours = answers(module, program, data, name)
+        _, truth, ours = answers(program, data, name)
         rows += [(f"do({name})", ours), ("true", truth)]
     fig, axes = plt.subplots(len(rows), columns, figsize=(columns * 0.8 + 1, len(rows) * 0.82), layout="constrained")
     for line, (label, images) in zip(axes, rows, strict=True):
@@ -80,7 +81,7 @@ def main() -> None:
     for folder in arguments.folders:
         module, program, test = opened(folder)
         if arguments.figure:
-            figure(module, program, test, arguments.figure)
+            figure(program, test, arguments.figure)
             return
         corr = np.abs(np.corrcoef(program.encode(test["x"].values)[0].T, [test[n].values for n in SETS])[:3, 3:])
         own, other = corr.max(0), np.sort(corr, 0)[1]
@@ -96,7 +97,7 @@ def main() -> None:
         back = rms(same, few["x"].values)
         print(f"| {folder.name} | nothing | {np.median(back):.4f}, {back.mean():.4f} |")
         for name in SETS:
-            factors, truth, ours = answers(module, program, few, name)
+            factors, truth, ours = answers(program, few, name)
             error, still = rms(ours, truth), rms(few["x"].values, truth)
             seen = np.asarray(fit_disks(ours)[0])
             off = np.round([np.abs(seen[:, j] - factors[n]).mean() for j, n in enumerate(SETS)], 3)

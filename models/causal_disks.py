@@ -1,11 +1,8 @@
 """Causal disks: centre x moves centre y, centre y the background; interventions and counterfactuals have known answers.
 
-    centre_x   = ½ + 3/10 n₁
-    centre_y   = ½ + 3/5 (centre_x − ½) + 3/25 n₂                       n₁, n₂, n₃ ~ Uniform(−1, 1)
-    background = −¼ + 3/2 (centre_y − ½) + 3/10 n₃
-
-The prior "causal" has the same graph, its coefficients and scales are learned. Neither a graph of Normals nor
-independent ones determine axes by themselves, so a share of the training images is `labelled` with its factors.
+The mechanisms are those of `sami_ppl.data.causal_disks`; the prior "causal" has the same graph, its coefficients and
+scales are learned. Neither a graph of Normals nor independent ones determine axes by themselves, so a share of the
+training images is `labelled` with its factors.
 """
 
 from dataclasses import dataclass, replace
@@ -19,15 +16,10 @@ from numpyro import distributions as dist
 import xarray as xr
 
 from sami_ppl import PreconditionedDenoiser, Program, VariancePreserving, encoder_for
-from sami_ppl.data import split
-from sami_ppl.data.disks import FACTORS, fit_disks, render
+from sami_ppl.data import causal_disks, fit_disks, labelled, split
+from sami_ppl.data.causal_disks import PARENT, UNITS, WEIGHT
 from sami_ppl.nn import ResidualMLP
 
-PARENT = {"centre_x": None, "centre_y": "centre_x", "background": "centre_y"}
-WEIGHT = {"centre_y": 0.6, "background": 1.5}
-NOISE = {"centre_x": 0.3, "centre_y": 0.12, "background": 0.3}
-# Centre and unit of every factor where the prior begins.
-UNITS = {"centre_x": (0.5, 0.2), "centre_y": (0.5, 0.2), "background": (-0.25, 0.5)}
 # Adam moves a parameter by at most the learning rate a step: coefficients are learned in larger steps than weights.
 STEP = 5.0
 
@@ -94,30 +86,15 @@ def weights(program: Program) -> dict[str, float]:
     }
 
 
-def mechanisms(noise: dict[str, Any], do: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The true factors from their noises, with some of them set."""
-    value: dict[str, Any] = {}
-    for name, parent in PARENT.items():
-        moved = 0.0 if parent is None else WEIGHT[name] * (value[parent] - UNITS[parent][0])
-        value[name] = {name: UNITS[name][0] + moved + NOISE[name] * noise[name], **(do or {})}[name]
-    return value
-
-
 def load(config: Config, *, key: jax.Array) -> xr.Dataset:
     """Images with their true factors and noises, four fifths for training; labels where they are told, else 0."""
     noise_key, split_key, label_key = jax.random.split(key, 3)
-    noise: dict[str, Any] = dict(
-        zip(FACTORS, jax.random.uniform(noise_key, (3, config.observations), minval=-1.0), strict=True)
-    )
-    factors = {name: np.asarray(value) for name, value in mechanisms(noise).items()}
-    x = render(**factors, resolution=config.resolution, radius=config.radius)
-    data = xr.Dataset({"x": (("obs", "channel", "row", "column"), np.asarray(x))})
-    data = split(data.assign({name: ("obs", value) for name, value in factors.items()}), test=0.2, key=split_key)
+    drawn = causal_disks(noise_key, config.observations, resolution=config.resolution, radius=config.radius)
+    data = split(drawn, test=0.2, key=split_key)
     if config.prior == "normal":
         return data
-    told = np.asarray(jax.random.uniform(label_key, (data.sizes["obs"],))) < config.labelled
-    told &= data["split"].values == "train"
-    label = np.where(told[:, None], np.stack([data[name].values for name in FACTORS], -1), 0.0)
+    told = labelled(data, config.labelled, key=label_key)
+    label = np.where(told[:, None], np.stack([data[name].values for name in PARENT], -1), 0.0)
     return data.assign(label=(("obs", "factor"), label), labelled=("obs", told.astype(int)))
 
 

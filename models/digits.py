@@ -15,7 +15,7 @@ from numpyro import distributions as dist
 import xarray as xr
 
 from sami_ppl import PreconditionedDenoiser, Program, VariancePreserving, encoder_for
-from sami_ppl.data import digits, split
+from sami_ppl.data import digits, labelled, split
 from sami_ppl.nn import ResidualMLP
 
 
@@ -90,8 +90,7 @@ def load(config: Config, *, key: jax.Array) -> xr.Dataset:
     data = split(digits(), test=0.2, key=split_key)
     if config.prior == "normal":
         return data
-    told = np.asarray(jax.random.uniform(label_key, (data.sizes["obs"],))) < config.labelled
-    told &= data["split"].values == "train"
+    told = labelled(data, config.labelled, key=label_key)
     return data.assign(label=("obs", np.where(told, data["digit"].values, -1)))
 
 

@@ -15,7 +15,7 @@ from numpyro import distributions as dist
 import xarray as xr
 
 from sami_ppl import PreconditionedDenoiser, Program, RelaxedOneHotCategorical, VariancePreserving, encoder_for
-from sami_ppl.data import split
+from sami_ppl.data import labelled, split
 from sami_ppl.nn import ResidualMLP
 
 
@@ -81,7 +81,7 @@ def load(config: Config, *, key: jax.Array) -> xr.Dataset:
     data = split(xr.Dataset(images | {n: ("obs", v) for n, v in factors.items()}), test=0.2, key=split_key)
     if config.kind == "relaxed":
         return data
-    told = (np.asarray(jax.random.uniform(label_key, kind.shape)) < config.labelled) & (data["split"].values == "train")
+    told = labelled(data, config.labelled, key=label_key)
     return data.assign(label=("obs", np.where(told, data["shape"].values, -1)))
 
 

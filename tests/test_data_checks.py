@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from sami_ppl.data import check_data, split, train_test
+from sami_ppl.data import check_data, labelled, split, train_test
 
 IMAGE = ("obs", "channel", "row", "column")
 
@@ -119,3 +119,16 @@ def test_split_errors():
         split(images().assign_coords(split=("obs", ["train"] * 5 + ["valid"])), key=key)
     with pytest.raises(ValueError, match=r"no coordinate 'split': write data = split\("):
         train_test(images())
+
+
+def test_labels_are_told_of_training_observations_only():
+    data = split(xr.Dataset({"x": (("obs", "feature"), np.zeros((5000, 1)))}), test=0.4, key=jax.random.key(0))
+    train = data["split"].values == "train"
+    found = labelled(data, 0.1, key=jax.random.key(1))
+    assert not found[~train].any()
+    assert 225 < found.sum() < 375  # 300 expected, standard deviation 16
+    assert np.array_equal(labelled(data, 1.0, key=jax.random.key(1)), train)
+    with pytest.raises(ValueError, match=r"\[0, 1\], got 5"):
+        labelled(data, 5, key=jax.random.key(1))
+    with pytest.raises(ValueError, match="split"):
+        labelled(data.drop_vars("split"), 0.1, key=jax.random.key(1))

@@ -4,8 +4,10 @@ from sami_ppl.data.balls import lit_balls as lit_balls
 from sami_ppl.data.balls import render_balls as render_balls
 from sami_ppl.data.bars import bars as bars
 from sami_ppl.data.bars import render_bars as render_bars
+from sami_ppl.data.causal_disks import causal_disks as causal_disks
 from sami_ppl.data.checks import check_data as check_data
 from sami_ppl.data.checks import check_shape as check_shape
+from sami_ppl.data.checks import labelled as labelled
 from sami_ppl.data.checks import split as split
 from sami_ppl.data.checks import train_test as train_test
 from sami_ppl.data.digits import digits as digits

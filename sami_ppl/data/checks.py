@@ -8,7 +8,7 @@ observation (channels first for images), known factors as further variables on `
 from collections.abc import Hashable
 
 import jax
-from jaxtyping import Array, Key
+from jaxtyping import Array, Bool, Key
 import numpy as np
 import xarray as xr
 
@@ -136,6 +136,18 @@ def train_test(data: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
         raise ValueError("data have no coordinate 'split': write data = split(data, key=jax.random.key(0))")
     labels = _check_split(data)
     return data.isel(obs=labels == "train"), data.isel(obs=labels == "test")
+
+
+def labelled(data: xr.Dataset, share: float, *, key: Key[Array, ""]) -> Bool[np.ndarray, " obs"]:
+    """Whose labels a semi-supervised prior is told: each training observation with probability `share`, no test one.
+
+    Raises ValueError where data are not split or `share` is no share.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"the share of labelled observations must lie in [0, 1], got {share}")
+    train_test(data)
+    chosen = np.asarray(jax.random.uniform(key, (data.sizes["obs"],))) < share
+    return chosen & (data["split"].values == "train")
 
 
 def _check_split(data: xr.Dataset) -> np.ndarray:
