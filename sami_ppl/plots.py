@@ -205,7 +205,8 @@ def spectrum(information: Any) -> Figure:
 def line_colours(axes: Sequence[Any] | np.ndarray) -> list[tuple[Any, str, str]]:
     """Of every axis: itself, the colour of its line, and the line's name; all after the seventh are one grey."""
     rest = [LINE] * len(axes)
-    names = [str(axis) for axis in axes[: len(COLOURS)]] + ["others"] + ["_"] * len(axes)
+    after = ["others"] if len(axes) > len(COLOURS) + 1 else [str(axis) for axis in axes[len(COLOURS) :]]
+    names = [str(axis) for axis in axes[: len(COLOURS)]] + after + ["_"] * len(axes)
     return list(zip(axes, (*COLOURS, *rest), names, strict=False))
 
 
