@@ -90,7 +90,7 @@ def load(config: Config, *, key: jax.Array) -> xr.Dataset:
     data = split(digits(), test=0.2, key=split_key)
     if config.prior == "normal":
         return data
-    told = labelled(data, config.labelled, key=label_key)
+    told = labelled(data, config.labelled, key=label_key) & (data["digit"].values < config.clusters)
     return data.assign(label=("obs", np.where(told, data["digit"].values, -1)))
 
 

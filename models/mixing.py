@@ -6,7 +6,7 @@ scale (Khemakhem et al. 2020). The prior's means and scales are learned; `sami r
 control.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -93,6 +93,16 @@ def load(config: Config, *, key: jax.Array) -> xr.Dataset:
     factors = {f"factor_{j}": ("obs", z[:, j].astype(np.float32)) for j in range(config.factors)}
     data = xr.Dataset({"x": (("obs", "feature"), x.astype(np.float32)), "u": ("obs", u), **factors})
     return split(data, test=0.2, key=jax.random.fold_in(key, 1))
+
+
+def adapt(config: Config, data: xr.Dataset) -> Config:
+    """What follows from the data: number of features, and of classes, which are counted from 0."""
+    config = replace(config, features=data["x"].shape[-1])
+    if "u" not in data:
+        return config
+    if (low := int(data["u"].min())) < 0:
+        raise ValueError(f"u counts classes from 0, got {low}")
+    return replace(config, classes=max(config.classes, int(data["u"].max()) + 1))
 
 
 def build(config: Config, *, key: jax.Array) -> Program:

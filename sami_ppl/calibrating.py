@@ -18,7 +18,7 @@ from sami_ppl.calibration import (
     simulation_based_calibration,
     typicality,
 )
-from sami_ppl.data import check_data, load_data, split, train_test
+from sami_ppl.data import check_data, load_data, real_factors, split, train_test
 from sami_ppl.evidence import first, importance_proposal, importance_weighted_bound
 from sami_ppl.plots import COLOURS
 from sami_ppl.posterior import save_tree
@@ -67,8 +67,8 @@ def calibrate_run(
     lines = [describe(found)]
     figures: dict[str, Any] = {"calibration": _plain(found) | found.attrs}
 
-    if any(v.dims == ("obs",) and v.dtype.kind == "f" for name, v in test.data_vars.items() if name != "x"):
-        cut = [part.isel(obs=slice(count)) for part, count in ((train, TRAIN), (test, limit))]
+    cut = [part.isel(obs=slice(count)) for part, count in ((train, TRAIN), (test, limit))]
+    if real_factors(*reversed(cut)):
         recovered = factor_recovery(program, *cut, key=factor_key)
         tree["factors"] = xr.DataTree(recovered)
         lines.append(_factor_lines(recovered))
@@ -98,9 +98,10 @@ def _weights(program: Program, data: xr.Dataset, *, key: jax.Array) -> xr.Datase
 
 
 def _observation_figures(each: xr.Dataset) -> dict[str, Any]:
-    odd = np.flatnonzero(each["p_value"].values < ODD)
+    level = max(ODD, 2 / (each.attrs["reference"] + 1))  # no p-value is smaller
+    odd = np.flatnonzero(each["p_value"].values <= level)
     figures: dict[str, Any] = {
-        "observations": each.sizes["obs"], "reference": each.attrs["reference"],
+        "observations": each.sizes["obs"], "reference": each.attrs["reference"], "odd_level": level,
         "median_bound": float(each["bound"].median()), "odd": odd[np.argsort(each["p_value"].values[odd])].tolist(),
     }  # fmt: skip
     if "pareto_k" in each:
@@ -117,7 +118,8 @@ def _observation_lines(found: dict[str, Any], beside: str) -> str:
     shown = ", ".join(map(str, odd[:8])) + (", …" if len(odd) > 8 else "")
     lines = [
         f"{count} observations beside {found['reference']} {beside} ones: the bounds of {len(odd)} are among the "
-        f"{ODD:.0%} most unusual; {ODD * count:.0f} would be by chance" + (f" (obs {shown})" if odd else "")
+        f"{100 * found['odd_level']:.2g}% most unusual; {found['odd_level'] * count:.0f} would be by chance"
+        + (f" (obs {shown})" if odd else "")
     ]
     if "weighted" in found:
         lines.append(

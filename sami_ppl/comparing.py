@@ -47,20 +47,29 @@ def held_out_evidence(
 
 
 def compare(
-    programs: Mapping[str, Program], data: xr.Dataset | Array | np.ndarray, *, key: Array, levels: int = 64
+    programs: Mapping[str, Program],
+    data: xr.Dataset | Array | np.ndarray | dict[str, xr.Dataset],
+    *,
+    key: Array,
+    levels: int = 64,
 ) -> pd.DataFrame:
     """`az.compare` of programs by their bounds on held-out observations, the best first; differences are paired.
 
+    `data`: the observations, or, where programs take different variables beside them, a dict with a Dataset for each.
     Columns: `elpd`, the bound summed over observations in nats; `elpd_diff` from the best, and `dse`, its standard
-    error over observations. Raises ValueError for fewer than two programs or observations of another shape.
+    error over observations. Raises ValueError for fewer than two programs, or observations of another shape or that
+    are not the same for all.
     """
     import arviz as az
 
     if len(programs) < 2:
         raise ValueError(f"compare takes at least two programs, got {len(programs)}")
-    for program in programs.values():
-        program.observations(data)
-    found = {name: held_out_evidence(p, data, key=key, levels=levels) for name, p in programs.items()}
+    own = data if isinstance(data, dict) else dict.fromkeys(programs, data)
+    seen = {name: program.observations(own[name])[0] for name, program in programs.items()}
+    one, *others = seen.values()
+    if any(not np.array_equal(one, other, equal_nan=True) for other in others):
+        raise ValueError(f"{', '.join(seen)} are compared on one set of observations, but x is not the same for all")
+    found = {name: held_out_evidence(p, own[name], key=key, levels=levels) for name, p in programs.items()}
     # Stacking weights exponentiate single observations, whose bounds may lie thousands of nats apart.
     return az.compare(found, method="pseudo-BMA", round_to="none")
 
@@ -89,12 +98,12 @@ def compare_runs(
     parts = {name: _observations(run.data, limit, whole=data is not None) for name, run in runs.items()}
     held_out = parts[names[0]]
     for name, part in parts.items():
-        if not np.array_equal(part["x"].values, held_out["x"].values):
+        if not np.array_equal(part["x"].values, held_out["x"].values, equal_nan=True):
             raise UserError(
                 f"{name} was fitted to other data than {names[0]}, whose held-out observations it may have been "
                 "trained on: give observations that none has seen, --data FILE"
             )
-    table = compare({n: r.program for n, r in runs.items()}, held_out, key=jax.random.key(seed), levels=levels)
+    table = compare({n: r.program for n, r in runs.items()}, parts, key=jax.random.key(seed), levels=levels)
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
         (Path(out) / "comparison.json").write_text(table.to_json(orient="index", indent=1) or "")

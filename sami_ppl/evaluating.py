@@ -104,7 +104,7 @@ def evidence_figures(
     spectrum = information_spectrum(single, each[:PILOT], key=information_key, levels=24)
     groups["information"] = spectrum
     figures["information"] = {name: spectrum.attrs[name] for name in ("information", "gain", "kl", "gap")}
-    if hasattr(run.module, "exact"):
+    if run.own_data and hasattr(run.module, "exact"):
         truth = -np.asarray(jax.vmap(run.module.exact(run.config).log_prob)(jnp.asarray(x)))
         groups["exact"] = xr.Dataset({"negative_log_evidence": ("obs", truth)}, attrs={"units": "nats"})
         figures["exact"] = {

@@ -16,7 +16,7 @@ from numpyro import handlers
 import xarray as xr
 
 from sami_ppl.analyses.codes import ACTIVE_VARIANCE
-from sami_ppl.data import train_test, unrolled, unrolled_names
+from sami_ppl.data import real_factors, train_test, unrolled, unrolled_names
 from sami_ppl.diagnostics.clusters import clusters
 from sami_ppl.diagnostics.collapse import collapse_warning
 from sami_ppl.diagnostics.gain import draw_code, noise_errors
@@ -78,6 +78,8 @@ def evaluate(
     metrics["noise_end_kl"] = noise_end_kl(program, test.isel(obs=slice(256)), key=end_key)
 
     names = {kind: _factors(data, kind, factors) for kind in ("f", "iu")}
+    if names["f"]:
+        names["f"] = real_factors(train[names["f"]], test[names["f"]])
     told = program.latents.arguments
     names["iu"] = [n for n in names["iu"] if n not in told and len(np.unique(train[n].values)) > 1]
     if any(site.components > 1 or site.categories for site in program.latents.sites):
@@ -107,11 +109,12 @@ def evaluate(
 def circular_figures(program: Program, codes: Float[np.ndarray, "obs D"], data: xr.Dataset) -> dict[str, Any]:
     """Of every factor that goes round: its circular correlation with each angle of the prior, and how the code jumps.
 
-    `circular_corr` is the absolute value. `largest_jump` is that of the code of each site, see `metrics.largest_jump`.
+    `circular_corr` is the absolute value. `largest_jump` is that of the code of each site, see `metrics.largest_jump`;
+    none where the data do not go all the way round.
     """
     found: dict[str, dict] = {"circular_corr": {}, "largest_jump": {}}
     for name, factor in data.data_vars.items():
-        if "period" not in factor.attrs:
+        if "period" not in factor.attrs or not np.isfinite(factor.values).all():
             continue
         turn = 2 * np.pi * factor.values / factor.attrs["period"]
         sites = {site.name: codes[:, site.code] for site in program.latents.sites}
@@ -121,7 +124,9 @@ def circular_figures(program: Program, codes: Float[np.ndarray, "obs D"], data: 
         }  # fmt: skip
         found["circular_corr"][name] = {site: abs(circular_correlation(turn, a)) for site, a in angles.items()}
         bins = min(64, max(4, len(turn) // 20))
-        found["largest_jump"][name] = {site: largest_jump(code, turn, bins=bins) for site, code in sites.items()}
+        filled = len(np.unique(np.floor(np.mod(turn / (2 * np.pi), 1.0) * bins))) >= bins
+        jumps = {site: largest_jump(code, turn, bins=bins) for site, code in sites.items()} if filled else {}
+        found["largest_jump"][name] = jumps
     return found if found["circular_corr"] else {}
 
 

@@ -40,7 +40,8 @@ def align(
     """
     symmetric = symmetric_axes(program)
     if symmetric.sum() < 2:
-        kinds = ", ".join(site.name for site in program.latents.sites if not site.standard)
+        parents = {name for site in program.latents.sites for name in site.parents}
+        kinds = ", ".join(s.name for s in program.latents.sites if not s.standard or s.name in parents)
         raise ValueError(
             "align needs at least two latent axes with independent normal priors: rotations of other priors give "
             f"another program (sites without that symmetry: {kinds or 'none'}, "
@@ -66,9 +67,13 @@ def align(
 
 
 def symmetric_axes(program: Program) -> Bool[np.ndarray, " D"]:
-    """Axes with a fixed normal prior and a Gaussian posterior: rotating those among themselves changes nothing."""
-    gaussian = not isinstance(program.encoder, FamilyEncoder)
-    return np.concatenate([np.full(site.size, gaussian and site.standard) for site in program.latents.sites])
+    """Axes with a fixed normal prior and a Gaussian posterior: rotating those among themselves changes nothing.
+
+    Not those of sites that others depend on: their laws tell the axes apart.
+    """
+    sites, gaussian = program.latents.sites, not isinstance(program.encoder, FamilyEncoder)
+    parents = {name for site in sites for name in site.parents}
+    return np.concatenate([np.full(s.size, gaussian and s.standard and s.name not in parents) for s in sites])
 
 
 def orthogonal_ica(means: Float[np.ndarray, "obs k"], seed: int) -> Float[np.ndarray, "k k"]:

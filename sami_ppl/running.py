@@ -108,13 +108,17 @@ def run(
 
 
 class Finished(NamedTuple):
-    """A finished run, opened again: its program, the program file as it was saved, its settings, data and key."""
+    """A finished run, opened again: its program, the program file as it was saved, its settings, data and key.
+
+    `own_data`: whether it was fitted to the data that the program file makes.
+    """
 
     program: Program
     module: ModuleType
     config: Any
     data: xr.Dataset
     key: jax.Array
+    own_data: bool
 
 
 def open_run(out: Path, *, data: xr.Dataset | None = None) -> Finished:
@@ -133,7 +137,7 @@ def open_run(out: Path, *, data: xr.Dataset | None = None) -> Finished:
     if data is None:
         source = None if description["data"] is None else Path(description["data"])
         data = _load(module, config, source, key=data_key)
-    return Finished(load(out / "model"), module, config, data, figure_key)
+    return Finished(load(out / "model"), module, config, data, figure_key, description["data"] is None)
 
 
 def report(out: Path, *, data: xr.Dataset | None = None) -> Path:
@@ -180,7 +184,8 @@ def summary(metrics: dict[str, Any]) -> str:
     for name, found in metrics.get("circular_corr", {}).items():
         scores = "; ".join(f"{site} {corr:.3f}" for site, corr in found.items()) or "no angle in the prior"
         jumps = "; ".join(f"{site} {jump:.1f}" for site, jump in metrics["largest_jump"][name].items())
-        lines.append(f"circular correlation of {name}: {scores}; largest step of the code, over the mean step: {jumps}")
+        steps = f"; largest step of the code, over the mean step: {jumps}" if jumps else ""
+        lines.append(f"circular correlation of {name}: {scores}{steps}")
     for label, accuracies in metrics.get("probes", {}).items():
         lines.append(f"held-out accuracy for {label}: " + ", ".join(f"{k} {v:.3f}" for k, v in accuracies.items()))
     lines.append("KL per axis (nats): " + "  ".join(f"{a} {v:.2f}" for a, v in metrics["kl_nats"].items()))

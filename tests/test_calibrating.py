@@ -44,7 +44,8 @@ def test_own_data_and_mistakes(exact_run, tmp_path):
     np.savez(tmp_path / "wrong.npz", x=rng.normal(size=(12, 7)).astype(np.float32))
     few = {"simulations": 20, "draws": 4, "weighted": 0}
     text = calibrate_run(exact_run, data=tmp_path / "mine.npz", **few)
-    assert "12 observations beside 80 held-out ones" in text
+    # Beside 80 observations no p-value is below 2/81: the level is that, not 1 %.
+    assert "12 observations beside 80 held-out ones: the bounds of 12 are among the 2.5% most unusual; 0 would" in text
     assert "Pareto" not in text
     with pytest.raises(ValueError, match="8"):
         calibrate_run(exact_run, data=tmp_path / "wrong.npz", **few)

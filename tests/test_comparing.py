@@ -5,9 +5,11 @@ import shutil
 
 import jax
 import numpy as np
+import numpyro
 import pytest
+import xarray as xr
 
-from sami_ppl import running
+from sami_ppl import Matern, over_time, running
 from sami_ppl.comparing import compare, compare_runs, held_out_evidence
 from sami_ppl.evidence import evidence_bound
 from sami_ppl.programs import UserError
@@ -36,6 +38,28 @@ def test_evidence_is_minus_the_bound(tiny_program):
     assert found.elpd == pytest.approx(float(found.elpd_i.sum()))
     bound = evidence_bound(program, x, key=jax.random.key(7), levels=64)["bound"]
     assert found.elpd / 8 == pytest.approx(-float(bound.mean()), abs=6 * float(bound.std()) / 8**0.5 + 3)
+
+
+def smooth():
+    numpyro.sample("z", Matern(np.arange(4.0), np.full(2, 3.0)))
+
+
+def test_programs_may_have_data_sets_of_the_same_observations(tiny_program, fill):
+    """Each is scored on its own variables; frames that are missing in both are no difference."""
+    program, key = tiny_program(), jax.random.key(0)
+    other = program.replace(encoder=fill(program.encoder))
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    own = {"a": xr.Dataset({"x": (("obs", "feature"), x)}), "b": xr.Dataset({"x": (("obs", "feature"), x)})}
+    own["b"]["label"] = ("obs", np.zeros(8))
+    both = {"a": program, "b": other}
+    assert compare(both, own, key=key, levels=4).equals(compare(both, x, key=key, levels=4))
+    with pytest.raises(ValueError, match="a, b are compared on one set of observations"):
+        compare(both, own | {"b": own["b"] + 1}, key=key, levels=4)
+    clips, frames = over_time(program, smooth), x.reshape(2, 4, 4).copy()
+    frames[1, 2] = np.nan
+    clip = xr.Dataset({"x": (("obs", "time", "feature"), frames)})
+    table = compare({"a": clips, "b": clips}, {"a": clip, "b": clip.copy(deep=True)}, key=key, levels=4)
+    assert np.allclose(table["elpd_diff"], 0)
 
 
 def test_what_cannot_be_compared(tiny_program):

@@ -104,6 +104,7 @@ def broken_files(folder):
     np.savez(folder / "no_x.npz", images=FLOATS)
     np.savez(folder / "flat.npz", x=np.zeros(5))
     np.savez(folder / "objects.npz", x=np.array([1, "a"], object))
+    np.savez(folder / "dims.npz", x=np.zeros((5, 1, 4, 4)), row=np.zeros(5), height=np.zeros(5))
     (folder / "text.npz").write_text("no archive")
     (folder / "text.nc").write_text("no dataset")
     (folder / "empty.zarr").mkdir()
@@ -123,6 +124,7 @@ def broken_files(folder):
         "no_x.npz": (ValueError, r"no_x.npz has no array 'x', it has \['images'\]: write np.savez"),
         "flat.npz": (ValueError, r"'x' in flat.npz has shape \(5,\), expected observations on the first axis"),
         "objects.npz": (ValueError, r"objects.npz cannot be read as a .npz file of plain arrays .*no object arrays"),
+        "dims.npz": (ValueError, "dims.npz has arrays named as dims of x are, row, which would not be kept as factors"),
         "text.npz": (ValueError, "text.npz cannot be read as a .npz file"),
         "text.nc": (ValueError, r"text.nc cannot be read as a dataset (?s:.*)to_netcdf\(path\)"),
         "empty.zarr": (ValueError, r"empty.zarr cannot be read as a dataset (?s:.*)to_zarr\(path\)"),

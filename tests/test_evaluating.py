@@ -1,6 +1,7 @@
 """`sami evaluate`: figures of the evidence beside the truth, and messages for what does not fit."""
 
 import json
+import shutil
 import warnings
 
 import numpy as np
@@ -57,6 +58,12 @@ def test_own_data_and_mistakes(folder, tmp_path):
     np.savez(tmp_path / "wrong.npz", x=rng.normal(size=(5, 7)).astype(np.float32))
     text = evaluate_run(folder, data=tmp_path / "mine.npz", levels=4, weighted=0)
     assert "5 observations" in text
+    assert "exact" in text
+    fitted_to_mine = tmp_path / "mine"
+    shutil.copytree(folder, fitted_to_mine)
+    description = json.loads((folder / "config.json").read_text())
+    (fitted_to_mine / "config.json").write_text(json.dumps(description | {"data": str(tmp_path / "mine.npz")}))
+    assert "exact" not in evaluate_run(fitted_to_mine, levels=4, weighted=0), "the program file's law is not that of x"
     assert "importance-weighted" not in text
     with pytest.raises(ValueError, match="8"):
         evaluate_run(folder, data=tmp_path / "wrong.npz")

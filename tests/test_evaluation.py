@@ -248,5 +248,13 @@ def test_evaluate_gathers_the_figures(exact, program, collapsed):
     assert found["low_pass_pca"]["linear_r2"]["one"] == pytest.approx(2.25 / 2.55, abs=0.06)
     chosen = evaluate(program, data, key=jax.random.key(0), samples=8, factors=["two"])
     assert (list(chosen["linear_r2"]), "probes" in chosen) == (["two"], False)
+    rng = np.random.default_rng(1)
+    odd = data.assign(some=("obs", np.where(z[:, 0] > 2, np.nan, z[:, 0])), still=("obs", np.zeros(900)))
+    odd["quarter"] = ("obs", rng.uniform(0, 90, 900), {"period": 360.0})
+    with pytest.warns(UserWarning, match="left out of the true factors") as warned:
+        kept = evaluate(program, odd, key=jax.random.key(0), samples=8)
+    assert [str(w.message).split()[0] for w in warned] == ["some", "still"]
+    assert list(kept["linear_r2"]) == ["one", "two", "cos_quarter", "sin_quarter"]
+    assert kept["largest_jump"]["quarter"] == {}, "these angles do not go round"
     with pytest.raises(ValueError, match="factors names three, but the data have one, two, sign, same on obs"):
         evaluate(program, data, key=jax.random.key(0), factors=["three"])

@@ -230,12 +230,19 @@ def scaled():
     numpyro.sample("b", dist.Normal(0.0, jnp.exp(a)).expand([3]).to_event(1))
 
 
+def parent():
+    """The axes of `a` have a normal law by themselves, but `b` follows the first of them: turned they are others."""
+    a = numpyro.sample("a", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    numpyro.sample("b", dist.Normal(3 * a[..., 0], 0.1))
+
+
 @pytest.mark.parametrize(
     ("prior", "message"),
     [
+        (parent, r"without that symmetry: a, b, 0 normal axis"),
         (boxes, r"without that symmetry: place, 0 normal axis"),
         (one_normal, r"without that symmetry: place, 1 normal axis"),
-        (scaled, r"without that symmetry: b, 1 normal axis"),
+        (scaled, r"without that symmetry: a, b, 0 normal axis"),
     ],
 )
 def test_priors_without_rotation_symmetry_are_refused(oracle, exact_encoder, prior, message):

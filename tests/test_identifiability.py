@@ -1,5 +1,7 @@
 """Correlation with factors after matching, the rank condition of theorem 1 of Khemakhem et al. 2020, clusters."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from numpyro import distributions as dist
 import pytest
 import xarray as xr
 
+from sami_ppl import programs
 from sami_ppl.diagnostics import clusters
 from sami_ppl.metrics import check_variability, mean_correlation
 
@@ -81,3 +84,16 @@ def test_clusters_are_the_nearest_components(tiny_program):
 def test_clusters_need_a_mixture(tiny_program):
     with pytest.raises(ValueError, match=r"no site of the prior is a mixture or discrete .z.*MixtureSameFamily"):
         clusters(tiny_program(), np.zeros((3, 4), np.float32))
+
+
+def test_classes_of_the_mixing_program_follow_the_data():
+    """A class beyond the prior's last one would be taken for that one."""
+    module = programs.load_file(programs.find("mixing", "models"))
+    data = xr.Dataset({"x": (("obs", "feature"), np.zeros((3, 5))), "u": ("obs", [0, 11, 4])})
+    config = module.adapt(module.Config(), data)
+    assert (config.classes, config.features) == (12, 5)
+    program = module.build(replace(config, width=8, depth=1), key=jax.random.key(0))
+    assert program.prior_params["loc"].shape == (12, 2)
+    assert module.adapt(module.Config(prior="normal"), data.drop_vars("u")).classes == 9
+    with pytest.raises(ValueError, match="u counts classes from 0, got -1"):
+        module.adapt(module.Config(), data.assign(u=("obs", [0, -1, 4])))

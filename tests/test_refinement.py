@@ -182,6 +182,9 @@ def test_what_cannot_be_refined_is_said(tiny_program, model, mlp, x):
     ):
         with pytest.raises(ValueError, match=f"{count} must be at least 1, got 0"):
             getattr(refinement, method)(program, x, key=key, **{count: 0})
+    for method, few in (("svi", {"draws": 2}), ("nuts", {"draws": 1, "chains": 2})):
+        with pytest.raises(ValueError, match=r"draws, of all chains together, must be more than the 2 axes .*, got 2"):
+            getattr(refinement, method)(program, x, key=key, **few)
     with pytest.raises(ValueError, match="levels must be at least 2, got 1"):
         refinement.svi(program, x, key=key, levels=1)
     with pytest.raises(ValueError, match=r"x must have shape \(obs, 6\), got \(2, 5\)"):

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl.calibration.ranks import LEVELS
-from sami_ppl.data import unrolled, unrolled_names
+from sami_ppl.data import real_factors, unrolled, unrolled_names
 from sami_ppl.diagnostics.gain import draw_code
 from sami_ppl.program import Program
 
@@ -35,11 +35,12 @@ def factor_recovery(
     posterior *and* the map against the truth: where it is below nominal, either may be at fault, and only
     simulation-based calibration is about the posterior alone.
 
-    Raises ValueError where the data have no such variables.
+    A warning names variables that are left out, since they are not finite or constant. Raises ValueError where none is
+    left.
     """
     from sklearn.kernel_ridge import KernelRidge
 
-    names = [str(n) for n, v in test.data_vars.items() if n != "x" and v.dims == ("obs",) and v.dtype.kind == "f"]
+    names = real_factors(test, train)
     if not names:
         raise ValueError("data have no real-valued variables on obs, so that there are no true factors to recover")
     columns = [column for name in names for column in unrolled_names(test[name])]

@@ -23,8 +23,9 @@ def typicality(
 
     Variables on `obs`: `bound` in nats; `z_score`, its distance from the reference's median, where ±1 is a standard
     deviation of a Gaussian with the reference's quartiles; `p_value`, two-sided, from its rank: of observations drawn
-    as the reference was, a share of at most p has a p-value of p or less, whatever the program is worth. Both sides
-    count, since images that are too plain have too high a density (Nalisnick et al. 2019).
+    as the reference was, and used for the fit as little or as much, a share of at most p has a p-value of p or less,
+    whatever the program is worth. Beside n reference observations none is below 2/(n + 1). Both sides count, since
+    images that are too plain have too high a density (Nalisnick et al. 2019).
 
     Raises ValueError for observations of another shape and for fewer than 20 reference observations.
     """

@@ -8,6 +8,7 @@ from sami_ppl.data.causal_disks import causal_disks as causal_disks
 from sami_ppl.data.checks import check_data as check_data
 from sami_ppl.data.checks import check_shape as check_shape
 from sami_ppl.data.checks import labelled as labelled
+from sami_ppl.data.checks import real_factors as real_factors
 from sami_ppl.data.checks import split as split
 from sami_ppl.data.checks import train_test as train_test
 from sami_ppl.data.digits import digits as digits

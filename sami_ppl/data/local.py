@@ -85,6 +85,11 @@ def _read_npz(path: Path) -> xr.Dataset:
             f"array 'x' in {path.name} has shape {x.shape}, expected observations on the first axis and at least one "
             "axis more: write np.savez(path, x=array[:, None])"
         )
+    if taken := sorted({"obs", *_event_dims(x.ndim - 1)} & set(arrays)):
+        raise ValueError(
+            f"{path.name} has arrays named as dims of x are, {', '.join(taken)}, which would not be kept as factors: "
+            f"write another name, np.savez(path, x=x, centre_{taken[0]}=array)"
+        )
     factors = {name: a for name, a in arrays.items() if a.ndim and len(a) == len(x)}
     if others := sorted(set(arrays) - set(factors)):
         warnings.warn(

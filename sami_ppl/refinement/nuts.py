@@ -11,7 +11,7 @@ import xarray as xr
 
 from sami_ppl.history import progress_bar
 from sami_ppl.program import Program
-from sami_ppl.refinement.result import result
+from sami_ppl.refinement.result import check_draws, result
 from sami_ppl.refinement.target import Target, log_joint, targets
 
 
@@ -32,11 +32,13 @@ def nuts(
     closer that is, the closer u is to N(0, I). Chains start at draws of it. `levels`: noise levels of the fixed noise
     set, each with ε and −ε. Groups are those of `refinement.result`, and `sample_stats`.
 
-    Raises ValueError for counts below 1 and what `refinement.target.targets` raises.
+    Raises ValueError for counts below 1, for no more draws than the code has axes, and what `refinement.target.targets`
+    raises.
     """
     for name, value in (("draws", draws), ("warmup", warmup), ("chains", chains)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    check_draws(draws * chains, program)
     target_key, start_key, chain_key, result_key = jax.random.split(key, 4)
     found = targets(program, data, target_key, levels)
     sample = jax.jit(partial(_sample, program, warmup, draws))

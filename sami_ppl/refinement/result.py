@@ -58,7 +58,7 @@ def result(
     mean, flat = codes.mean((0, 1)), codes.reshape(-1, *codes.shape[2:])
     found = targets(program, data, target_key, levels)
     gains = [
-        _gain(program, target, jnp.asarray(one), jnp.asarray(mean[i]), jnp.asarray(_root(flat[:, i])), gain_key)
+        _gain(program, target, jnp.asarray(one), jnp.asarray(mean[i]), jnp.asarray(_root(flat[:, i], sd[i])), gain_key)
         for i, (one, target) in enumerate(zip(x, found, strict=True))
     ]
     bound, gain, gain_se = np.asarray(gains, float).T
@@ -79,8 +79,15 @@ def _amortised(program: Program, x: Array, keys: Array) -> Array:
     return jax.vmap(lambda key: sample_code(encoder, parameters, key))(keys)
 
 
-def _root(z: Float[np.ndarray, "draws D"]) -> Float[np.ndarray, "D D"]:
-    return np.linalg.cholesky(np.atleast_2d(np.cov(z, rowvar=False)))
+def check_draws(count: int, program: Program) -> None:
+    """Raises ValueError where so few draws have no covariance: it takes more than the code has axes."""
+    if count <= (size := program.latents.size):
+        raise ValueError(f"draws, of all chains together, must be more than the {size} axes of the code, got {count}")
+
+
+def _root(z: Float[np.ndarray, "draws D"], sd: Float[np.ndarray, " D"]) -> Float[np.ndarray, "D D"]:
+    """Root of the covariance; a chain that never moved gets a trace of the amortised spread, as it must have some."""
+    return np.linalg.cholesky(np.atleast_2d(np.cov(z, rowvar=False)) + np.diag(1e-8 * sd**2))
 
 
 @eqx.filter_jit

@@ -11,7 +11,7 @@ import xarray as xr
 
 from sami_ppl.history import progress_bar
 from sami_ppl.program import Program
-from sami_ppl.refinement.result import result
+from sami_ppl.refinement.result import check_draws, result
 from sami_ppl.refinement.target import Target, log_joint, targets
 
 PAIRS, LEARNING_RATE = 8, 0.1
@@ -35,11 +35,13 @@ def svi(
     Gaussian itself (Roeder et al. 2017), so that they have no noise where it is the posterior. `levels`: noise levels
     of the fixed noise set, each with ε and −ε. Groups are those of `refinement.result`, `draws` in one chain.
 
-    Raises ValueError for counts below 1 and what `refinement.target.targets` raises.
+    Raises ValueError for counts below 1, for no more draws than the code has axes, and what `refinement.target.targets`
+    raises.
     """
     for name, value in (("draws", draws), ("steps", steps)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    check_draws(draws, program)
     target_key, fit_key, draw_key, result_key = jax.random.split(key, 4)
     fit = jax.jit(partial(_fit, program, steps))
     codes = []
