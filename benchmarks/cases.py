@@ -17,7 +17,7 @@ from numpyro import distributions as dist
 import optax
 
 from sami_ppl import DDIM, DiagonalEncoder, PreconditionedDenoiser, Program, Stage, VariancePreserving
-from sami_ppl.bound import DenoiserLoss, noise_error
+from sami_ppl.bound import DenoiserLoss, KnownNoise, noise_error, own_noise
 from sami_ppl.fit import Batch, Fit
 from sami_ppl.guidance import GuidedDenoiser
 from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
@@ -101,17 +101,22 @@ def _training_step(
         eps = jax.random.normal(eps_key, x.shape, x.dtype)
         noise = jax.random.normal(z_key, (batch, encoder.latent_size), x.dtype)
 
-        def one(x: jax.Array, log_snr: jax.Array, eps: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # As the decoder does: the gradient of the denoiser's own loss is taken before the encoder starts.
+        ahead = kind == "own" and not forward
+        known, zero = own_noise(denoiser, x, log_snr, weight, eps) if ahead else (eps, jnp.zeros(()))
+
+        def one(known: jax.Array, x: jax.Array, log_snr: jax.Array, eps: jax.Array, noise: jax.Array) -> tuple:
             if not guided:
                 return noise_error(denoiser, None, x, None, log_snr, eps, denoiser_loss=kind), jnp.zeros(())
             loc, scale = encoder.posterior(x)
             kl = jnp.sum(0.5 * (loc**2 + scale**2 - 1) - jnp.log(scale))
             z = loc + scale * noise
-            error = noise_error(denoiser, encoder, x, z, log_snr, eps, denoiser_loss=kind, reverse_over_forward=forward)
+            found, asked = (KnownNoise(denoiser, known), "none") if ahead else (denoiser, kind)
+            error = noise_error(found, encoder, x, z, log_snr, eps, denoiser_loss=asked, reverse_over_forward=forward)
             return error, kl
 
-        error, kl = jax.vmap(one)(x, log_snr, eps, noise)
-        return jnp.mean(0.5 * weight * error + STAGE.beta * kl)
+        error, kl = jax.vmap(one)(known, x, log_snr, eps, noise)
+        return jnp.mean(0.5 * weight * error + STAGE.beta * kl) + zero / batch
 
     def step(params: dict, average: dict, state: Any, frozen: dict, x: jax.Array, key: jax.Array) -> tuple:
         key, step_key = jax.random.split(key)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 from numpyro.distributions import Distribution, constraints
 
-from sami_ppl.bound import DenoiserLoss, bound
+from sami_ppl.bound import DenoiserLoss, KnownNoise, bound, own_noise
 from sami_ppl.denoiser import AbstractDenoiser
 from sami_ppl.encoder import AbstractEncoder
 from sami_ppl.guidance import GuidedDenoiser
@@ -90,6 +90,14 @@ class ScoreDecoder(Distribution):
         def one_pass(inputs: NoisePass) -> Array:
             log_snr, weight, pass_key = inputs
             eps = jax.random.normal(pass_key, x.shape, x.dtype)
+            if self.denoiser_loss == "own" and z is not None:
+                known, zero = own_noise(self.denoiser, x, log_snr, weight, eps)
+
+                def encoder_alone(known: Array, *inputs: Array) -> Array:
+                    fixed = KnownNoise(self.denoiser, known)
+                    return bound(fixed, self.encoder, *inputs, denoiser_loss="none").total
+
+                return jax.vmap(encoder_alone)(known, x, z, log_snr, weight, eps) + zero / len(x)
             parts = jax.vmap(
                 lambda x, z, log_snr, weight, eps: bound(
                     self.denoiser, self.encoder, x, z, log_snr, weight, eps, denoiser_loss=self.denoiser_loss

@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 
+from discrete_priors import X, two
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import pytest
 
+from sami_ppl import Matern, Program, encoder_for, over_time
 from sami_ppl.checkpoint import CheckpointError
 from sami_ppl.fit import Batch, Fit, NonFiniteLoss, Stage, batches, fit
 from sami_ppl.history import read_history
@@ -97,6 +100,32 @@ def test_running_average(tiny_program, x):
         assert n == 0 or not np.allclose(new[0], expected[0], rtol=0, atol=1e-5), "the first step has rate 0"
         for found, wanted in zip(leaves(state.average), expected, strict=True):
             np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_decoupled_step_is_right_for_discrete_sites_and_missing_frames(tiny_program, mlp, fill):
+    """∇_θ is that of the marginal fit where draws of z are weighed by their kind, and where frames are missing."""
+
+    def gradient(program, model, guide, x):
+        terms = lambda params: jnp.sum(ScoreELBO().terms(KEY, params, model, guide, x)["x"])  # noqa: E731
+        return leaves(jax.grad(terms)(program.params())["denoiser$params"])
+
+    tiny = tiny_program()
+    encoder = encoder_for(two, mlp(4, 8, key=KEY), tiny.denoiser.schedule, (4,), key=KEY)
+    kinds = Program(two, fill(tiny.denoiser), fill(encoder), denoiser_loss="own")
+    clips = over_time(tiny.replace(denoiser=fill(tiny.denoiser)), smooth).replace(denoiser_loss="own")
+    frames = np.random.default_rng(1).normal(size=(5, 3, 4)).astype(np.float32)
+    frames[1, 2] = frames[3, 0] = np.nan
+    for program, x in ((kinds, X), (clips, frames)):
+        own = gradient(program, program.model, program.guide, x)
+        alone = gradient(program, program.marginal_model, program.no_guide, x)
+        assert max(np.abs(leaf).max() for leaf in alone) > 1e-2
+        for a, b in zip(own, alone, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def smooth():
+    numpyro.sample("z", Matern(np.arange(3.0), np.full(2, 3.0)))
 
 
 @pytest.mark.slow
