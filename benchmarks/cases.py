@@ -103,7 +103,9 @@ def _training_step(
 
         # As the decoder does: the gradient of the denoiser's own loss is taken before the encoder starts.
         ahead = kind == "own" and not forward
-        known, zero = own_noise(denoiser, x, log_snr, weight, eps) if ahead else (eps, jnp.zeros(()))
+        known, zero = eps, jnp.zeros(())
+        if ahead:
+            known, eps, zero = own_noise(denoiser, x, log_snr, weight, eps)
 
         def one(known: jax.Array, x: jax.Array, log_snr: jax.Array, eps: jax.Array, noise: jax.Array) -> tuple:
             if not guided:

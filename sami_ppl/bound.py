@@ -111,12 +111,12 @@ def own_noise(
     log_snr: Float[Array, " obs"],
     weight: Float[Array, " obs"],
     eps: Float[Array, "obs *event"],
-) -> tuple[Float[Array, "obs *event"], Float[Array, ""]]:
-    """ε_θ of a batch without gradient, and a zero whose gradient is that of Σ ½ weight ‖ε − ε_θ‖² in the denoiser.
+) -> tuple[Float[Array, "obs *event"], Float[Array, "obs *event"], Float[Array, ""]]:
+    """ε_θ of a batch without gradient, ε, and a zero whose gradient is that of Σ ½ weight ‖ε − ε_θ‖² in the denoiser.
 
     What `denoiser_loss="own"` needs of the denoiser, all at once: its gradient does not wait for the guidance, so it is
-    taken right after its forward pass, and what backpropagation keeps is freed before the encoder starts. That halves
-    the memory of a decoupled step, and saves a quarter of its time on two cores.
+    taken right after its forward pass, and what backpropagation keeps is freed before the encoder starts. For that, the
+    encoder must take its noise from the ε returned here, which is the one given, but not before the gradient is there.
     """
     params, static = eqx.partition(denoiser, eqx.is_inexact_array)
     x, seen = jax.vmap(denoiser.fill_missing)(x)
@@ -126,23 +126,23 @@ def own_noise(
         return jax.vmap(eqx.combine(params, static))(x_noisy, log_snr)
 
     @jax.custom_vjp
-    def both(params: Any, x_noisy: Array, log_snr: Array, pull: Array, eps: Array) -> tuple[Array, Array]:
-        return forward(params, x_noisy, log_snr), jnp.zeros((), x_noisy.dtype)
+    def both(params: Any, x_noisy: Array, log_snr: Array, pull: Array, eps: Array) -> tuple[Array, Array, Array]:
+        return forward(params, x_noisy, log_snr), eps, jnp.zeros((), x_noisy.dtype)
 
-    def ahead(params: Any, x_noisy: Array, log_snr: Array, pull: Array, eps: Array) -> tuple[tuple[Array, Array], Any]:
+    def ahead(params: Any, x_noisy: Array, log_snr: Array, pull: Array, eps: Array) -> tuple[tuple, Any]:
         found, backward = jax.vjp(lambda params: forward(params, x_noisy, log_snr), params)
         (gradient,) = backward(pull * (found - eps))
-        # Without the barrier the compiler may start the encoder first, and hold both.
-        gradient, found = jax.lax.optimization_barrier((gradient, found))
-        return (found, jnp.zeros((), x_noisy.dtype)), gradient
+        # Without the barrier the compiler starts the encoder first, and holds both.
+        gradient, found, eps = jax.lax.optimization_barrier((gradient, found, eps))
+        return (found, eps, jnp.zeros((), x_noisy.dtype)), gradient
 
-    def later(gradient: Any, cotangents: tuple[Array, Array]) -> tuple:
-        return jax.tree.map(lambda leaf: cotangents[1] * leaf, gradient), None, None, None, None
+    def later(gradient: Any, cotangents: tuple[Array, Array, Array]) -> tuple:
+        return jax.tree.map(lambda leaf: cotangents[2] * leaf, gradient), None, None, None, None
 
     both.defvjp(ahead, later)
     pull = seen * jnp.reshape(weight, (-1,) + (1,) * (x.ndim - 1))
-    found, zero = both(params, x_noisy, log_snr, pull, eps)
-    return jax.lax.stop_gradient(found), zero
+    found, after, zero = both(params, x_noisy, log_snr, pull, eps)
+    return jax.lax.stop_gradient(found), jax.lax.stop_gradient(after), zero
 
 
 class KnownNoise(AbstractDenoiser):

@@ -91,7 +91,7 @@ class ScoreDecoder(Distribution):
             log_snr, weight, pass_key = inputs
             eps = jax.random.normal(pass_key, x.shape, x.dtype)
             if self.denoiser_loss == "own" and z is not None:
-                known, zero = own_noise(self.denoiser, x, log_snr, weight, eps)
+                known, eps, zero = own_noise(self.denoiser, x, log_snr, weight, eps)
 
                 def encoder_alone(known: Array, *inputs: Array) -> Array:
                     fixed = KnownNoise(self.denoiser, known)
