@@ -40,8 +40,7 @@ def align(
     """
     symmetric = symmetric_axes(program)
     if symmetric.sum() < 2:
-        parents = {name for site in program.latents.sites for name in site.parents}
-        kinds = ", ".join(s.name for s in program.latents.sites if not s.standard or s.name in parents)
+        kinds = ", ".join(site.name for site in program.latents.sites if not symmetric[site.code].all())
         raise ValueError(
             "align needs at least two latent axes with independent normal priors: rotations of other priors give "
             f"another program (sites without that symmetry: {kinds or 'none'}, "

@@ -1,17 +1,27 @@
-"""What compiles, compiles once: the training step of a stage, and, with the cache on disk, the second run of all."""
+"""What compiles, compiles once: the training step of a stage, and, with the cache on disk, the second run of all.
+
+And as what: the precision of products, and what a step holds in memory.
+"""
 
 from dataclasses import replace
 import os
 import subprocess
 import sys
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sami_ppl import running
+from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, running
+from sami_ppl.evidence.elbo import _passes
+from sami_ppl.evidence.flow import _solve
+from sami_ppl.evidence.iwae import _log_weights
 from sami_ppl.fit import Batch, Fit, Stage, fit
+from sami_ppl.nn import ResidualMLP
+from sami_ppl.objective import ScoreELBO
+from sami_ppl.schedule import NoiseProposal
 
 pytestmark = pytest.mark.slow
 
@@ -127,3 +137,37 @@ def test_what_is_compiled_is_found_there(tmp_path, theirs):
     expected = tmp_path / "theirs" if theirs else tmp_path / "xdg" / "sami_ppl" / "compiled"
     assert any(expected.iterdir())
     assert (tmp_path / "xdg" / "sami_ppl").exists() != theirs
+
+
+def test_products_of_the_evidence_are_of_full_precision_on_every_device(tiny_program):
+    """GPUs multiply float32 in TF32 unless told otherwise, which moves the bound of fitted disks by .0013 nats."""
+    program, x, key = tiny_program(), jnp.zeros((2, 4)), jax.random.key(0)
+    proposal = NoiseProposal(program.denoiser.schedule)
+    passes = (
+        eqx.filter_make_jaxpr(_passes)(program, proposal, x, {}, key, 2),
+        eqx.filter_make_jaxpr(_log_weights)(program, proposal, x, {}, key, 2, 2),
+        eqx.filter_make_jaxpr(_solve)(program.denoiser, x, jax.random.split(key, 2), True, 1, 1e-3),
+    )
+    for jaxpr, *_ in passes:
+        products, full = (str(jaxpr).count(text) for text in ("= dot_general[", "precision=(Precision.HIGHEST"))
+        assert products == full > 0
+
+
+def test_a_decoupled_step_does_not_hold_both_networks(tiny_program):
+    """It needs no more memory than one against a frozen denoiser, whose gradient is done before the encoder starts.
+
+    Without the barrier of `own_noise` it takes 1.16 times as much, joint training 1.40 times.
+    """
+    tiny = tiny_program()
+    size, schedule = {"width": 64, "depth": 6, "key": KEY}, tiny.denoiser.schedule
+    denoiser = PreconditionedDenoiser(ResidualMLP((4,), (4,), **size), schedule, (4,))
+    encoder = DiagonalEncoder(ResidualMLP((4,), (8,), **size), schedule, (4,), tiny.latents.size, key=KEY)
+    program, x = tiny.replace(denoiser=denoiser, encoder=encoder), np.zeros((512, 4), np.float32)
+
+    def held(kind):
+        of = program.replace(denoiser_loss=kind)
+        loss = lambda params: jnp.sum(ScoreELBO().terms(KEY, params, of.model, of.guide, x)["x"])  # noqa: E731
+        return jax.jit(jax.grad(loss)).lower(of.params()).compile().memory_analysis().temp_size_in_bytes
+
+    assert held("own") < 1.05 * held("none")
+    assert held("guided") > 1.2 * held("none")
