@@ -124,8 +124,10 @@ def circular_figures(program: Program, codes: Float[np.ndarray, "obs D"], data: 
         }  # fmt: skip
         found["circular_corr"][name] = {site: abs(circular_correlation(turn, a)) for site, a in angles.items()}
         bins = min(64, max(4, len(turn) // 20))
-        filled = len(np.unique(np.floor(np.mod(turn / (2 * np.pi), 1.0) * bins))) >= bins
-        jumps = {site: largest_jump(code, turn, bins=bins) for site, code in sites.items()} if filled else {}
+        try:
+            jumps = {site: largest_jump(code, turn, bins=bins) for site, code in sites.items()}
+        except ValueError:  # some angles have no observations
+            jumps = {}
         found["largest_jump"][name] = jumps
     return found if found["circular_corr"] else {}
 
