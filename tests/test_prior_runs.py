@@ -150,7 +150,9 @@ def test_digits_with_some_labels():
     train, test = train_test(data)
     assert (test["label"] == -1).all()
     told = train["label"].values >= 0
-    assert 0.07 < told.mean() < 0.13
+    able = told[train["digit"].values < 3]
+    assert abs(able.mean() - 0.1) < 4 * np.sqrt(0.09 / len(able)), "false alarm 6e-5"
+    assert not told[train["digit"].values >= 3].any(), "there is no cluster for these classes"
     np.testing.assert_array_equal(train["label"].values[told], train["digit"].values[told])
     program = module.build(config, key=jax.random.key(1))
     assert program.latents.arguments == ("label",)

@@ -201,7 +201,7 @@ def test_figures_of_the_evidence_of_sequences_with_gaps(program, monkeypatch):
     monkeypatch.setattr("sami_ppl.evaluating.flow_log_prob", stub)
     monkeypatch.setattr("sami_ppl.evaluating.importance_proposal", lambda program, data, key: None)
     data = xr.Dataset({"x": (("obs", "time", "feature"), sequences(smooth, 3, gaps=GAPS))})
-    run = SimpleNamespace(program=program, module=None, config=None)
+    run = SimpleNamespace(program=program, module=None, config=None, own_data=True)
     settings: Any = {"levels": 2, "draws": 32, "weighted": 0, "flow": 2}
     figures, tree = evidence_figures(cast(Any, run), data, key=KEY, **settings)
     assert tree["bound"].sizes["obs"] == 3
