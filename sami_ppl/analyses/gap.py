@@ -66,5 +66,6 @@ def plot_amortisation_gap(found: xr.Dataset) -> Figure:
     panel.set_ylim(len(places) - 0.5, -0.5)
     panel.set_ylabel("observation", fontsize=plots.SMALL)
     panel.set_xlabel("refined − amortised bound on log p(x), nats", fontsize=plots.SMALL)
-    panel.legend(fontsize=plots.SMALL, frameon=False, loc="lower right")
+    # Above the axes: inside them there are bars wherever a legend could be.
+    panel.legend(fontsize=plots.SMALL, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1)
     return figure
