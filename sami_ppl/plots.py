@@ -175,30 +175,34 @@ def noise_bands(errors: Mapping[str, Any]) -> Figure:
 
 
 def spectrum(information: Any) -> Figure:
-    """Rate of information per axis against the noise level, and its integral, in nats.
+    """Rate of information of the whole code, and of each axis, against the noise level, and each axis's integral; nats.
 
     `information`: what `diagnostics.information_spectrum` returns. The dashed line is how much the guidance lowers the
-    denoising error: it lies on the total where the noisy posterior is the true one. Of more than seven axes the others
-    are grey.
+    denoising error: it lies on the total where the noisy posterior is the true one. Of more than eight axes all after
+    the seventh are grey.
     """
-    log_snr = np.asarray(information["log_snr"], float)
-    figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
-    rate, integral = (style(panel) for panel in figure.subplots(2, 1, sharex=True))
-    total = 0.5 * np.asarray(information["energy"], float)
-    rate.plot(log_snr, total, color=INK, lw=1.6, label="all axes")
-    rate.plot(log_snr, 0.5 * np.asarray(information["gain"], float), color=INK, lw=1.0, ls="--", label="error saved")
+    log_snr, last = np.asarray(information["log_snr"], float), float(np.asarray(information["information"])[-1])
+    figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
+    total, rate, integral = panels = figure.subplots(3, 1, sharex=True)
+    energy, gain = (0.5 * np.asarray(information[name], float) for name in ("energy", "gain"))
+    total.plot(log_snr, energy, color=INK, lw=1.6, label=f"all axes, {last:.1f} nats in all".replace("-", "−"))
+    total.plot(log_snr, gain, color=INK, lw=1.0, ls="--", label="error saved")
     for axis, colour, label in line_colours(information["axis"].values):
         own = information.sel(axis=axis)
         rate.plot(log_snr, 0.5 * own["axis_energy"], color=colour, lw=1.4, label=label)
         integral.plot(log_snr, own["axis_information"], color=colour, lw=1.4)
-    integral.plot(log_snr, information["information"], color=INK, lw=1.6)
-    rate.set_title("information rate, nats per unit of log-SNR", fontsize=NORMAL, loc="left", color=INK)
-    integral.set_title("information so far, nats", fontsize=NORMAL, loc="left", color=INK)
-    integral.set_xlabel("log-SNR: mostly noise on the left, clean on the right", fontsize=SMALL)
-    columns = 1 + (len(rate.get_legend_handles_labels()[1]) > 5)
-    rate.legend(fontsize=SMALL, frameon=False, loc="upper left", borderpad=0, ncol=columns)
-    for panel in (rate, integral):
+    titles = (
+        "information rate, nats per unit of log-SNR",
+        "the same of each axis",
+        "information of each axis so far, nats",
+    )
+    for panel, title in zip(panels, titles, strict=True):
+        style(panel).set_title(title, fontsize=NORMAL, loc="left", color=INK)
         panel.set_ylim(bottom=min(0.0, panel.get_ylim()[0]))
+    integral.set_xlabel("log-SNR: mostly noise on the left, clean on the right", fontsize=SMALL)
+    columns = 1 + (len(rate.get_legend_handles_labels()[1]) > 4)
+    for panel in (total, rate):
+        panel.legend(fontsize=SMALL, frameon=False, loc="upper left", borderpad=0, ncol=columns if panel is rate else 1)
     return figure
 
 

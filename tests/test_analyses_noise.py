@@ -175,8 +175,11 @@ def test_many_axes_are_all_drawn():
     own = {"axis_energy": values, "axis_information": values}
     total = {name: ("log_snr", np.arange(3.0)) for name in ("energy", "gain", "information")}
     spectrum = xr.Dataset(own | total, coords={"log_snr": levels, "axis": axes})
-    for figure, others in ((analyses.plot_posterior_by_noise(found), 0), (plots.spectrum(spectrum), 2)):
-        assert len(figure.axes[0].get_lines()) == 9 + others
-        named = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-        assert len(named) == 8 + others
+    whole, each, sums = plots.spectrum(spectrum).axes
+    assert len(whole.get_lines()) == 2
+    assert len(sums.get_lines()) == 9
+    for panel in (analyses.plot_posterior_by_noise(found).axes[0], each):
+        assert len(panel.get_lines()) == 9
+        named = [text.get_text() for text in panel.get_legend().get_texts()]
+        assert len(named) == 8
         assert named[-1] == "others"

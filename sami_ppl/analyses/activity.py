@@ -42,7 +42,7 @@ def axis_activity(program: Program, x: Float[Array | np.ndarray, "obs *event"]) 
 
 
 def plot_axis_activity(found: xr.Dataset) -> Figure:
-    """Mean posterior variance of each axis, ±1 standard deviation over observations, coloured by kind."""
+    """Mean posterior variance of each axis, ±1 standard deviation over observations, coloured by kind; a log scale."""
     colours = {"active": plots.BLUE, "mixed": plots.VERMILION, "passive": plots.GRAY}
     count = found.sizes["axis"]
     figure = Figure(figsize=(plots.WIDTH, 0.7 + 0.24 * count), layout="constrained")
@@ -50,15 +50,17 @@ def plot_axis_activity(found: xr.Dataset) -> Figure:
     for kind, colour in colours.items():
         rows = np.flatnonzero(found["kind"].values == kind)
         own = found.isel(axis=rows)
+        spread = np.sqrt(own["variance"])
         panel.errorbar(
-            own["mean"], rows, xerr=np.sqrt(own["variance"]), fmt="o", ms=4, lw=1.2, color=colour,
-            label=f"{kind}: {len(rows)}",
+            own["mean"], rows, xerr=[np.minimum(spread, 0.9 * own["mean"]), spread], fmt="o", ms=4, lw=1.2,
+            color=colour, label=f"{kind}: {len(rows)}",
         )  # fmt: skip
     panel.axvline(1.0, color=plots.GRAY, lw=0.8, ls="--")
     panel.set_yticks(range(count), found["axis"].values, fontsize=plots.NORMAL)
     panel.invert_yaxis()
     panel.margins(y=0.5 / count)
-    panel.set_xlim(0, max(1.25, 1.1 * float((found["mean"] + np.sqrt(found["variance"])).max())))
+    panel.set_xscale("log")
+    panel.set_xlim(right=max(1.6, 1.3 * float((found["mean"] + np.sqrt(found["variance"])).max())))
     panel.legend(fontsize=plots.SMALL, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderpad=0)
     panel.set_xlabel("posterior variance; the prior's is 1", fontsize=plots.SMALL)
     return figure

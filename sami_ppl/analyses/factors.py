@@ -86,7 +86,7 @@ def _cells(values: np.ndarray, name: str, bins: int) -> tuple[np.ndarray, np.nda
 def plot_factor_grid(found: xr.Dataset) -> Figure:
     """One panel per axis: a map over two factors, or a line with its spread over one. Averages over further ones.
 
-    All maps share one scale, blue for negative and vermilion for positive codes.
+    All maps share one scale, blue for negative and vermilion for positive codes; cells without observations are grey.
     """
     names = [str(name) for name in found["count"].dims]
     mean, spread = (found[name].mean(names[2:]) for name in ("mean", "spread"))
@@ -114,6 +114,7 @@ def plot_factor_grid(found: xr.Dataset) -> Figure:
             found[names[0]], found[names[1]], values, cmap=DIVERGING, vmin=-top, vmax=top, shading="nearest"
         )
         plots.style(panel).set_title(axis, fontsize=plots.NORMAL, color=plots.INK)
+        panel.set_facecolor(plots.LINE)
         panel.set_aspect("auto")
     for panel in grid[-1]:
         panel.set_xlabel(names[0].replace("_", " "), fontsize=plots.SMALL)
@@ -122,6 +123,7 @@ def plot_factor_grid(found: xr.Dataset) -> Figure:
     if image is not None:
         bar = figure.colorbar(image, ax=grid, aspect=30, pad=0.02)
         bar.ax.tick_params(labelsize=plots.SMALL, length=2)
+        bar.set_label("mean code; grey: no observations", fontsize=plots.SMALL)
         bar.outline.set_visible(False)
     return figure
 
