@@ -120,7 +120,7 @@ def _counterfactual(
         # Global sites are drawn once, for all chunks of observations.
         shared = handlers.trace(handlers.seed(program.sample_shared, shared_key)).get_trace()
         guide = handlers.seed(handlers.replay(program.guide, shared), jax.random.fold_in(own_key, chunk))
-        factual = {name: site["value"] for name, site in handlers.trace(guide).get_trace(x).items()
+        factual = {name: site["value"] for name, site in handlers.trace(guide).get_trace(x, given=given).items()
                    if site["type"] == "sample"}  # fmt: skip
         prior = handlers.seed(program.sample_prior, own_key)
         batch = (plate("obs", len(x)), len(x), given)

@@ -73,7 +73,7 @@ class PreconditionedDenoiser(AbstractDenoiser):
         predict: Literal["data", "noise"] = "data",
     ):
         self.network, self.schedule, self.event_shape = network, schedule, event_shape
-        self.mean, self.std, self.predict = mean, std, predict
+        self.mean, self.std, self.predict = float(mean), float(std), predict
 
     def __check_init__(self) -> None:
         if not self.std > 0:

@@ -13,6 +13,7 @@ import xarray as xr
 from sami_ppl.data import check_shape, open_data, scale_bytes
 from sami_ppl.data.checks import faulty
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
+from sami_ppl.framewise import floating
 from sami_ppl.history import progress_bar
 from sami_ppl.program import Program
 
@@ -54,6 +55,7 @@ def encode(
     arrays, start = _create(part, program, data, size), 0
     with progress_bar(count, 0, "encode", show=progress) as bar:
         for batch in batches(data["x"], size):
+            batch = floating(batch, program.encoder)
             rows = np.minimum(np.arange(size), len(batch) - 1)  # the last batch is filled up
             for array, values in zip(arrays, jax.device_get(moments(jnp.asarray(batch[rows]))), strict=True):
                 array[start : start + len(batch)] = values[: len(batch)]

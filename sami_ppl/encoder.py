@@ -7,7 +7,6 @@ the gradient of its log density guides the denoiser. Encoders are written for on
 
 import abc
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, Literal
 
 import equinox as eqx
@@ -16,7 +15,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 from numpyro.distributions import Distribution
 
-from sami_ppl.families import AbstractFamily, Diagonal, PerCategory, check_min_scale, choose_families, squashed_scale
+from sami_ppl.families import (
+    AbstractFamily,
+    Diagonal,
+    PerCategory,
+    check_min_scale,
+    choose_families,
+    squashed_scale,
+    with_min_scale,
+)
 from sami_ppl.latents import Latents
 from sami_ppl.nn.embed import NoiseEmbedding
 from sami_ppl.prior import Given, Prior, read_prior
@@ -54,7 +61,7 @@ class AbstractEncoder(eqx.Module):
 
     def clean(self, x: Float[Array, "*event"]) -> tuple[Float[Array, "*event"], Float[Array, ""]]:
         """Noisy observation and noise level at which q is the guide, q(z | x)."""
-        log_snr = jnp.asarray(self.schedule.log_snr_max, dtype=x.dtype)
+        log_snr = jnp.asarray(self.schedule.log_snr_max, dtype=jnp.result_type(float, x))
         return self.schedule.alpha(log_snr) * x, log_snr
 
 
@@ -147,7 +154,7 @@ class DiagonalEncoder(NetworkEncoder):
             raise ValueError(f"noise must be 'full', 'variance' or 'blind', got {noise!r}")
         self.network, self.schedule, self.noise = network, schedule, noise
         self.event_shape, self.latent_size = tuple(event_shape), latent_size
-        self.mean, self.std, self.min_scale = mean, std, min_scale
+        self.mean, self.std, self.min_scale = float(mean), float(std), min_scale
         features = feature_size(network, self.event_shape, sees_noise=noise == "full")
         loc_key, scale_key, embed_key, embedded_key = jax.random.split(key, 4)
         self.loc = eqx.nn.Linear(features, latent_size, key=loc_key)
@@ -205,7 +212,7 @@ class FamilyEncoder(NetworkEncoder):
         if noise not in ("full", "blind"):
             raise ValueError(f"noise must be 'full' or 'blind' with families of your own, got {noise!r}")
         self.network, self.schedule, self.event_shape, self.noise = network, schedule, tuple(event_shape), noise
-        self.mean, self.std = mean, std
+        self.mean, self.std = float(mean), float(std)
         chosen = choose_families(latents, families)
         features = feature_size(network, self.event_shape, sees_noise=noise == "full")
         keys = jax.random.split(key, len(latents.sites))
@@ -271,13 +278,15 @@ def encoder_for(
 ) -> NetworkEncoder:
     """The encoder that suits a prior: a `DiagonalEncoder`, or a `FamilyEncoder` where a site needs another family.
 
-    `given`: values of the variables that the prior takes, as for `Program`. Raises what these and `read_prior` raise.
+    `given`: values of the variables that the prior takes, as for `Program`. `min_scale` is that of families without one
+    of their own. Raises what these and `read_prior` raise.
     """
     latents = read_prior(prior, given)
     settings: dict[str, Any] = {"noise": noise, "mean": mean, "std": std, "key": key}
     if set(choose_families(latents, families).values()) == {Diagonal}:
         return DiagonalEncoder(network, schedule, event_shape, latents.size, min_scale=min_scale, **settings)
-    scaled = {name: partial(family, min_scale=min_scale) for name, family in choose_families(latents, families).items()}
+    chosen = choose_families(latents, families)
+    scaled = {name: with_min_scale(family, min_scale) for name, family in chosen.items()}
     return FamilyEncoder(network, schedule, event_shape, latents, families=scaled, **settings)
 
 

@@ -164,9 +164,15 @@ def smoothed(encoder: FramewiseEncoder, x: Float[Array, "obs T *frame"], prior: 
 def floating(x: Any, encoder: AbstractEncoder) -> np.ndarray:
     """Observations as floating point, of which only frames of sequences may be missing: NaN as a whole.
 
-    Raises ValueError for other values that are NaN, and for sequences of which nothing is seen.
+    Raises ValueError for integers other than 0 and 1, for other values that are NaN, and for sequences of which nothing
+    is seen.
     """
     x = np.asarray(x)
+    if x.dtype.kind in "iu" and x.size and (x.min() < 0 or x.max() > 1):
+        raise ValueError(
+            f"x holds integers from {x.min()} to {x.max()}, observations are of about unit scale: for 8-bit images "
+            "write x / 127.5 - 1, as sami_ppl.data.load_data does, else x.astype(float)"
+        )
     x = x if x.dtype.kind == "f" else x.astype(np.float32)
     gaps = np.isnan(x)
     if not gaps.any():

@@ -27,13 +27,18 @@ def decode(
 ) -> Float[np.ndarray, "n *event"]:
     """Observations given codes z, one key each: equal keys are common random numbers. Chunk by chunk on the host.
 
-    Raises ValueError for codes of another width. Warns where the program has never been fitted.
+    Raises ValueError for codes of another width, and for more or fewer keys than codes. Warns where the program has
+    never been fitted.
     """
     z = jnp.asarray(z)
     if z.ndim != 2 or z.shape[1] != program.latents.size:
         raise ValueError(
             f"z must have shape (n, {program.latents.size}), one column per axis "
             f"({', '.join(program.latents.axes)}), got {z.shape}; for site values use program.latents.to_code(values)"
+        )
+    if jnp.shape(keys) != (len(z),):
+        raise ValueError(
+            f"keys must be one per code, ({len(z)},), got {jnp.shape(keys)}: jax.random.split(key, {len(z)})"
         )
     warn_if_not_fitted(program)
     sampler = program.sampler if sampler is None else sampler
@@ -58,12 +63,15 @@ def generate(
     """Samples, given exactly one of: codes `z`; images `x`, whose posteriors give a code each; a `size`.
 
     With `size`, codes are drawn from the prior, or, with `guided=False`, there are none and the denoiser alone
-    samples. `sampler` replaces the program's own. Raises ValueError unless one of the three is given.
+    samples. `sampler` replaces the program's own. Raises ValueError unless one of the three is given, and for
+    `guided=False` with z or x.
     """
     if sum(given is not None for given in (z, x, size)) != 1:
         raise ValueError(
             "give exactly one of z (codes), x (images whose posteriors give codes), size (number of samples)"
         )
+    if size is None and not guided:
+        raise ValueError("guided=False samples the denoiser alone, without codes: give size, not z or x")
     code_key, sample_key = jax.random.split(key)
     if size is not None and not guided:
         warn_if_not_fitted(program)

@@ -1,6 +1,6 @@
 """The factors of a program as its prior has them, and the code z that they make up."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 import math
 from typing import Any, Literal
@@ -158,3 +158,25 @@ def check_event_dims(latents: Latents, dims: tuple[str, ...], shape: tuple[int, 
     taken = {"obs", "chain", "draw", "x", *(dim for dim, size in own if size != sizes.get(dim))}
     if clash := taken & set(dims):
         raise ValueError(f"event_dims {sorted(clash)} are names of other dims or of the observation: rename them")
+
+
+def check_site_dims(sites: Sequence[LatentSite]) -> None:
+    """Raise ValueError unless the sites of a prior, global ones too, and their dims can lie in one labelled Dataset."""
+    sizes: dict[str, int] = {}
+    reserved = {"obs", "chain", "draw"}
+    for site in sites:
+        if len(set(site.dims)) < len(site.dims) or reserved & set(site.dims):
+            raise ValueError(
+                f"prior site {site.name!r} has the event_dims {list(site.dims)}: they must differ from each other and "
+                "from obs, chain and draw"
+            )
+        for dim, size in zip(site.dims, site.event_shape, strict=True):
+            if sizes.setdefault(dim, size) != size:
+                raise ValueError(
+                    f"event_dims name {dim!r} twice, with sizes {sizes[dim]} and {size}, the second time for prior "
+                    f"site {site.name!r}: give each size a name of its own"
+                )
+    if clash := [site.name for site in sites if site.name in reserved | set(sizes)]:
+        raise ValueError(
+            f"prior site {clash[0]!r} takes the name of a dim of the posterior: rename the site or the dim"
+        )

@@ -28,7 +28,7 @@ import xarray as xr
 
 from sami_ppl.dependence import Dependence, Names, dependences
 from sami_ppl.discrete import OneHotTransform, categories, check_combinations, partly_observed
-from sami_ppl.latents import Latents, LatentSite
+from sami_ppl.latents import Latents, LatentSite, check_site_dims
 from sami_ppl.processes import Matern
 from sami_ppl.relaxed import RelaxedOneHotCategorical
 from sami_ppl.supports import manifold, mixture_components, normal_base, unwrapped
@@ -167,6 +167,7 @@ def _read(prior: Prior, given: Frozen) -> Latents:
             )
         (shared if is_shared[name] else sites).append(site)
         start += 0 if is_shared[name] else site.size
+    check_site_dims((*sites, *shared))
     return Latents(tuple(sites), tuple(shared), params, given.names)
 
 

@@ -365,7 +365,7 @@ class Program(eqx.Module):
 
         `given`: of sequences, what the prior takes. For a store larger than memory, `sami_ppl.encode` gives the same.
         """
-        self.check_observations(x)
+        x = self.observed(x)
         moments, parts = jax.jit(lambda *arguments: self.moments(*arguments)), []
         for rows, count in padded_chunks(len(x), chunk):
             at = {name: jnp.asarray(value)[rows] for name, value in (given or {}).items()}

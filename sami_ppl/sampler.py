@@ -191,7 +191,7 @@ class FromPureNoise(AbstractSampler):
 
     def sample(self, denoiser, key, start=None):
         if start is None:
-            schedule, log_snr = denoiser.schedule, jnp.asarray(denoiser.schedule.log_snr_min)
+            schedule, log_snr = denoiser.schedule, jnp.asarray(denoiser.schedule.log_snr_min, jnp.result_type(float))
             noise = jax.random.normal(jax.random.split(key)[0], denoiser.event_shape)
             scale = jnp.sqrt(schedule.reference_variance())
             own, opposite = (denoiser.x_hat(sign * scale * noise, log_snr) for sign in (1, -1))

@@ -13,6 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 import numpy as np
 import numpyro
+from numpyro import distributions as dist
+from numpyro import handlers
+from numpyro.distributions import biject_to
 from numpyro.infer.util import log_density
 import optax
 from scipy.optimize import linear_sum_assignment
@@ -63,16 +66,27 @@ def with_clusters(
 def fit_prior(
     program: Program, codes: Float[np.ndarray, "obs D"], given: Given, *, steps: int = 400, learning_rate: float = 0.03
 ) -> Program:
-    """The program with the learned parameters of its prior fitted to codes by maximum likelihood (Adam)."""
+    """The program with the learned parameters of its prior fitted to codes by maximum likelihood (Adam).
+
+    Parameters move where their constraints are none, and come back under them.
+    """
     codes, given = codes[:MOST], {name: jnp.asarray(value[:MOST]) for name, value in given.items()}
     values, count = program.latents.from_code(jnp.asarray(codes)), len(codes)
     optimiser = optax.adam(learning_rate)
 
-    def loss(params: dict) -> Any:
-        def model() -> None:
-            sample_prior(program.prior, numpyro.plate("obs", count), given)
+    def model() -> None:
+        sample_prior(program.prior, numpyro.plate("obs", count), given)
 
-        return -log_density(model, (), {}, values | params)[0] / count
+    sites = handlers.trace(handlers.substitute(handlers.seed(model, jax.random.key(0)), data=values)).get_trace()
+    free = {
+        name: biject_to(sites[name]["kwargs"].get("constraint", dist.constraints.real))
+        for name in program.latents.params
+        if name in sites
+    }
+    constrained = lambda params: {n: free[n](v) if n in free else v for n, v in params.items()}  # noqa: E731
+
+    def loss(params: dict) -> Any:
+        return -log_density(model, (), {}, values | constrained(params))[0] / count
 
     def step(carry: tuple, _: None) -> tuple:
         params, state = carry
@@ -80,5 +94,6 @@ def fit_prior(
         return (optax.apply_updates(params, updates), state), None
 
     start = {name: program.prior_params[name] for name in program.latents.params}
+    start = {name: free[name].inv(value) if name in free else value for name, value in start.items()}
     (params, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, None, steps))((start, optimiser.init(start)))
-    return program.replace(prior_params=program.prior_params | params)
+    return program.replace(prior_params=program.prior_params | constrained(params))

@@ -1,6 +1,7 @@
 """Encoding from store to store: the values of `Program.encode`, each chunk read once, in memory that does not grow."""
 
 import collections
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -122,6 +123,10 @@ def test_mistakes(tiny_program, tmp_path):
         "wide": (RNG.normal(size=(9, 5)), ValueError, r"shape \(5,\), expected event_shape \(4,\)"),
         "int": (np.ones((9, 4), np.int32), TypeError, r"floating point or uint8, got int32"),
     }
+    missing = xr.Dataset({"x": (("obs", "time"), np.where(np.arange(9)[:, None] == 3, np.nan, np.ones((9, 4))))})
+    with pytest.raises(ValueError, match="NaN at observation 3"):
+        sp.encode(program, missing, out, progress=False)  # "time" does not make a program one of sequences
+    shutil.rmtree(out.with_name(out.name + ".part"))
     for name, (x, error, message) in cases.items():
         with pytest.raises(error, match=message):
             sp.encode(program, store(tmp_path / f"{name}.zarr", x, 8), out, chunk=8, progress=False)

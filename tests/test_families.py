@@ -320,3 +320,14 @@ def test_draws_of_a_gaussian_code_have_its_mean_and_covariance(rotated, tiny_pro
     covariance = factor @ factor.T
     np.testing.assert_allclose(np.cov(z.T), covariance, atol=0.05 * np.diag(covariance).max())
     assert np.abs(np.diag(factor) - 1).max() > 0.4, "else a variance for a standard deviation would not show"
+
+
+def test_a_least_scale_of_its_own_is_kept(mlp):
+    """Of a family that was given one, also behind a discrete site; others take the encoder's."""
+    given = {"z": partial(families.Full, min_scale=0.2)}
+    encoder = encoder_for(correlated_prior, mlp(4, 6, key=KEY), SCHEDULE, (4,), families=given, min_scale=0.1, key=KEY)
+    assert encoder.families[0].diagonal.min_scale == 0.2
+    other = {"z": families.Full}
+    encoder = encoder_for(correlated_prior, mlp(4, 6, key=KEY), SCHEDULE, (4,), families=other, min_scale=0.1, key=KEY)
+    assert encoder.families[0].diagonal.min_scale == 0.1
+    assert families.with_min_scale(lambda features, site, *, key: key, 0.1)(1, None, key=3) == 3

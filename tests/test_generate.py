@@ -39,9 +39,16 @@ def test_each_way_of_asking(tiny_program):
         ({}, "exactly one of z"),
         ({"size": 2, "z": jnp.zeros((2, 3))}, "exactly one of z"),
         ({"z": jnp.zeros((2, 99))}, r"z must have shape \(n, "),
+        ({"z": jnp.zeros((2, 3)), "guided": False}, "guided=False samples the denoiser alone"),
     ],
 )
 def test_bad_requests(tiny_program, arguments, message):
     """The message says what to give."""
     with pytest.raises(ValueError, match=message):
         generate(tiny_program(), key=jax.random.key(0), **arguments)
+
+
+def test_one_key_per_code(tiny_program):
+    program = tiny_program()
+    with pytest.raises(ValueError, match=r"keys must be one per code, \(3,\), got \(5,\)"):
+        decode(program, jnp.zeros((3, program.latents.size)), jax.random.split(jax.random.key(0), 5))

@@ -281,3 +281,36 @@ def test_sites_may_have_dims_of_the_names_of_ours(tiny_program):
     tree = posterior(tiny_program(prior), X[:3], key=jax.random.key(0), draws=2, predictive=0, levels=0)
     assert tree["posterior"]["place"].sizes == {"chain": 1, "draw": 2, "obs": 3, "axis": 2}
     assert list(tree["sample_stats"]["axis"].values) == ["place[0]", "place[1]", "size"]
+
+
+def test_labels_of_observations_are_kept(tiny_program):
+    data = xr.Dataset({"x": (("obs", "feature"), X[:3])}, coords={"obs": [10, 20, 30]})
+    tree = posterior(tiny_program(), data, key=jax.random.key(0), draws=2, predictive=0, levels=0)
+    assert tree["posterior"]["obs"].values.tolist() == [10, 20, 30]
+
+
+def test_draws_of_single_observations_are_not_those_of_global_sites(tiny_program):
+    """Keys of chunks are folded from one key, and jax.random.split(key, n)[i] is fold_in(key, i)."""
+
+    def prior(obs):
+        numpyro.sample("one", dist.Normal(0, 1))
+        numpyro.sample("two", dist.Normal(0, 1))
+        with obs:
+            numpyro.sample("z", dist.Normal(0, 1))
+
+    settings: dict = {"draws": 12, "predictive": 0, "levels": 0, "chunk": 1}
+    drawn = posterior(tiny_program(prior), X[:12], key=jax.random.key(0), **settings)["prior"]
+    shared = np.concatenate([drawn["one"].values.reshape(-1), drawn["two"].values.reshape(-1)])
+    assert not np.isclose(shared[:, None], drawn["z"].values.reshape(-1), rtol=1e-6).any()
+
+
+def test_values_that_are_no_observations_are_refused(tiny_program):
+    """Whole numbers would be taken for intensities, and NaN would come back as a code."""
+    program, bad = tiny_program(), np.array(X[:3])
+    bad[1, 2] = np.nan
+    with pytest.raises(ValueError, match="NaN at observation 1"):
+        program.encode(bad)
+    with pytest.raises(ValueError, match=r"integers from 0 to 255.*x / 127.5 - 1"):
+        program.encode(np.array([[0, 3, 255, 7]], np.uint8))
+    mask = np.array([[0, 1, 1, 0]], np.uint8)
+    np.testing.assert_allclose(program.encode(mask)[0], program.encode(mask.astype(np.float32))[0])

@@ -181,6 +181,16 @@ ERRORS = {
         ValueError,
         "'f' has 1 event dims .* names 2",
     ),
+    "dim of our own": (
+        one(dist.Normal(0, 1).expand([3]).to_event(1), infer={"event_dims": ["draw"]}),
+        ValueError,
+        r"'f' has the event_dims \['draw'\]: they must differ",
+    ),
+    "named as its dim": (
+        one(dist.Normal(0, 1).expand([3]).to_event(1), infer={"event_dims": ["f"]}),
+        ValueError,
+        "'f' takes the name of a dim",
+    ),
     "string": ("normal", TypeError, "must be a function .* got str"),
 }
 
@@ -197,4 +207,15 @@ def test_priors_that_cannot_be_read_are_refused(name):
     """Every message names the site, what is wrong, and what to write."""
     prior, error, message = ERRORS[name]
     with pytest.raises(error, match=f"(?s){message}"):
+        read_prior(prior)
+
+
+def test_a_dim_has_one_size():
+    """All sites come back in one labelled Dataset."""
+
+    def prior():
+        for name, size in (("a", 2), ("b", 3)):
+            numpyro.sample(name, dist.Normal(0, 1).expand([size]).to_event(1), infer={"event_dims": ["factor"]})
+
+    with pytest.raises(ValueError, match="'factor' twice, with sizes 2 and 3, the second time for prior site 'b'"):
         read_prior(prior)

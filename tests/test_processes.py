@@ -128,6 +128,24 @@ def test_single_precision_is_enough(smoothness):
         np.testing.assert_allclose(value, double[name], rtol=2e-4, atol=2e-3, err_msg=name)
 
 
+def test_variance_does_not_cancel_where_frames_say_little():
+    """Frames that hardly know more than the prior have centres far out: squares of these must not be subtracted."""
+    rng, shape = np.random.default_rng(0), (50, 12, 2)
+    known = rng.random(shape) < 0.7
+    excess = np.where(known, 0.05**-2 - 1, 0.02)
+    centre = np.where(known, rng.normal(size=shape), 0.14 * rng.normal(size=shape) / excess)
+    precision = excess[..., None] * np.eye(2)
+
+    def variance(dtype):
+        times, *rest = (jnp.asarray(p, dtype) for p in (np.arange(12), np.full(2, 20.0), centre, precision))
+        return Smoothed(Matern(times, rest[0]), *rest[1:]).variance
+
+    single = variance(np.float32)
+    with jax.enable_x64(True):
+        double = variance(np.float64)
+    np.testing.assert_allclose(single, double, rtol=0.02)
+
+
 @pytest.mark.parametrize("missing", [(), (1, 2), (0, 4)])
 @pytest.mark.parametrize("smoothness", SMOOTHNESS)
 def test_posterior_is_the_dense_one(smoothness, missing, x64):

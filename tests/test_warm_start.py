@@ -164,6 +164,27 @@ def test_dimension_of_linear_data_is_the_rank(rank):
     assert manifold_dimension(denoiser, x, key=jax.random.key(0)) == rank
 
 
+@pytest.mark.parametrize(("rank", "counted"), [(3, 3), (20, 20), (90, 64)])
+def test_dimension_of_large_observations_is_sketched(rank, counted):
+    """No Jacobian of 1,100 by 1,100; at most 64 directions are told."""
+    denoiser, x = gaussian(rank, size=1100)
+    assert manifold_dimension(denoiser, x, key=jax.random.key(0)) == counted
+
+
+def test_codes_of_large_images_are_those_of_every_nth_pixel():
+    """A blurred image holds nothing finer: its leading components are the same to a hundredth, up to their sign."""
+    rng, grid = np.random.default_rng(0), np.arange(64)
+    place = rng.uniform(16, 48, (200, 2))
+    squared = sum(
+        (grid.reshape(s) - place[:, i].reshape(-1, 1, 1)) ** 2 for i, s in enumerate([(1, -1, 1), (1, 1, -1)])
+    )
+    images = np.exp(-squared / 50).astype(np.float32)[:, None]
+    blurred = gaussian_filter(images, (0, 0, 16, 16), mode="nearest").reshape(200, -1)
+    left = np.linalg.svd(blurred - blurred.mean(0), full_matrices=False)[0][:, :2] * np.sqrt(200)
+    codes = low_pass_codes(images, 2, 2)
+    assert np.allclose(np.abs((codes * left).mean(0)), 1, atol=0.01)
+
+
 def test_dimension_counts_directions_wider_than_the_noise():
     """A direction of variance v is passed on by v e^λ / (1 + v e^λ): counted from v = e^−λ."""
     denoiser, x = gaussian(3, spread=0.1)
@@ -305,3 +326,21 @@ def test_components_go_to_continuous_axes_whatever_the_order_of_sites():
 
 def plain():
     numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+
+
+def test_parameters_of_a_prior_stay_under_their_constraints(tiny_program):
+    """A scale fitted to codes is their spread, and positive; weights sum to one."""
+
+    def prior():
+        scale = numpyro.param("scale", jnp.full(2, 0.05), constraint=dist.constraints.positive)
+        shares = numpyro.param("shares", jnp.full(3, 1 / 3), constraint=dist.constraints.simplex)
+        means = dist.Normal(jnp.array([[-3.0], [0.0], [3.0]]) * jnp.ones(2), scale).to_event(1)
+        numpyro.sample("z", dist.MixtureSameFamily(dist.Categorical(shares), means))
+
+    program = tiny_program(prior)
+    rng = np.random.default_rng(0)
+    values = 3.0 * rng.choice([-1, 0, 1], (2000, 1), p=[0.2, 0.5, 0.3]) + 0.4 * rng.normal(size=(2000, 2))
+    codes = np.asarray(program.latents.to_code({"z": jnp.asarray(values, jnp.float32)}))
+    found = fit_prior(program, codes, {}).prior_params
+    np.testing.assert_allclose(found["scale"], 0.4, rtol=0.1)
+    np.testing.assert_allclose(found["shares"], [0.2, 0.5, 0.3], atol=0.04)

@@ -1,11 +1,19 @@
 """How many directions the data leave free: the dimension of the manifold that a denoiser has learned."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
 
 from sami_ppl.denoiser import AbstractDenoiser
+
+
+WHOLE = 1024
+"""Size of an observation up to which the whole Jacobian is taken; of larger ones a sketch."""
+SKETCH, FEW = 64, 8
+"""Directions of a sketch, which are the most it can count, and observations that are sketched."""
 
 
 def manifold_dimension(
@@ -15,17 +23,35 @@ def manifold_dimension(
 
     At low noise an exact denoiser projects onto the tangent space of the data: α ∂x̂/∂x_λ, which is the posterior
     covariance of x over σ²/α² (Tweedie's second order formula), has singular values near 1 along it and near 0
-    across. Those above ½ are counted at `log_snr`.
+    across. Those above ½ are counted at `log_snr`. Of observations of more than 1,024 numbers the first eight are taken,
+    and the Jacobian on the 64 directions that it favours, found by random projection (Halko, Martinsson & Tropp 2011,
+    algorithm 4.4 with one power iteration): 64 then stands for 64 or more.
     """
     level = jnp.asarray(log_snr, dtype=jnp.result_type(float))
     alpha = denoiser.schedule.alpha(level)
+    x = jnp.asarray(x)
+    large = x[0].size > WHOLE
+    x = x[:FEW] if large else x
 
     @jax.jit
     def count(inputs: tuple[Array, Array]) -> Array:
         x, key = inputs
         x_noisy = denoiser.schedule.add_noise(x, level, jax.random.normal(key, x.shape, x.dtype))
-        jacobian = alpha * jax.jacfwd(lambda at: denoiser.x_hat(at, level).reshape(-1))(x_noisy)
-        singular = jnp.linalg.svd(jacobian.reshape(x.size, x.size), compute_uv=False)
-        return jnp.sum(singular > 0.5)
+        passed = lambda at: alpha * denoiser.x_hat(at.reshape(x.shape), level).reshape(-1)  # noqa: E731
+        if large:
+            jacobian = _sketch(passed, x_noisy.reshape(-1), jax.random.fold_in(key, 1))
+        else:
+            jacobian = jax.jacfwd(passed)(x_noisy.reshape(-1))
+        return jnp.sum(jnp.linalg.svd(jacobian, compute_uv=False) > 0.5)
 
-    return int(np.median(jax.lax.map(count, (jnp.asarray(x), jax.random.split(key, len(x))))))
+    return int(np.median(jax.lax.map(count, (x, jax.random.split(key, len(x))))))
+
+
+def _sketch(function: Callable[[Array], Array], at: Array, key: Array) -> Float[Array, "sketch d"]:
+    """Qᵀ J, J the Jacobian of a function at a point, Q an orthonormal basis of nearly all that it favours."""
+    _, backward = jax.vjp(function, at)
+    forward = jax.vmap(lambda v: jax.jvp(function, (at,), (v,))[1])
+    basis = lambda rows: jnp.linalg.qr(rows.T)[0].T  # noqa: E731
+    rows = basis(forward(jax.random.normal(key, (SKETCH, at.size), at.dtype)))
+    rows = basis(forward(basis(jax.vmap(lambda v: backward(v)[0])(rows))))
+    return jax.vmap(lambda v: backward(v)[0])(rows)

@@ -20,6 +20,7 @@ prior if it can represent that too (see `diagnostics.noise_end_kl`).
 from sami_ppl.families.base import AbstractFamily as AbstractFamily
 from sami_ppl.families.base import check_min_scale as check_min_scale
 from sami_ppl.families.base import squashed_scale as squashed_scale
+from sami_ppl.families.base import with_min_scale as with_min_scale
 from sami_ppl.families.categorical import Categorical as Categorical
 from sami_ppl.families.categorical import OneHot as OneHot
 from sami_ppl.families.categorical import PerCategory as PerCategory

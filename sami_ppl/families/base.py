@@ -1,6 +1,9 @@
 """What a family of posteriors is, and how its scales are bounded."""
 
 import abc
+from collections.abc import Callable
+from functools import partial
+from inspect import signature
 import math
 from typing import Any
 
@@ -31,6 +34,12 @@ def check_min_scale(min_scale: float) -> None:
     """Raise ValueError unless the least scale lies between 0 and the prior's own spread."""
     if not 0 < min_scale < 1:
         raise ValueError(f"min_scale must lie between 0 and 1, the prior's own spread, got {min_scale}")
+
+
+def with_min_scale(family: Callable, min_scale: float) -> Callable:
+    """The family with this least scale, unless it has one of its own or takes none."""
+    own = "min_scale" in getattr(family, "keywords", {}) or "min_scale" not in signature(family).parameters
+    return family if own else partial(family, min_scale=min_scale)
 
 
 def squashed_scale(raw: Float[Array, "*d"], min_scale: float) -> Float[Array, "*d"]:

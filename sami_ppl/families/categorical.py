@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 from numpyro import distributions as dist
 from numpyro.distributions import constraints
 
-from sami_ppl.families.base import AbstractFamily
+from sami_ppl.families.base import AbstractFamily, with_min_scale
 from sami_ppl.families.gaussian import Diagonal
 from sami_ppl.latents import LatentSite
 from sami_ppl.relaxed import LogRatios
@@ -84,7 +84,7 @@ class PerCategory(AbstractFamily):
     ):
         self.parents = site.kinds
         keys = jax.random.split(key, math.prod(sizes[parent] for parent in site.kinds))
-        self.heads = eqx.filter_vmap(lambda key: family(features, site, min_scale=min_scale, key=key))(keys)
+        self.heads = eqx.filter_vmap(lambda key: with_min_scale(family, min_scale)(features, site, key=key))(keys)
 
     def parameters(self, features: Float[Array, " features"]) -> Any:
         return eqx.filter_vmap(lambda head: head.parameters(features))(self.heads)

@@ -25,7 +25,7 @@ class NoiseEmbedding(eqx.Module):
         self.out = eqx.nn.Linear(size, size, key=out_key)
 
     def __call__(self, log_snr: Float[Array, ""]) -> Float[Array, " size"]:
-        phase = log_snr * jnp.asarray(self.frequencies, dtype=jnp.result_type(log_snr))
+        phase = log_snr * jnp.asarray(self.frequencies, dtype=jnp.result_type(float, log_snr))
         features = jnp.concatenate([jnp.sin(phase), jnp.cos(phase)])
         return jax.nn.silu(self.out(jax.nn.silu(self.hidden(features))))
 

@@ -111,9 +111,8 @@ def _labelled(program: Program, data: Any) -> xr.Dataset:
     if not isinstance(data, xr.Dataset):
         data = xr.Dataset()
     else:
-        labels = {dim: data.coords[dim] for dim in program.event_dims if dim in data.coords}
-        data = data[[name for name, v in data.data_vars.items() if name != "x" and v.dims[:1] == ("obs",)]]
-        data = data.assign_coords(labels)
+        data = data.drop_vars([n for n, v in data.data_vars.items() if n == "x" or v.dims[:1] != ("obs",)])
+        data = data.drop_vars([n for n, c in data.coords.items() if not {*c.dims} <= {"obs", *program.event_dims}])
     return data.assign(x=(("obs", *program.event_dims), x))
 
 

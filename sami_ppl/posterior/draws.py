@@ -82,8 +82,9 @@ class Sampler:
         self.program, self.size, self.draws, self.predictive = program, size, draws, predictive
         self.tabulated = levels != 0 and _can_tabulate(program, draws)
         self.levels = levels if levels is not None else TABULATED_LEVELS if self.tabulated else LEVELS
-        self.keys = jax.random.split(key, 4)
-        self.shared, self.shared_prior, self.shared_groups = _shared(program, draws, self.keys[0], self.keys[1])
+        # Keys of their own for what is drawn once: those of chunks are folded, and fold_in(k, i) is split(k, n)[i].
+        *self.keys, shared_key, shared_prior_key = jax.random.split(key, 6)
+        self.shared, self.shared_prior, self.shared_groups = _shared(program, draws, shared_key, shared_prior_key)
         self._posterior, self._prior = jax.jit(self._draw_posterior), jax.jit(self._draw_prior)
         self._observations, self._bound = jax.jit(self._draw_observations), jax.jit(self._score_observations)
 
