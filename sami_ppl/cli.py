@@ -125,7 +125,7 @@ def evaluate(
     Parameters
     ----------
     folder
-        The run's --out folder; evidence.json and evidence.nc are written to it.
+        The run's --out folder; evidence.json and evidence.nc are written to it, with --data evidence_<its name>.
     data
         Observations: a .npz, .nc or .zarr with a variable x, or a folder of images; default, the run's own test part.
     limit

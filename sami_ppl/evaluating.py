@@ -41,6 +41,8 @@ def evaluate_run(
 ) -> str:
     """Estimate the evidence, write `evidence.json` and `evidence.nc` to the run's folder, and return the table.
 
+    Of other `data` the files are named after theirs, `evidence_mine.nc` for `mine.npz`: the report shows the run's own.
+
     `evidence.nc` holds the bound of each observation, by its parts; where they were asked for, the importance-weighted
     bounds and the flow's densities of the first observations; and the information spectrum.
 
@@ -61,10 +63,11 @@ def evaluate_run(
     figures, tree = evidence_figures(
         found, first(part, limit), key=jax.random.key(seed), levels=levels, draws=draws, weighted=weighted, flow=flow
     )
-    write_json(Path(out) / "evidence.json", figures)
-    aside = Path(out) / "evidence.nc.part"
+    name = "evidence" if data is None else f"evidence_{Path(data).stem}"
+    write_json(Path(out) / f"{name}.json", figures)
+    aside = Path(out) / f"{name}.nc.part"
     tree.to_netcdf(aside, engine="h5netcdf")
-    aside.replace(Path(out) / "evidence.nc")
+    aside.replace(Path(out) / f"{name}.nc")
     return table(figures)
 
 

@@ -160,6 +160,13 @@ def check_event_dims(latents: Latents, dims: tuple[str, ...], shape: tuple[int, 
         raise ValueError(f"event_dims {sorted(clash)} are names of other dims or of the observation: rename them")
 
 
+def check_order(dims: Sequence[Any], event_dims: tuple[str, ...]) -> None:
+    """Raise ValueError where the dims of observations are those of a program in another order."""
+    if tuple(dims) != event_dims and set(dims) == set(event_dims):
+        write = ", ".join(f'"{dim}"' for dim in ("obs", *event_dims))
+        raise ValueError(f"x has the dims {list(dims)}, the program {list(event_dims)}: write data.transpose({write})")
+
+
 def check_site_dims(sites: Sequence[LatentSite]) -> None:
     """Raise ValueError unless the sites of a prior, global ones too, and their dims can lie in one labelled Dataset."""
     sizes: dict[str, int] = {}

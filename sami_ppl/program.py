@@ -24,7 +24,7 @@ from sami_ppl.encoder import AbstractEncoder, check_latents
 from sami_ppl.framewise import FramewiseEncoder, check_sequences, floating, smoothed
 from sami_ppl.guidance import check_pair
 from sami_ppl.guide import Beta, GlobalGuide, initial_guide, sample_latents, sample_shared, scale_sites, values_of
-from sami_ppl.latents import Latents, check_event_dims, default_event_dims
+from sami_ppl.latents import Latents, check_event_dims, check_order, default_event_dims
 from sami_ppl.prior import Frozen, Given, Prior, check_numbers, check_variable, read_prior, sample_prior
 from sami_ppl.sampler import AbstractSampler, StochasticDPMSolver
 
@@ -312,6 +312,7 @@ class Program(eqx.Module):
         """
         if isinstance(data, xr.Dataset):
             check_variable(data, "x")
+            check_order(data["x"].dims[1:], self.event_dims)
         x: Any = data["x"].values if isinstance(data, xr.Dataset) else data
         self.check_observations(x)
         if len(x) == 0:

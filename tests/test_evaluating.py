@@ -56,8 +56,12 @@ def test_own_data_and_mistakes(folder, tmp_path):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "mine.npz", x=rng.normal(size=(5, 8)).astype(np.float32))
     np.savez(tmp_path / "wrong.npz", x=rng.normal(size=(5, 7)).astype(np.float32))
+    own = lambda: [path.read_bytes() for path in sorted(folder.glob("evidence.*"))]  # noqa: E731
+    before = own()
     text = evaluate_run(folder, data=tmp_path / "mine.npz", levels=4, weighted=0)
     assert "5 observations" in text
+    assert json.loads((folder / "evidence_mine.json").read_text())["observations"] == 5
+    assert own() == before, "the report shows what the run's own observations gave"
     assert "exact" in text
     fitted_to_mine = tmp_path / "mine"
     shutil.copytree(folder, fitted_to_mine)

@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 
 from sami_ppl.decoder import ScoreDecoder
+from sami_ppl.latents import check_order
 from sami_ppl.posterior import posterior, save_tree
 from sami_ppl.program import Origin, Program
 from sami_ppl.sampler import DPMSolver
@@ -314,3 +315,15 @@ def test_values_that_are_no_observations_are_refused(tiny_program):
         program.encode(np.array([[0, 3, 255, 7]], np.uint8))
     mask = np.array([[0, 1, 1, 0]], np.uint8)
     np.testing.assert_allclose(program.encode(mask)[0], program.encode(mask.astype(np.float32))[0])
+
+
+def test_dims_in_another_order_are_not_taken_for_ours(tiny_program):
+    """Of a square observation the shape would not tell."""
+    base = tiny_program()
+    program = base.replace(event_dims=("row",))
+    turned = xr.Dataset({"x": (("obs", "row"), X[:2])})
+    assert program.observed(turned).shape == (2, 4)
+    check_order(("row", "column"), ("row", "column"))
+    check_order(("width", "height"), ("row", "column"))
+    with pytest.raises(ValueError, match=r'write data.transpose\("obs", "row", "column"\)'):
+        check_order(("column", "row"), ("row", "column"))

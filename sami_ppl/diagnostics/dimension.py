@@ -9,7 +9,6 @@ import numpy as np
 
 from sami_ppl.denoiser import AbstractDenoiser
 
-
 WHOLE = 1024
 """Size of an observation up to which the whole Jacobian is taken; of larger ones a sketch."""
 SKETCH, FEW = 64, 8
@@ -23,7 +22,7 @@ def manifold_dimension(
 
     At low noise an exact denoiser projects onto the tangent space of the data: α ∂x̂/∂x_λ, which is the posterior
     covariance of x over σ²/α² (Tweedie's second order formula), has singular values near 1 along it and near 0
-    across. Those above ½ are counted at `log_snr`. Of observations of more than 1,024 numbers the first eight are taken,
+    across. Those above ½ are counted at `log_snr`. Of observations of more than 1,024 numbers the first eight are used,
     and the Jacobian on the 64 directions that it favours, found by random projection (Halko, Martinsson & Tropp 2011,
     algorithm 4.4 with one power iteration): 64 then stands for 64 or more.
     """
