@@ -252,11 +252,11 @@ def _first_difference(saved: Any, built: Any, path: str = "") -> tuple[str, Any,
         pairs = [(f"{path}.{name}" if path else name, saved.get(name), built.get(name)) for name in names]
     elif isinstance(saved, list) and isinstance(built, list) and len(saved) == len(built):
         pairs = [(f"{path}[{i}]", *pair) for i, pair in enumerate(zip(saved, built, strict=True))]
-    else:
+    elif isinstance(saved, int | float) and isinstance(built, int | float):
         # Parameters of laws may be computed, on another machine then.
-        near = isinstance(saved, int | float) and isinstance(built, int | float)
-        same = saved == built or (near and np.isclose(saved, built, rtol=1e-4, atol=1e-6, equal_nan=True))
-        return None if same else (path, saved, built)
+        return None if np.isclose(saved, built, rtol=1e-4, atol=1e-6, equal_nan=True) else (path, saved, built)
+    else:
+        return None if saved == built else (path, saved, built)
     return next((found for pair in pairs if (found := _first_difference(*pair[1:], pair[0]))), None)
 
 
