@@ -2,7 +2,7 @@
 
 A flow that is fitted afterwards closes the gap between the prior and where the codes of the data lie, so that draws
 from it look like the data; it is cheap, for the denoiser is not called. `--set program=runs/disks/model` names the
-folder of the saved program.
+folder of the saved program, whose networks have the structure and the schedule of this one's.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import xarray as xr
 
 from sami_ppl import Program, Stage, fit
 from sami_ppl.data import check_data, train_test
-from sami_ppl.io import load
+from sami_ppl.io import load_networks
 from sami_ppl.results import conclude
 
 
@@ -43,8 +43,7 @@ def run(
     check_data(data, event_shape=program.event_shape, batch=config.fit.batch)
     train, test = train_test(data)
     prior_key, posterior_key = jax.random.split(key)
-    fitted = load(config.program)
-    program = program.replace(denoiser=fitted.denoiser, encoder=fitted.encoder)
+    program = load_networks(config.program, program)
     program, _ = fit(
         program, train, config.fit, key=prior_key, train=("prior",), name="fit",
         held_out=test, out=out, resume=resume, progress=progress,

@@ -21,7 +21,7 @@ class LatentSite:
     the prior of z is N(0, I). `parents`: the sites that its law depends on directly. `process`: a process over time,
     whose frames have that prior each. `categories`: number of values of a discrete site, whose code is one-hot, else 0.
     `kinds`: the discrete sites that a continuous site's prior depends on, through others too. `temperature`: of a
-    relaxed prior.
+    relaxed prior. `law`: the prior's in plain values, with its numbers where these are fixed.
     """
 
     name: str
@@ -40,6 +40,7 @@ class LatentSite:
     categories: int = 0
     kinds: tuple[str, ...] = ()
     temperature: float | None = None
+    law: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def size(self) -> int:

@@ -31,7 +31,7 @@ from sami_ppl.discrete import OneHotTransform, categories, check_combinations, p
 from sami_ppl.latents import Latents, LatentSite, check_site_dims
 from sami_ppl.processes import Matern
 from sami_ppl.relaxed import RelaxedOneHotCategorical
-from sami_ppl.supports import manifold, mixture_components, normal_base, unwrapped
+from sami_ppl.supports import described, manifold, mixture_components, normal_base, unwrapped
 
 Prior = Callable[..., Any]
 """A function of no arguments, or of the plate `obs`, or of variables of the data, each with a leading dim obs."""
@@ -299,10 +299,11 @@ def _read_site(
     name: str, traced: dict[str, Any], draws: Array, constant: Any, depends: Names, start: int
 ) -> LatentSite:
     fn: Any = traced["fn"]
+    law = described(fn, numbers=not any(depends.values()))
     if size := categories(name, fn, _kind(fn)):
         return LatentSite(
             name, (), (), OneHotTransform(size), (size,), start, np.zeros(size), np.ones(size), False,
-            parents=tuple(sorted(depends["sites"])), categories=size,
+            parents=tuple(sorted(depends["sites"])), categories=size, law=law,
         )  # fmt: skip
     on, transform = manifold(fn.support)
     try:
@@ -336,7 +337,7 @@ def _read_site(
     return LatentSite(
         name, tuple(fn.event_shape), tuple(dims), transform, shape, start, shift, scale, standard, on,
         mixture_components(fn), tuple(sorted(depends["sites"])), process,
-        temperature=base.temperature if isinstance(base, RelaxedOneHotCategorical) else None,
+        temperature=base.temperature if isinstance(base, RelaxedOneHotCategorical) else None, law=law,
     )  # fmt: skip
 
 

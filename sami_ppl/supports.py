@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array
+import numpy as np
 from numpyro import distributions as dist
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import IdentityTransform, IndependentTransform, ParameterFreeTransform, Transform
@@ -60,6 +61,19 @@ def unwrapped(fn: Any) -> Any:
     while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
         fn = fn.base_dist
     return fn
+
+
+def described(fn: Any, *, numbers: bool = True) -> dict[str, Any]:
+    """A distribution or transform in plain values: its kind, those that it is made of, and its `numbers`, if asked."""
+    fn = unwrapped(fn)
+    found: dict[str, Any] = {"kind": type(fn).__name__}
+    for name, value in vars(fn).items():
+        parts = value if isinstance(value, list | tuple) else [value]
+        if parts and all(isinstance(part, dist.Distribution | Transform) for part in parts):
+            found[name] = [described(part, numbers=numbers) for part in parts]
+        elif numbers and not name.startswith("_") and isinstance(value, int | float | np.ndarray | Array):
+            found[name] = np.asarray(value, float).tolist()
+    return found
 
 
 def mixture_components(fn: Any) -> int:
