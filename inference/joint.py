@@ -12,7 +12,7 @@ import xarray as xr
 
 from sami_ppl import Program, Stage, fit
 from sami_ppl.data import check_data, train_test
-from sami_ppl.results import conclude
+from sami_ppl.results import check_at_least, conclude
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class Config:
     align: bool = False
     posterior_obs: int = 64
     draws: int = 100
+
+    def __post_init__(self) -> None:
+        check_at_least(1, posterior_obs=self.posterior_obs, draws=self.draws)
 
 
 def run(
@@ -36,7 +39,7 @@ def run(
     progress: bool = True,
 ) -> xr.DataTree:
     """Fit, save the program to `out/model`, and return the posterior of held-out observations."""
-    check_data(data, event_shape=program.event_shape, batch=config.both.batch)
+    check_data(data, event_shape=program.event_shape)
     train, test = train_test(data)
     fit_key, posterior_key = jax.random.split(key)
     program, _ = fit(

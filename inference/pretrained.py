@@ -11,9 +11,10 @@ import xarray as xr
 
 from sami_ppl import Program, Stage, fit
 from sami_ppl.data import check_data, train_test
+from sami_ppl.fit import check_stage
 from sami_ppl.io import load_denoiser
-from sami_ppl.results import conclude
-from sami_ppl.warm_start import warm_start
+from sami_ppl.results import check_at_least, conclude
+from sami_ppl.warm_start import check_clusters, warm_start
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class Config:
     posterior_obs: int = 64
     draws: int = 100
 
+    def __post_init__(self) -> None:
+        check_at_least(1, posterior_obs=self.posterior_obs, draws=self.draws)
+        check_at_least(0, warm_steps=self.warm_steps)
+
 
 def run(
     program: Program,
@@ -44,8 +49,12 @@ def run(
     """Fit the encoder, save the program to `out/model`, and return the posterior of held-out observations."""
     if not config.denoiser:
         raise ValueError("denoiser is not given: name the folder of a saved program, --set denoiser=runs/disks/model")
-    check_data(data, event_shape=program.event_shape, batch=config.encoder.batch)
+    check_data(data, event_shape=program.event_shape)
     train, test = train_test(data)
+    # What cannot be run is said now, not after hours.
+    check_stage(program, config.encoder, train.sizes["obs"], train=("encoder",))
+    if config.warm_steps and config.warm_clusters:
+        check_clusters(program)
     warm_key, encoder_key, posterior_key = jax.random.split(key, 3)
     program = load_denoiser(config.denoiser, program)
     if config.warm_steps:

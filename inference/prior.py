@@ -14,7 +14,7 @@ import xarray as xr
 from sami_ppl import Program, Stage, fit
 from sami_ppl.data import check_data, train_test
 from sami_ppl.io import load_networks
-from sami_ppl.results import conclude
+from sami_ppl.results import check_at_least, conclude
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,9 @@ class Config:
     fit: Stage = Stage(steps=1500, batch=512, learning_rate=3e-3, beta=1.0, validate_every=500)
     posterior_obs: int = 64
     draws: int = 100
+
+    def __post_init__(self) -> None:
+        check_at_least(1, posterior_obs=self.posterior_obs, draws=self.draws)
 
 
 def run(
@@ -40,7 +43,7 @@ def run(
     """Fit the prior, save the program to `out/model`, and return the posterior of held-out observations."""
     if not config.program:
         raise ValueError("program is not given: name the folder of a saved program, --set program=runs/disks/model")
-    check_data(data, event_shape=program.event_shape, batch=config.fit.batch)
+    check_data(data, event_shape=program.event_shape)
     train, test = train_test(data)
     prior_key, posterior_key = jax.random.split(key)
     program = load_networks(config.program, program)

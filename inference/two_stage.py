@@ -13,8 +13,9 @@ import xarray as xr
 
 from sami_ppl import Program, Stage, fit
 from sami_ppl.data import check_data, train_test
-from sami_ppl.results import conclude
-from sami_ppl.warm_start import warm_start
+from sami_ppl.fit import check_stage
+from sami_ppl.results import check_at_least, conclude
+from sami_ppl.warm_start import check_clusters, warm_start
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Config:
     posterior_obs: int = 64
     draws: int = 100
 
+    def __post_init__(self) -> None:
+        check_at_least(1, posterior_obs=self.posterior_obs, draws=self.draws)
+        check_at_least(0, warm_steps=self.warm_steps)
+
 
 def run(
     program: Program,
@@ -43,8 +48,12 @@ def run(
     progress: bool = True,
 ) -> xr.DataTree:
     """Fit, save the program to `out/model`, and return the posterior of held-out observations."""
-    check_data(data, event_shape=program.event_shape, batch=max(config.denoiser.batch, config.encoder.batch))
+    check_data(data, event_shape=program.event_shape)
     train, test = train_test(data)
+    # What cannot be run is said now, not after hours.
+    check_stage(program, config.encoder, train.sizes["obs"], train=("encoder",))
+    if config.warm_steps and config.warm_clusters:
+        check_clusters(program)
     denoiser_key, warm_key, encoder_key, posterior_key = jax.random.split(key, 4)
     shared = {"held_out": test, "out": out, "resume": resume, "progress": progress}
     program, _ = fit(program, train, config.denoiser, key=denoiser_key, target="marginal", name="denoiser", **shared)

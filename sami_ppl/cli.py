@@ -290,6 +290,12 @@ def main() -> None:
             raise
         print(f"sami: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    except (TypeError, ImportError) as error:
+        # Of the user's data or packages, most often; if a program file is at fault, its author needs the place.
+        if os.environ.get("SAMI_TRACE"):
+            raise
+        print(f"sami: {error}\n({type(error).__name__}; with SAMI_TRACE=1 the place is shown)", file=sys.stderr)
+        raise SystemExit(2) from error
     except KeyboardInterrupt:
         print("sami: interrupted; the same command with --resume continues", file=sys.stderr)
         raise SystemExit(130) from None

@@ -7,12 +7,11 @@ and of the step's number alone, so that an interrupted run continues bit for bit
 
 from collections.abc import Callable
 from copy import copy
-from dataclasses import asdict
 from functools import partial
 import math
 from pathlib import Path
 import time
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 import warnings
 
 import jax
@@ -26,6 +25,7 @@ import xarray as xr
 
 from sami_ppl import parallel
 from sami_ppl.checkpoint import Checkpoints
+from sami_ppl.data import train_test
 from sami_ppl.diagnostics.collapse import CollapseWarning, collapse_warning
 from sami_ppl.diagnostics.gain import NoiseErrors, noise_errors
 from sami_ppl.history import History, progress_bar, summary_line
@@ -33,13 +33,18 @@ from sami_ppl.nn.unet import outside_loops
 from sami_ppl.objective import ScoreELBO
 from sami_ppl.prior import Given
 from sami_ppl.program import NETWORKS, Program
-from sami_ppl.stage import Stage
+from sami_ppl.signature import signature
+from sami_ppl.stage import Stage, batches
 
 Target = Literal["marginal", "joint"]
 PARTS = (*NETWORKS, "prior")
 """What `train` may name. The parameters of the prior are trained with the encoder, or by themselves."""
 BLOCK = 50
 """Steps between two looks at the losses: the host does not wait for the device within a block."""
+VALIDATED = 512
+"""Held-out observations that are looked at, at most."""
+JUDGED = 8
+"""Held-out observations from which a collapse is told, at least: a shuffled z must be another's."""
 
 
 class Batch(NamedTuple):
@@ -72,10 +77,52 @@ class NonFiniteLoss(FloatingPointError):
         self.program = program
 
 
+def check_stage(
+    program: Program,
+    stage: Stage,
+    observations: int | None,
+    *,
+    target: Target = "joint",
+    train: tuple[str, ...] = NETWORKS,
+) -> None:
+    """Raise ValueError where a stage cannot be run on so many observations. Cheap: call it before long stages."""
+    if target not in get_args(Target):
+        raise ValueError(f"target must be 'joint' or 'marginal', got {target!r}")
+    if not train or set(train) - set(PARTS):
+        raise ValueError(f"train must name one or more of {PARTS}, got {tuple(train)}")
+    if tuple(train) == ("prior",) and (target != "joint" or not program.prior_params):
+        raise ValueError(
+            "train=('prior',) needs target='joint' and a prior with parameters: make them in it by numpyro.param or "
+            "eqx_module"
+        )
+    if target == "marginal" and "denoiser" not in train:
+        raise ValueError(
+            f"target='marginal' fits the denoiser alone, got train={tuple(train)}: leave train out, or target"
+        )
+    stage.check_sites(program.latents)
+    if observations is None:
+        if shared := ", ".join(sorted(site.name for site in program.latents.shared)):
+            raise ValueError(
+                f"observations must be given with global sites ({shared}): their KL counts once for all of them"
+            )
+    elif observations < stage.batch:
+        raise ValueError(
+            f"a batch of {stage.batch} needs at least as many observations for training, got {observations}: give more "
+            f"data or set batch={observations}"
+        )
+    mesh = parallel.current_mesh()
+    if mesh is not None and stage.batch % mesh.size:
+        raise ValueError(
+            f"a batch of {stage.batch} cannot be split evenly over {mesh.size} devices: set "
+            f"batch={-(-stage.batch // mesh.size) * mesh.size}"
+        )
+
+
 class Fit:
     """One stage: a program, its NumPyro model and guide, the networks trained, SVI and its compiled steps.
 
-    `target="joint"` fits the program itself, `target="marginal"` its denoiser alone as a model of x.
+    `target="joint"` fits the program itself, `target="marginal"` its denoiser alone as a model of x. Raises what
+    `check_stage` raises.
     """
 
     def __init__(
@@ -88,8 +135,7 @@ class Fit:
         steps: int,
         observations: int | None = None,
     ):
-        if not train or set(train) - set(PARTS):
-            raise ValueError(f"train must name one or more of {PARTS}, got {tuple(train)}")
+        check_stage(program, stage, observations, target=target, train=train)
         if target == "joint" and "denoiser" not in train:
             program = program.replace(denoiser_loss="none")
         self.program, self.stage, self.target, self.steps = program, stage, target, steps
@@ -98,30 +144,9 @@ class Fit:
         trained = program.replace(discount=stage.discount)
         self.model, self.guide = self._sides(trained)
         if tuple(train) == ("prior",):
-            if target != "joint" or not program.prior_params:
-                raise ValueError(
-                    "train=('prior',) needs target='joint' and a prior with parameters: make them in it by "
-                    "numpyro.param or eqx_module"
-                )
             # p(x | z) does not depend on them: the KL is all there is, and the denoiser is not called.
             self.model = handlers.block(self.model, hide=["x"])
         self.sites = [site.name for site in (*program.latents.sites, *program.latents.shared)]
-        if unknown := sorted(stage.sites_named() - set(self.sites)):
-            raise ValueError(
-                f"site_beta, free_bits or capacity name {', '.join(unknown)}, but the prior's sites are "
-                f"{', '.join(self.sites)}"
-            )
-        shared = {site.name for site in program.latents.shared}
-        if held := sorted(stage.sites_held() & shared):
-            raise ValueError(
-                f"free_bits or capacity name {', '.join(held)}, shared by all observations: they hold the nats of each "
-                "observation. Give global sites a weight by site_beta"
-            )
-        if shared and observations is None:
-            raise ValueError(
-                f"observations must be given with global sites ({', '.join(sorted(shared))}): their KL counts once for "
-                "all of them"
-            )
         self.svi = SVI(self.model, self.guide, self._optimiser(train), self.objective_at(0))
         self.mesh = parallel.current_mesh()
 
@@ -137,7 +162,8 @@ class Fit:
     def _optimiser(self, train: tuple[str, ...]) -> optax.GradientTransformation:
         stage = self.stage
         warmup = max(1, min(stage.warmup, self.steps // 2))
-        rate = optax.warmup_cosine_decay_schedule(0.0, stage.learning_rate, warmup, max(self.steps, warmup + 1))
+        first = stage.learning_rate if self.steps == 1 else 0.0
+        rate = optax.warmup_cosine_decay_schedule(first, stage.learning_rate, warmup, max(self.steps, warmup + 1))
         adam = optax.chain(optax.clip_by_global_norm(stage.clip), optax.adam(rate, b2=0.99))
         return optax.multi_transform(
             {"train": adam, "freeze": optax.set_to_zero()},
@@ -240,19 +266,12 @@ def not_finite(terms: dict[str, Any]) -> str:
     return ", ".join(repr(name) for name, term in terms.items() if not np.all(np.isfinite(term)))
 
 
-def batches(seed: int, observations: int, batch: int, first: int, count: int) -> np.ndarray:
-    """Rows of the observations of steps first … first + count − 1, shape (count, batch): a new shuffle every epoch.
-
-    A function of the step's number alone. Epochs follow each other without a gap, so every observation comes up once
-    an epoch and no batch is short.
-    """
-    stream = np.arange(first * batch, (first + count) * batch)
-    epochs = stream // observations
-    rows = np.empty_like(stream)
-    for epoch in np.unique(epochs):
-        order = np.random.default_rng((seed, int(epoch))).permutation(observations)
-        rows[epochs == epoch] = order[stream[epochs == epoch] % observations]
-    return rows.reshape(count, batch).astype(np.int32)
+def training_part(data: Any) -> Any:
+    """Of a Dataset whose `split` has both parts, the training part; other data as they are."""
+    if not isinstance(data, xr.Dataset) or "split" not in data.variables:
+        return data
+    both = {"train", "test"} <= set(data["split"].values.astype(str).flat)
+    return train_test(data.set_coords("split"))[0] if both else data
 
 
 def fit(
@@ -272,51 +291,46 @@ def fit(
 ) -> tuple[Program, History]:
     """Fit a program to observations and return it with its averaged weights, and the log.
 
-    `data`: observations x, as an array or a Dataset, which holds the variables that the prior takes too. `held_out`:
-    observations for validation (default: the last tenth of `data`, which is then not trained on). `train`: the parts
-    that are trained; `("prior",)` fits the prior's parameters to the posteriors at hand, by their KL alone. With
-    `out`, checkpoints go to `out/checkpoints/name` and the log to `out/log.jsonl`; with `resume`, the run continues
-    from the latest checkpoint. `callback` receives every record of the log. In the context `data_parallel` batches are
-    split over devices; of several processes, the first writes.
+    `data`: observations x, as an array or a Dataset, which holds the variables that the prior takes too; of one whose
+    `split` has both parts, the test part is left alone. `held_out`: observations for validation (default: the last
+    tenth of what is left, which is then not trained on). `train`: the parts that are trained; `("prior",)` fits the
+    prior's parameters to the posteriors at hand, by their KL alone. With `out`, checkpoints go to
+    `out/checkpoints/name` and the log to `out/log.jsonl`; with `resume`, the run continues from the latest checkpoint,
+    which must be of the same stage, data, noise levels and prior. One of an earlier version does not say of which, and
+    is refused. `callback` receives every record of the log. In the context `data_parallel` batches are split over
+    devices; of several processes, the first writes.
 
-    Raises ValueError for fewer observations than a batch, CheckpointError for a checkpoint of another run or, without
-    `resume`, for any, and NonFiniteLoss, which names the site and carries the best program so far.
+    Raises what `check_stage` raises, ValueError for a single observation without `held_out`, CheckpointError for a
+    checkpoint of another run or, without `resume`, for any, and NonFiniteLoss, which names the site and carries the
+    best program so far.
     """
-    observed = Batch(*program.observations(data))
+    observed = Batch(*program.observations(training_part(data)))
     cut = max(1, len(observed.x) // 10)
     tested = observed.take(slice(-cut, None)) if held_out is None else Batch(*program.observations(held_out))
     observed = observed.take(slice(None, -cut)) if held_out is None else observed
     count = len(observed.x)
-    if count < stage.batch:
-        raise ValueError(
-            f"a batch of {stage.batch} needs at least as many observations, got {count}: give more data or set "
-            f"batch={count}"
-        )
-    observed, tested = jax.tree.map(jnp.asarray, (observed, tested.take(slice(512))))
+    if count == 0:
+        raise ValueError("data holds 1 observation, which is held out: give more of them, or held_out for validation")
+    # A batch stands for the observations trained on, which are no fewer where global sites count once for all.
+    tested = tested.take(slice(min(VALIDATED, count) if program.latents.shared else VALIDATED))
     steps = stage.count(count)
     run = Fit(program, stage, target=target, train=train, steps=steps, observations=count)
-    if run.mesh is not None and stage.batch % run.mesh.size:
-        raise ValueError(
-            f"a batch of {stage.batch} cannot be split evenly over {run.mesh.size} devices: set "
-            f"batch={-(-stage.batch // run.mesh.size) * run.mesh.size}"
-        )
     if not parallel.is_first_process():
         out, progress = None, False
     init_key, data_key, validation_key = jax.random.split(key, 3)
     seed = int(jax.random.randint(data_key, (), 0, 2**31 - 1))
-    state = run.init(init_key, observed)
+    state = run.init(init_key, jax.tree.map(jnp.asarray, observed.take(slice(1))))
 
     checkpoints = None
     if out is not None:
-        weights = {network: sum(leaf.size for leaf in jax.tree.leaves(p)) for network, p in program.params().items()}
-        signature = asdict(stage) | {
-            "name": name, "target": target, "train": list(train), "steps": steps, "observations": count, "seed": seed,
-            "denoiser_loss": program.denoiser_loss, **weights,
-        }  # fmt: skip
-        checkpoints = Checkpoints(Path(out) / "checkpoints" / name, signature, resume=resume)
+        owner = signature(
+            program, stage, observed, tested,
+            name=name, target=target, train=list(train), steps=steps, observations=count, seed=seed,
+        )  # fmt: skip
+        checkpoints = Checkpoints(Path(out) / "checkpoints" / name, owner, resume=resume)
         state = checkpoints.restore(state) or state
     state = parallel.replicate(parallel.from_first_process(state), run.mesh)
-    observed, tested = parallel.replicate((observed, tested), run.mesh)
+    observed, tested = parallel.replicate(jax.tree.map(jnp.asarray, (observed, tested)), run.mesh)
     history = History(None if out is None else Path(out) / "log.jsonl", keep=int(state.step), stage=name)
 
     began, losses = time.perf_counter(), []
@@ -352,7 +366,8 @@ def fit(
                     checkpoints.save(int(state.step), state, record["loss"])
     if checkpoints is not None:
         checkpoints.close()
-    if target == "joint" and tuple(train) != ("prior",) and history.stage_records():
+    judged = target == "joint" and tuple(train) != ("prior",) and len(tested.x) >= JUDGED
+    if judged and history.stage_records():
         _warn_if_collapsed(history.stage_records()[-1])
     # With early stopping the best state is the result; else the last, whose learning rate has come down to zero.
     params = state.average if stage.patience is None else state.best

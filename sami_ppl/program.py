@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import equinox as eqx
 import jax
@@ -92,6 +92,8 @@ class Program(eqx.Module):
         global_guide: GlobalGuide = "diagonal",
         origin: Origin | None = None,
     ):
+        if denoiser_loss not in get_args(DenoiserLoss):
+            raise ValueError(f"denoiser_loss must be one of {get_args(DenoiserLoss)}, got {denoiser_loss!r}")
         self.given = given if isinstance(given, Frozen) else Frozen.of(given or {})
         self.prior, self.latents = prior, read_prior(prior, self.given)
         self.denoiser, self.encoder = denoiser, encoder

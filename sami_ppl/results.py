@@ -11,6 +11,13 @@ from sami_ppl.io import save
 from sami_ppl.program import Program
 
 
+def check_at_least(least: int, **settings: int) -> None:
+    """Raise ValueError for settings below the least: a run would find out at its end, hours later."""
+    for name, value in settings.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
 def conclude(
     program: Program,
     data: xr.Dataset,

@@ -39,6 +39,9 @@ from sami_ppl.programs import UserError
 from sami_ppl.report import write_report
 from sami_ppl.versions import versions
 
+AFTER_THE_FIT = ("settings.inference.draws:", "settings.inference.posterior_obs:")
+"""Settings that no checkpoint depends on."""
+
 
 def run(
     model: str,
@@ -68,7 +71,8 @@ def run(
     data_key, build_key, run_key, figure_key = jax.random.split(jax.random.key(seed), 4)
     observations = _load(model_module, configs["model"], data, key=data_key)
     if hasattr(model_module, "adapt"):
-        configs["model"] = model_module.adapt(configs["model"], observations)
+        adapted = model_module.adapt(configs["model"], observations)
+        configs = programs.configure(settings or {}, {**configs, "model": adapted})  # the user has the last word
 
     description = {
         "model": str(model_file), "inference": str(inference_file),
@@ -254,7 +258,10 @@ def _claimed(out: Path, description: dict[str, Any], *, resume: bool) -> Iterato
 
 
 def _claim(out: Path, description: dict[str, Any], *, resume: bool) -> None:
-    """Take the folder for this run, or say why not; nothing already there is lost."""
+    """Take the folder for this run, or say why not; nothing already there is lost.
+
+    With `resume`, settings of what comes after the fit may be others than before.
+    """
     file = out / "config.json"
     plain = json.loads(json.dumps(description))
     if not file.exists():
@@ -264,13 +271,14 @@ def _claim(out: Path, description: dict[str, Any], *, resume: bool) -> None:
         write_json(file, plain)
         return
     found = json.loads(file.read_text())
-    different = sorted(_differences(found, plain))
+    different = sorted(d for d in _differences(found, plain) if not d.startswith(AFTER_THE_FIT))
     if different:
         raise FileExistsError(
             f"--out {out} holds a run with other settings:\n  " + "\n  ".join(different) + "\nchoose another --out"
         )
     if not resume:
         raise FileExistsError(f"--out {out} holds this run already: continue it with --resume or choose another --out")
+    write_json(file, plain)
 
 
 def _differences(found: Any, wanted: Any, path: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""How one stage of a fit runs: steps, learning rate, weights of the sites."""
+"""How one stage of a fit runs: steps, batches, learning rate, weights of the sites."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -6,8 +6,10 @@ import math
 
 import jax.numpy as jnp
 from jaxtyping import Array
+import numpy as np
 
 from sami_ppl.guide import Beta
+from sami_ppl.latents import Latents
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,13 @@ class Stage:
         for name in ("steps", "batch", "validate_every", "learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("epochs", "patience"):
+            value = getattr(self, name)
+            if value is not None and not value >= 1:
+                raise ValueError(f"{name} must be None or at least 1, got {value}")
+        floors = self.free_bits.values() if isinstance(self.free_bits, dict) else (self.free_bits,)
+        if not all(floor >= 0 for floor in floors):
+            raise ValueError(f"free_bits must be at least 0 nats, got {self.free_bits}")
         if not self.label_weight >= 0:
             raise ValueError(f"label_weight must be at least 0, got {self.label_weight}: 0 is the bound itself")
         if not 0 <= self.ema < 1:
@@ -66,6 +75,21 @@ class Stage:
         """Sites whose KL is held at a floor or a capacity."""
         return {*self.capacity, *(self.free_bits if isinstance(self.free_bits, dict) else {})}
 
+    def check_sites(self, latents: Latents) -> None:
+        """Raise ValueError where a weight names no site of a prior, or holds the nats of a global one."""
+        shared = {site.name for site in latents.shared}
+        sites = [*(site.name for site in latents.sites), *shared]
+        if unknown := sorted(self.sites_named() - set(sites)):
+            raise ValueError(
+                f"site_beta, free_bits or capacity name {', '.join(unknown)}, but the prior's sites are "
+                f"{', '.join(sites)}"
+            )
+        if held := sorted(self.sites_held() & shared):
+            raise ValueError(
+                f"free_bits or capacity name {', '.join(held)}, shared by all observations: they hold the nats of each "
+                "observation. Give global sites a weight by site_beta"
+            )
+
     def weights_at(self, step: Array | int, sites: Iterable[str]) -> Beta:
         """β at a step: one number, or one for each site where they differ."""
         beta = self.beta_at(step)
@@ -79,3 +103,18 @@ class Stage:
     def count(self, observations: int) -> int:
         """Number of steps on a data set of this size."""
         return self.steps if self.epochs is None else max(1, math.ceil(self.epochs * observations / self.batch))
+
+
+def batches(seed: int, observations: int, batch: int, first: int, count: int) -> np.ndarray:
+    """Rows of the observations of steps first … first + count − 1, shape (count, batch): a new shuffle every epoch.
+
+    A function of the step's number alone. Epochs follow each other without a gap, so every observation comes up once
+    an epoch and no batch is short.
+    """
+    stream = np.arange(first * batch, (first + count) * batch)
+    epochs = stream // observations
+    rows = np.empty_like(stream)
+    for epoch in np.unique(epochs):
+        order = np.random.default_rng((seed, int(epoch))).permutation(observations)
+        rows[epochs == epoch] = order[stream[epochs == epoch] % observations]
+    return rows.reshape(count, batch).astype(np.int32)

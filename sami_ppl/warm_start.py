@@ -142,6 +142,17 @@ def fit_codes(
     return program.replace(encoder=eqx.combine(params, static))
 
 
+def check_clusters(program: Program) -> None:
+    """Raise ValueError where `warm_start` cannot start a program on clusters."""
+    if program.latents.shared or not (program.latents.discrete or program.latents.params):
+        raise ValueError(
+            "clusters is for priors with discrete sites or learned parameters (numpyro.param), without global sites: "
+            "leave it out"
+        )
+    if isinstance(program.encoder, FramewiseEncoder):
+        raise ValueError("clusters is for programs of single observations, this one is of sequences: leave it out")
+
+
 def warm_start(
     program: Program,
     data: xr.Dataset | Float[Array | np.ndarray, "obs *event"],
@@ -162,14 +173,9 @@ def warm_start(
     Raises ValueError for `clusters` with a prior that has global sites or nothing to learn, or is of sequences.
     """
     x, given = program.observations(data)
-    if clusters and (program.latents.shared or not (program.latents.discrete or program.latents.params)):
-        raise ValueError(
-            "clusters is for priors with discrete sites or learned parameters (numpyro.param), without global sites: "
-            "leave it out"
-        )
+    if clusters:
+        check_clusters(program)
     if isinstance(program.encoder, FramewiseEncoder):
-        if clusters:
-            raise ValueError("clusters is for programs of single observations, this one is of sequences: leave it out")
         frames, x = frames_of(program), x.reshape(-1, *program.event_shape[1:])
         seen = x[~np.isnan(x.reshape(len(x), -1)).any(1)]
         begun = warm_start(frames, seen, key=key, steps=steps, batch=batch * program.encoder.frames, progress=progress)

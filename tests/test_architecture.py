@@ -40,7 +40,7 @@ LAYERS = (
     ("decoder", "tabulated"),
     ("program",),
     ("over_time",),
-    ("causal", "diagnostics", "encode", "evidence", "gauge", "generate", "posterior", "programs"),
+    ("causal", "diagnostics", "encode", "evidence", "gauge", "generate", "posterior", "programs", "signature"),
     ("analyses", "calibration", "fit", "io", "evaluation", "refinement", "report", "warm_prior", "warm_start"),
     ("results", "running"),
     ("calibrating", "comparing", "evaluating", "refining"),

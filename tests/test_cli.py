@@ -16,6 +16,9 @@ SMALL = (
 )  # fmt: skip
 
 
+FREE = tuple(setting for setting in SMALL if not setting.startswith("resolution"))
+
+
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
 
 
@@ -49,6 +52,9 @@ def sets(*settings):
 
 def stages(*names, steps=2, batch=8):
     return [f"{n}.{k}={v}" for n in names for k, v in {"steps": steps, "batch": batch, "validate_every": 2}.items()]
+
+
+LATE = (*SMALL, *stages("denoiser", "encoder"), "warm_steps=2")
 
 
 def refused(result):
@@ -105,11 +111,29 @@ def test_version(sami):
         (["run", "disks", *sets(*SMALL, "resolution=1")], "resolution must be at least 2"),
         (["run", "disks", "--data", "none.npz"], "no data at none.npz"),
         (["run", "disks", "--data", "bad.npz"], "no array 'x'"),
-        (["run", "disks", "--data", "vectors.npz", *sets(*SMALL)], "shape (5,), expected event_shape (1, 5, 5)"),
-        (["run", "disks", "--data", "wide.npz", *sets(*SMALL)], "shape (1, 8, 12), expected event_shape (1, 12, 12)"),
+        (["run", "disks", "--data", "vectors.npz", *sets(*FREE)], "shape (5,), expected event_shape (1, 5, 5)"),
+        (["run", "disks", "--data", "vectors.npz", *sets(*SMALL)], "shape (5,), expected event_shape (1, 8, 8)"),
+        (
+            ["run", "disks", "--data", "whole.npz", *sets(*SMALL)],
+            "x must be floating point of about unit scale, got int",
+        ),
+        (["run", "broken.py"], "No module named 'there_is_no_such_package'"),
+        (["run", "disks", "--data", "wide.npz", *sets(*FREE)], "shape (1, 8, 12), expected event_shape (1, 12, 12)"),
         (["run", "disks", "--data", "nan.npz", *sets(*SMALL)], "NaN or infinite"),
         (["run", "images", "--data", "odd.npz", *sets("widths=4,4")], "image size 9"),
-        (["run", "disks", *sets(*SMALL)], "fewer than a batch of 256"),
+        (["run", "disks", *sets(*SMALL)], "a batch of 128 needs at least as many observations for training, got 48"),
+        # What only the second stage or the end would find out, hours later:
+        (["run", "disks", *sets(*LATE, "encoder.batch=49")], "a batch of 49 needs"),
+        (["run", "disks", *sets(*LATE, "encoder.site_beta={'zz': 0.5}")], "name zz, but the prior's sites are z"),
+        (["run", "disks", *sets(*LATE, "encoder.free_bits=-1.0")], "free_bits must be at least 0 nats, got -1.0"),
+        (["run", "disks", *sets(*LATE, "encoder.patience=0")], "patience must be None or at least 1, got 0"),
+        (["run", "disks", *sets(*LATE, "warm_clusters=True")], "clusters is for priors with discrete sites"),
+        (["run", "disks", *sets(*LATE, "warm_steps=-1")], "warm_steps must be at least 0, got -1"),
+        (["run", "disks", *sets(*LATE, "draws=0")], "draws must be at least 1, got 0"),
+        (
+            ["run", "disks", "--with", "joint", *sets(*SMALL, *stages("both"), "posterior_obs=0")],
+            "posterior_obs must be at least 1",
+        ),
         (["run", "disks", *sets(*SMALL, "denoiser.batch=55", "encoder.batch=8")], "batch"),
         (["run", "disks", "--with", "joint", *sets(*SMALL, "both.batch=49")], "batch"),
         (["run", "disks", "--with", "pretrained", *sets(*SMALL)], "denoiser is not given"),
@@ -125,6 +149,8 @@ def test_version(sami):
 def test_a_mistake_is_one_message(sami, tmp_path, arguments, message):
     rng = np.random.default_rng(0)
     (tmp_path / "folder").mkdir()
+    (tmp_path / "broken.py").write_text('"""A program."""\nimport there_is_no_such_package\n')
+    np.savez(tmp_path / "whole.npz", x=rng.integers(-1, 2, size=(20, 1, 8, 8)).astype(np.int32))
     np.savez(tmp_path / "bad.npz", y=np.zeros(3))
     np.savez(tmp_path / "vectors.npz", x=rng.normal(size=(20, 5)))
     np.savez(tmp_path / "wide.npz", x=rng.normal(size=(20, 1, 8, 12)))
@@ -181,6 +207,9 @@ def test_interrupted_run_keeps_its_folder(sami, tmp_path, looked):
     assert "--resume continues" in err
     assert "continue it with --resume or choose another --out" in refused(sami(*COMMAND))
     assert sami(*COMMAND, "--resume")[0] == 130
+    assert sami(*COMMAND, "--resume", *sets("draws=9", "posterior_obs=2"))[0] == 130, "no checkpoint depends on them"
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())["settings"]["inference"]
+    assert (settings["draws"], settings["posterior_obs"]) == (9, 2)
     other = refused(sami(*COMMAND, "--resume", "--set", "latents=2", "--seed", "4"))
     assert "settings.model.latents: 3 there, 2 here" in other
     assert "seed: 0 there, 4 here" in other
@@ -230,8 +259,22 @@ def test_data_file_is_found_from_anywhere(sami, tmp_path, looked):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["data"] == str(tmp_path / "mine.npz")
 
 
-def test_a_mistake_of_ours_can_be_traced(sami, monkeypatch):
+def test_the_user_has_the_last_word_over_what_follows_from_the_data(sami, tmp_path, looked):
+    looked(["log.jsonl"], KeyboardInterrupt())
+    np.savez(tmp_path / "mine.npz", x=np.random.default_rng(0).normal(size=(20, 1, 8, 8)))
+    assert sami("run", "disks", "--out", "out", "--data", "mine.npz", *sets(*FREE, "mean=1.0"))[0] == 130
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())["settings"]["model"]
+    assert settings["mean"] == 1.0
+    assert settings["resolution"] == 8
+    assert 0.9 < settings["std"] < 1.1
+
+
+def test_a_mistake_of_ours_can_be_traced(sami, monkeypatch, tmp_path):
+    (tmp_path / "broken.py").write_text('"""A program."""\nlen(3)\n')
+    assert "TypeError; with SAMI_TRACE=1 the place is shown" in refused(sami("run", "broken.py", "--out", "out"))
     monkeypatch.setenv("SAMI_TRACE", "1")
+    with pytest.raises(TypeError):
+        sami("run", "broken.py", "--out", "out")
     with pytest.raises(programs.UserError):
         sami("run", "disk", "--out", "out")
 

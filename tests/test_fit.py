@@ -12,10 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+from numpyro import distributions as dist
 import pytest
+import xarray as xr
 
-from sami_ppl import Matern, Program, encoder_for, over_time
+from sami_ppl import Matern, Program, VariancePreserving, encoder_for, over_time, signature
 from sami_ppl.checkpoint import CheckpointError
+from sami_ppl.diagnostics import CollapseWarning
 from sami_ppl.fit import Batch, Fit, NonFiniteLoss, Stage, batches, fit
 from sami_ppl.history import read_history
 from sami_ppl.objective import ScoreELBO
@@ -62,9 +65,59 @@ def test_unknown_networks_are_refused(tiny_program):
         Fit(tiny_program(), STAGE, target="joint", train=("decoder",), steps=6)
 
 
+def test_misspelt_options_are_refused(tiny_program):
+    """None of them would have been missed: another loss or nothing at all was trained."""
+    with pytest.raises(ValueError, match=r"denoiser_loss must be one of .*'none'.*, got 'frozen'"):
+        tiny_program(denoiser_loss="frozen")
+    with pytest.raises(ValueError, match="target must be 'joint' or 'marginal', got 'Marginal'"):
+        Fit(tiny_program(), STAGE, target="Marginal", train=("denoiser",), steps=6)
+    for train in (("encoder",), ("encoder", "prior")):
+        with pytest.raises(ValueError, match="target='marginal' fits the denoiser alone"):
+            Fit(tiny_program(), STAGE, target="marginal", train=train, steps=6)
+
+
 def test_fewer_observations_than_a_batch_are_refused(tiny_program, x):
     with pytest.raises(ValueError, match=r"batch of 8 .* got 7.*batch=7"):
         fit(tiny_program(), x[:7], STAGE, key=KEY, held_out=x[:3])
+    with pytest.raises(ValueError, match="data holds 1 observation, which is held out: give more"):
+        fit(tiny_program(), x[:1], replace(STAGE, batch=1), key=KEY)
+
+
+def test_a_stage_of_one_step_takes_it(tiny_program, x, monkeypatch):
+    scripted(monkeypatch, [3.0])
+    program, stage = tiny_program(), replace(STAGE, steps=1)
+    fitted, _ = fit(program, x, stage, key=KEY, target="marginal", progress=False)
+    assert not same(fitted.denoiser, program.denoiser)
+
+
+def test_the_test_part_of_split_data_is_left_alone(tiny_program, x, monkeypatch):
+    """It is infinite here: neither trained on nor validated with. Data of one part only are used as they are."""
+    seen = []
+
+    def record(self, params, data, key):
+        seen.append(np.asarray(data.x))
+        return {"bound": 0.0, "loss": 1.0, "kl": {}, "unguided": [0.0], "own": None, "shuffled": None}
+
+    monkeypatch.setattr(Fit, "record", record)
+    part = np.where(np.arange(50) % 5 == 2, "test", "train")
+    data = xr.Dataset({"x": (("obs", "feature"), np.where(part[:, None] == "test", np.inf, x)), "split": ("obs", part)})
+    arguments = {"key": KEY, "target": "marginal", "progress": False}
+    fitted, _ = fit(tiny_program(), data, STAGE, **arguments)
+    train = data.isel(obs=part == "train")
+    alone, _ = fit(tiny_program(), train.x.values, STAGE, **arguments)
+    again, _ = fit(tiny_program(), train.set_coords("split"), STAGE, **arguments)
+    assert same(fitted.denoiser, alone.denoiser)
+    assert same(again.denoiser, alone.denoiser)
+    assert all(np.array_equal(found, train.x.values[-4:]) for found in seen)
+
+
+@pytest.mark.parametrize(("held_out", "warned"), [(1, False), (7, False), (8, True)])
+def test_a_collapse_is_told_from_several_observations_only(tiny_program, x, monkeypatch, recwarn, held_out, warned):
+    """The shuffled z of a single one is its own."""
+    found = {"bound": 0.0, "loss": 1.0, "kl": {"z": [1.0, 1.0]}, "unguided": [9.0], "own": [2.0], "shuffled": [2.0]}
+    monkeypatch.setattr(Fit, "record", lambda self, params, data, key: found)
+    fit(tiny_program(), x, replace(STAGE, steps=1), key=KEY, held_out=x[:held_out], progress=False)
+    assert any(issubclass(warning.category, CollapseWarning) for warning in recwarn) == warned
 
 
 # One step
@@ -248,9 +301,12 @@ def test_finished_run_is_not_run_again(tiny_program, x, monkeypatch, tmp_path):
         ({"stage": replace(STAGE, warmup=1)}, "warmup: 2 there, 1 here"),
         ({"stage": replace(STAGE, beta=0.3)}, "beta: 0.1 there, 0.3 here"),
         ({"key": jax.random.key(4)}, "seed: "),
-        ({"x": x[:40]}, "observations: 45 there, 36 here"),
         ({"target": "joint"}, "target: 'marginal' there, 'joint' here"),
         ({"program": tiny_program().replace(denoiser_loss="own")}, "denoiser_loss: 'guided' there, 'own' here"),
+        ({"x": np.concatenate([1 - x[:45], x[45:]])}, "data: {'x': "),
+        ({"x": x[:45], "held_out": -x[45:]}, "held_out: {'x': "),
+        ({"program": tiny_program(laplace(0.0))}, "sites: {'z': 'Normal, "),
+        ({"program": with_schedule(tiny_program(), -1.0)}, "schedule: 'VariancePreserving(log_snr_min=-4.0, "),
     ):
         call = {"program": tiny_program(), "x": x, "stage": STAGE, "resume": True, **arguments, **changed}
         with pytest.raises(CheckpointError, match="belongs to another run") as caught:
@@ -258,6 +314,57 @@ def test_finished_run_is_not_run_again(tiny_program, x, monkeypatch, tmp_path):
         lines = str(caught.value).splitlines()
         assert difference in lines[1]
         assert len(lines) == 3, "only what differs is named"
+
+
+def laplace(centre):
+    def prior():
+        numpyro.sample("z", dist.Laplace(centre, 1.0).expand([2]).to_event(1))
+
+    return prior
+
+
+def with_schedule(program, low):
+    schedule = VariancePreserving(low, 4.0)
+    parts = (eqx.tree_at(lambda part: part.schedule, part, schedule) for part in (program.denoiser, program.encoder))
+    denoiser, encoder = parts
+    return program.replace(denoiser=denoiser, encoder=encoder)
+
+
+def test_a_prior_is_told_by_its_parameters_too(tiny_program):
+    """And the same one, made again, is the same; a learned one is told as it begins, wherever it is by now."""
+    given = Stage(steps=1, batch=8), (np.zeros((8, 4)), {}), (np.zeros((8, 4)), {})
+    told = lambda program: signature.signature(program, *given)["sites"]  # noqa: E731
+    laws = [told(tiny_program(laplace(centre))) for centre in (0.0, 3.0, 0.0)]
+    assert laws[0] == laws[2] != laws[1]
+    assert "Laplace" in str(laws[0])
+
+    def learned():
+        numpyro.sample("z", dist.Normal(numpyro.param("centre", jnp.zeros(2)), 1.0).to_event(1))
+
+    program = tiny_program(learned)
+    moved = program.replace(prior_params={"centre": jnp.ones(2)})
+    assert told(moved) == told(program)
+
+
+def test_data_are_told_by_every_value(x):
+    whole = signature.digests(x, {"u": np.arange(50)})
+    assert whole == signature.digests(x.copy(), {"u": np.arange(50)})
+    other = x.copy()
+    other[30, 2] = np.nextafter(other[30, 2], 1)
+    assert signature.digests(other, {"u": np.arange(50)}) == whole | {"x": signature.digests(other, {})["x"]} != whole
+    assert signature.digests(x, {"u": np.arange(50)[::-1]})["u"] != whole["u"]
+
+
+def test_a_checkpoint_that_does_not_say_of_what_it_is_is_refused(tiny_program, x, monkeypatch, tmp_path):
+    scripted(monkeypatch, [3.0, 1.0, 2.0])
+    arguments = {"key": KEY, "target": "marginal", "progress": False, "out": tmp_path}
+    with monkeypatch.context() as earlier:
+        new = ("data", "held_out", "sites", "schedule")
+        without = lambda *a, **k: {n: v for n, v in signature.signature(*a, **k).items() if n not in new}  # noqa: E731
+        earlier.setitem(fit.__globals__, "signature", without)
+        fit(tiny_program(), x, STAGE, **arguments)
+    with pytest.raises(CheckpointError, match=r"belongs to another run:\n  data: None there, \{'x': "):
+        fit(tiny_program(), x, STAGE, resume=True, **arguments)
 
 
 # Whole fits

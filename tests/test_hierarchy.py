@@ -139,7 +139,7 @@ def test_global_sites_have_no_floor_and_need_the_number_of_observations(tiny_pro
             Fit(program, Stage(**setting), **options, observations=10)
     with pytest.raises(ValueError, match=r"observations must be given with global sites \(centre\)"):
         Fit(program, Stage(), **options)
-    weighted = Fit(program, Stage(site_beta={"centre": 3.0}), **options, observations=N)
+    weighted = Fit(program, Stage(batch=N, site_beta={"centre": 3.0}), **options, observations=N)
     beta = weighted.stage.weights_at(0, weighted.sites)
     arguments = (KEY, program.params(), program.model, program.guide, X)
     one, three = (ScoreELBO().terms(*arguments, beta=b, total=N)["centre"] for b in (beta["z"], beta))
@@ -288,6 +288,14 @@ def test_a_fit_counts_global_sites_once_for_all_observations(tiny_program):
     loc, scale = fitted.prior_params["centre$loc"], np.exp(fitted.prior_params["centre$log_scale"])
     kl = 0.5 * np.sum(scale**2 + loc**2 - 1 - 2 * np.log(scale))
     np.testing.assert_allclose(history.stage_records()[-1]["kl"]["centre"], kl / 54, rtol=1e-4)
+
+
+def test_more_observations_may_be_held_out_than_are_trained_on(tiny_program):
+    """A global site counts once for those trained on; validation looks at no more of them."""
+    x = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+    stage = Stage(steps=2, batch=8, warmup=1, validate_every=2)
+    _, history = fit(tiny_program(prior=only_centre), x[:16], stage, key=KEY, held_out=x, progress=False)
+    assert np.isfinite(history.records[-1]["kl"]["centre"])
 
 
 def test_codes_come_from_the_fitted_prior(tiny_program):
