@@ -64,7 +64,8 @@ def make_prior(config: Config):
     def conditional(u):
         loc: Any = numpyro.param("loc", jnp.zeros(shape))
         log_scale: Any = numpyro.param("log_scale", jnp.zeros(shape))
-        numpyro.sample("z", dist.Normal(loc[u], jnp.exp(log_scale[u])).to_event(1), infer={"event_dims": ["factor"]})
+        own, width = (p.at[u].get(mode="fill") for p in (loc, jnp.exp(log_scale)))  # NaN for a class there is not
+        numpyro.sample("z", dist.Normal(own, width).to_event(1), infer={"event_dims": ["factor"]})
 
     return {"normal": normal, "conditional": conditional}[config.prior]
 
