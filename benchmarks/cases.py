@@ -110,7 +110,7 @@ def _training_step(
         def one(known: jax.Array, x: jax.Array, log_snr: jax.Array, eps: jax.Array, noise: jax.Array) -> tuple:
             if not guided:
                 return noise_error(denoiser, None, x, None, log_snr, eps, denoiser_loss=kind), jnp.zeros(())
-            loc, scale = encoder.posterior(x)
+            loc, scale = eqx.filter_checkpoint(encoder.posterior)(x) if ahead else encoder.posterior(x)
             kl = jnp.sum(0.5 * (loc**2 + scale**2 - 1) - jnp.log(scale))
             z = loc + scale * noise
             found, asked = (KnownNoise(denoiser, known), "none") if ahead else (denoiser, kind)

@@ -154,9 +154,10 @@ def test_products_of_the_evidence_are_of_full_precision_on_every_device(tiny_pro
 
 
 def test_a_decoupled_step_does_not_hold_both_networks(tiny_program):
-    """It needs no more memory than one against a frozen denoiser, whose gradient is done before the encoder starts.
+    """It needs less memory than one against a frozen denoiser, whose gradient is done before the encoder starts.
 
-    Without the barrier of `own_noise` it takes 1.16 times as much, joint training 1.40 times.
+    Without the barrier of `own_noise` it takes 1.16 times as much, joint training 1.40 times; and the clean pass is
+    taken again, not held.
     """
     tiny = tiny_program()
     size, schedule = {"width": 64, "depth": 6, "key": KEY}, tiny.denoiser.schedule
@@ -169,5 +170,5 @@ def test_a_decoupled_step_does_not_hold_both_networks(tiny_program):
         loss = lambda params: jnp.sum(ScoreELBO().terms(KEY, params, of.model, of.guide, x)["x"])  # noqa: E731
         return jax.jit(jax.grad(loss)).lower(of.params()).compile().memory_analysis().temp_size_in_bytes
 
-    assert held("own") < 1.05 * held("none")
+    assert held("own") < 0.85 * held("none")
     assert held("guided") > 1.2 * held("none")
