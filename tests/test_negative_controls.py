@@ -30,8 +30,8 @@ MISTAKES = {
         "test_bound.py::test_guided_bound_is_the_conditional_likelihood[vp]",
     ),
     "KL taken at a noisy observation": (
-        "encoder.py", "log_snr = jnp.asarray(self.schedule.log_snr_max, dtype=x.dtype)",
-        "log_snr = jnp.asarray(0.0, dtype=x.dtype)",
+        "encoder.py", "log_snr = jnp.asarray(self.schedule.log_snr_max, dtype=jnp.result_type(float, x))",
+        "log_snr = jnp.asarray(0.0, dtype=jnp.result_type(float, x))",
         "test_evidence.py::test_bound_equals_the_evidence_in_every_dimension[6-vp]",
     ),
     "guidance of the wrong sign": (
