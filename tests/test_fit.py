@@ -305,7 +305,7 @@ def test_finished_run_is_not_run_again(tiny_program, x, monkeypatch, tmp_path):
         ({"program": tiny_program().replace(denoiser_loss="own")}, "denoiser_loss: 'guided' there, 'own' here"),
         ({"x": np.concatenate([1 - x[:45], x[45:]])}, "data: {'x': "),
         ({"x": x[:45], "held_out": -x[45:]}, "held_out: {'x': "),
-        ({"program": tiny_program(laplace(0.0))}, "sites: {'z': 'Normal, "),
+        ({"program": tiny_program(laplace(0.0))}, "sites: {'z': [{'kind': 'Normal'"),
         ({"program": with_schedule(tiny_program(), -1.0)}, "schedule: 'VariancePreserving(log_snr_min=-4.0, "),
     ):
         call = {"program": tiny_program(), "x": x, "stage": STAGE, "resume": True, **arguments, **changed}
