@@ -1,60 +1,25 @@
-"""The fit loop: what is trained, what is kept, what an interruption leaves behind."""
+"""The fit loop: what is trained, and what is kept."""
 
 from dataclasses import replace
-import os
-import signal
-import subprocess
-import sys
 
 from discrete_priors import X, two
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-from numpyro import distributions as dist
 import pytest
+from scripted_fits import KEY, STAGE, leaves, same, scripted
 import xarray as xr
 
-from sami_ppl import Matern, Program, VariancePreserving, encoder_for, over_time, signature
-from sami_ppl.checkpoint import CheckpointError
+from sami_ppl import Matern, Program, encoder_for, over_time
 from sami_ppl.diagnostics import CollapseWarning
-from sami_ppl.fit import Batch, Fit, NonFiniteLoss, Stage, batches, fit
-from sami_ppl.history import read_history
+from sami_ppl.fit import Batch, Fit, NonFiniteLoss, batches, fit
 from sami_ppl.objective import ScoreELBO
-
-STAGE = Stage(steps=6, batch=8, warmup=2, validate_every=2, learning_rate=1e-2)
-KEY = jax.random.key(3)
 
 
 @pytest.fixture(scope="module")
 def x():
     return np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
-
-
-def leaves(tree):
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array))]
-
-
-def same(a, b):
-    return all(np.array_equal(u, v) for u, v in zip(leaves(a), leaves(b), strict=True))
-
-
-def scripted(monkeypatch, losses):
-    """Validations that cost nothing and find the losses given, by step."""
-
-    def record(self, params, x, key):
-        return {"bound": 0.0, "loss": losses[len(seen)], "kl": {}, "unguided": [0.0], "own": None, "shuffled": None}
-
-    seen = []
-
-    def counted(self, params, x, key):
-        found = record(self, params, x, key)
-        seen.append(jax.device_get(params))
-        return found
-
-    monkeypatch.setattr(Fit, "record", counted)
-    return seen
 
 
 # Bad input
@@ -256,117 +221,6 @@ def test_gradient_not_finite_is_told_from_terms_not_finite(tiny_program, x):
     assert "gradient" in run.sites_not_finite(state._replace(svi=svi), x.take(slice(8)))
 
 
-# Interruption, in process
-
-
-class Stop(Exception):
-    pass
-
-
-def stop_at(step):
-    def callback(record):
-        if record["step"] >= step:
-            raise Stop
-
-    return callback
-
-
-def test_resumed_run_is_bit_identical(tiny_program, x, monkeypatch, tmp_path):
-    scripted(monkeypatch, [3.0, 1.0, 2.0] * 3)
-    arguments = {"key": KEY, "target": "marginal", "progress": False}
-    whole, history = fit(tiny_program(), x, STAGE, out=tmp_path / "whole", **arguments)
-    with pytest.raises(Stop):
-        fit(tiny_program(), x, STAGE, out=tmp_path / "cut", callback=stop_at(4), **arguments)
-    resumed, again = fit(tiny_program(), x, STAGE, out=tmp_path / "cut", resume=True, **arguments)
-    assert same(whole, resumed)
-    keep = ("step", "train_loss", "beta")
-    assert [[r[k] for k in keep] for r in again.records] == [[r[k] for k in keep] for r in history.records]
-    logged = read_history(tmp_path / "cut" / "log.jsonl")
-    assert [r["step"] for r in logged] == [2, 4, 6]
-
-
-def test_finished_run_is_not_run_again(tiny_program, x, monkeypatch, tmp_path):
-    seen = scripted(monkeypatch, [3.0, 1.0, 2.0])
-    arguments = {"key": KEY, "target": "marginal", "progress": False, "out": tmp_path}
-    first, _ = fit(tiny_program(), x, STAGE, **arguments)
-    second, history = fit(tiny_program(), x, STAGE, resume=True, **arguments)
-    assert len(seen) == 3
-    assert same(first, second)
-    assert len(history.records) == 3
-    with pytest.raises(CheckpointError, match="holds checkpoints already"):
-        fit(tiny_program(), x, STAGE, **arguments)
-    assert len(read_history(tmp_path / "log.jsonl")) == 3
-
-    for changed, difference in (
-        ({"stage": replace(STAGE, warmup=1)}, "warmup: 2 there, 1 here"),
-        ({"stage": replace(STAGE, beta=0.3)}, "beta: 0.1 there, 0.3 here"),
-        ({"key": jax.random.key(4)}, "seed: "),
-        ({"target": "joint"}, "target: 'marginal' there, 'joint' here"),
-        ({"program": tiny_program().replace(denoiser_loss="own")}, "denoiser_loss: 'guided' there, 'own' here"),
-        ({"x": np.concatenate([1 - x[:45], x[45:]])}, "data: {'x': "),
-        ({"x": x[:45], "held_out": -x[45:]}, "held_out: {'x': "),
-        ({"program": tiny_program(laplace(0.0))}, "sites: {'z': [{'kind': 'Normal'"),
-        ({"program": with_schedule(tiny_program(), -1.0)}, "schedule: 'VariancePreserving(log_snr_min=-4.0, "),
-    ):
-        call = {"program": tiny_program(), "x": x, "stage": STAGE, "resume": True, **arguments, **changed}
-        with pytest.raises(CheckpointError, match="belongs to another run") as caught:
-            fit(call.pop("program"), call.pop("x"), call.pop("stage"), **call)
-        lines = str(caught.value).splitlines()
-        assert difference in lines[1]
-        assert len(lines) == 3, "only what differs is named"
-
-
-def laplace(centre):
-    def prior():
-        numpyro.sample("z", dist.Laplace(centre, 1.0).expand([2]).to_event(1))
-
-    return prior
-
-
-def with_schedule(program, low):
-    schedule = VariancePreserving(low, 4.0)
-    parts = (eqx.tree_at(lambda part: part.schedule, part, schedule) for part in (program.denoiser, program.encoder))
-    denoiser, encoder = parts
-    return program.replace(denoiser=denoiser, encoder=encoder)
-
-
-def test_a_prior_is_told_by_its_parameters_too(tiny_program):
-    """And the same one, made again, is the same; a learned one is told as it begins, wherever it is by now."""
-    given = Stage(steps=1, batch=8), (np.zeros((8, 4)), {}), (np.zeros((8, 4)), {})
-    told = lambda program: signature.signature(program, *given)["sites"]  # noqa: E731
-    laws = [told(tiny_program(laplace(centre))) for centre in (0.0, 3.0, 0.0)]
-    assert laws[0] == laws[2] != laws[1]
-    assert "Laplace" in str(laws[0])
-
-    def learned():
-        numpyro.sample("z", dist.Normal(numpyro.param("centre", jnp.zeros(2)), 1.0).to_event(1))
-
-    program = tiny_program(learned)
-    moved = program.replace(prior_params={"centre": jnp.ones(2)})
-    assert told(moved) == told(program)
-
-
-def test_data_are_told_by_every_value(x):
-    whole = signature.digests(x, {"u": np.arange(50)})
-    assert whole == signature.digests(x.copy(), {"u": np.arange(50)})
-    other = x.copy()
-    other[30, 2] = np.nextafter(other[30, 2], 1)
-    assert signature.digests(other, {"u": np.arange(50)}) == whole | {"x": signature.digests(other, {})["x"]} != whole
-    assert signature.digests(x, {"u": np.arange(50)[::-1]})["u"] != whole["u"]
-
-
-def test_a_checkpoint_that_does_not_say_of_what_it_is_is_refused(tiny_program, x, monkeypatch, tmp_path):
-    scripted(monkeypatch, [3.0, 1.0, 2.0])
-    arguments = {"key": KEY, "target": "marginal", "progress": False, "out": tmp_path}
-    with monkeypatch.context() as earlier:
-        new = ("data", "held_out", "sites", "schedule")
-        without = lambda *a, **k: {n: v for n, v in signature.signature(*a, **k).items() if n not in new}  # noqa: E731
-        earlier.setitem(fit.__globals__, "signature", without)
-        fit(tiny_program(), x, STAGE, **arguments)
-    with pytest.raises(CheckpointError, match=r"belongs to another run:\n  data: None there, \{'x': "):
-        fit(tiny_program(), x, STAGE, resume=True, **arguments)
-
-
 # Whole fits
 
 
@@ -410,63 +264,3 @@ def test_validation_reports_the_bound_whatever_is_trained(tiny_program, x):
     np.testing.assert_allclose(record["loss"], float(expected["x"]) + 0.25 * kl, rtol=1e-5)
     assert kl > 0.1
     assert abs(float(terms(program.replace(discount=2.0))["x"]) - float(expected["x"])) > 1
-
-
-TRAINING = """
-import sys
-from pathlib import Path
-import jax, numpy as np
-import numpyro
-from numpyro import distributions as dist
-from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, Program, Stage, VariancePreserving, fit
-from sami_ppl.nn import ResidualMLP
-
-def prior():
-    numpyro.sample("z", dist.Normal(0, 1).expand([2]).to_event(1))
-
-out = Path(sys.argv[1])
-keys = jax.random.split(jax.random.key(0), 3)
-schedule = VariancePreserving(-4.0, 4.0)
-size = {"width": 8, "depth": 1}
-denoiser = PreconditionedDenoiser(ResidualMLP((4,), (4,), **size, key=keys[0]), schedule, (4,))
-encoder = DiagonalEncoder(ResidualMLP((4,), (4,), **size, key=keys[1]), schedule, (4,), 2, key=keys[2])
-x = np.random.default_rng(0).normal(size=(200, 4)).astype("float32")
-stage = Stage(steps=int(sys.argv[2]), batch=16, validate_every=5, warmup=5)
-program, _ = fit(
-    Program(prior, denoiser, encoder), x, stage, key=jax.random.key(1), out=out, resume=True, progress=False,
-    callback=lambda record: print(record["step"], flush=True),
-)
-np.savez(out / "final.npz", *jax.tree.leaves(program.params()))
-"""
-
-
-@pytest.mark.slow
-def test_killed_run_goes_on_bit_identically(tmp_path):
-    steps = "100"
-    script = tmp_path / "training.py"
-    script.write_text(TRAINING)
-    arguments = [sys.executable, str(script)]
-    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-
-    def run(out):
-        found = subprocess.run(
-            [*arguments, str(out), steps], capture_output=True, text=True, cwd=tmp_path, env=environment
-        )
-        assert found.returncode == 0, found.stderr
-
-    run(tmp_path / "whole")
-    with subprocess.Popen(
-        [*arguments, str(tmp_path / "cut"), steps], stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
-    ) as cut:
-        for line in cut.stdout:
-            if int(line) >= 20:
-                os.kill(cut.pid, signal.SIGKILL)
-                break
-    assert cut.returncode == -signal.SIGKILL
-    assert not (tmp_path / "cut" / "final.npz").exists(), "killed in mid-training"
-    run(tmp_path / "cut")
-    with np.load(tmp_path / "whole" / "final.npz") as whole, np.load(tmp_path / "cut" / "final.npz") as resumed:
-        assert len(whole.files) > 10
-        assert all(np.array_equal(whole[name], resumed[name]) for name in whole.files)
-    logs = [[r["step"] for r in read_history(tmp_path / run / "log.jsonl")] for run in ("whole", "cut")]
-    assert logs[0] == logs[1] == list(range(5, 101, 5))
