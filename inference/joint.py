@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import xarray as xr
 
-from sami_ppl import Program, Stage, fit
+from sami_ppl import Joint, Program, Stage, fit
 from sami_ppl.data import check_data, train_test
 from sami_ppl.results import check_at_least, conclude
 
@@ -41,12 +41,7 @@ def run(
     """Fit, save the program to `out/model`, and return the posterior of held-out observations."""
     check_data(data, event_shape=program.event_shape)
     train, test = train_test(data)
-    fit_key, posterior_key = jax.random.split(key)
-    program, _ = fit(
-        program.replace(denoiser_loss="guided"), train, config.both, key=fit_key, name="both",
-        held_out=test, out=out, resume=resume, progress=progress,
-    )  # fmt: skip
-    return conclude(
-        program, data, out, key=posterior_key,
-        rotate=config.align, posterior_obs=config.posterior_obs, draws=config.draws,
-    )  # fmt: skip
+    *_, posterior_key = jax.random.split(key, 2)  # the plan takes the others
+    plan = Joint(config.both, config.align)
+    program, _ = fit(program, train, plan, key=key, held_out=test, out=out, resume=resume, progress=progress)
+    return conclude(program, data, out, key=posterior_key, posterior_obs=config.posterior_obs, draws=config.draws)

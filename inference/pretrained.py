@@ -9,12 +9,10 @@ from pathlib import Path
 import jax
 import xarray as xr
 
-from sami_ppl import Program, Stage, fit
+from sami_ppl import EncoderOnly, Program, Stage, fit
 from sami_ppl.data import check_data, train_test
-from sami_ppl.fit import check_stage
 from sami_ppl.io import load_denoiser
 from sami_ppl.results import check_at_least, conclude
-from sami_ppl.warm_start import check_clusters, warm_start
 
 
 @dataclass(frozen=True)
@@ -51,22 +49,8 @@ def run(
         raise ValueError("denoiser is not given: name the folder of a saved program, --set denoiser=runs/disks/model")
     check_data(data, event_shape=program.event_shape)
     train, test = train_test(data)
-    # What cannot be run is said now, not after hours.
-    check_stage(program, config.encoder, train.sizes["obs"], train=("encoder",))
-    if config.warm_steps and config.warm_clusters:
-        check_clusters(program)
-    warm_key, encoder_key, posterior_key = jax.random.split(key, 3)
+    *_, posterior_key = jax.random.split(key, 3)  # the plan takes the others
     program = load_denoiser(config.denoiser, program)
-    if config.warm_steps:
-        program = warm_start(
-            program, train, key=warm_key, clusters=config.warm_clusters,
-            steps=config.warm_steps, batch=config.encoder.batch, progress=progress,
-        )  # fmt: skip
-    program, _ = fit(
-        program, train, config.encoder, key=encoder_key, train=("encoder",), name="encoder",
-        held_out=test, out=out, resume=resume, progress=progress,
-    )  # fmt: skip
-    return conclude(
-        program, data, out, key=posterior_key,
-        rotate=config.align, posterior_obs=config.posterior_obs, draws=config.draws,
-    )  # fmt: skip
+    plan = EncoderOnly(config.encoder, config.warm_steps, config.warm_clusters, config.align)
+    program, _ = fit(program, train, plan, key=key, held_out=test, out=out, resume=resume, progress=progress)
+    return conclude(program, data, out, key=posterior_key, posterior_obs=config.posterior_obs, draws=config.draws)

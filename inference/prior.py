@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import xarray as xr
 
-from sami_ppl import Program, Stage, fit
+from sami_ppl import PriorOnly, Program, Stage, fit
 from sami_ppl.data import check_data, train_test
 from sami_ppl.io import load_networks
 from sami_ppl.results import check_at_least, conclude
@@ -45,13 +45,8 @@ def run(
         raise ValueError("program is not given: name the folder of a saved program, --set program=runs/disks/model")
     check_data(data, event_shape=program.event_shape)
     train, test = train_test(data)
-    prior_key, posterior_key = jax.random.split(key)
+    *_, posterior_key = jax.random.split(key, 2)  # the plan takes the others
     program = load_networks(config.program, program)
-    program, _ = fit(
-        program, train, config.fit, key=prior_key, train=("prior",), name="fit",
-        held_out=test, out=out, resume=resume, progress=progress,
-    )  # fmt: skip
-    return conclude(
-        program, data, out, key=posterior_key,
-        rotate=False, posterior_obs=config.posterior_obs, draws=config.draws,
-    )  # fmt: skip
+    plan = PriorOnly(config.fit)
+    program, _ = fit(program, train, plan, key=key, held_out=test, out=out, resume=resume, progress=progress)
+    return conclude(program, data, out, key=posterior_key, posterior_obs=config.posterior_obs, draws=config.draws)

@@ -11,11 +11,9 @@ from pathlib import Path
 import jax
 import xarray as xr
 
-from sami_ppl import Program, Stage, fit
+from sami_ppl import Program, Stage, TwoStage, fit
 from sami_ppl.data import check_data, train_test
-from sami_ppl.fit import check_stage
 from sami_ppl.results import check_at_least, conclude
-from sami_ppl.warm_start import check_clusters, warm_start
 
 
 @dataclass(frozen=True)
@@ -50,20 +48,7 @@ def run(
     """Fit, save the program to `out/model`, and return the posterior of held-out observations."""
     check_data(data, event_shape=program.event_shape)
     train, test = train_test(data)
-    # What cannot be run is said now, not after hours.
-    check_stage(program, config.encoder, train.sizes["obs"], train=("encoder",))
-    if config.warm_steps and config.warm_clusters:
-        check_clusters(program)
-    denoiser_key, warm_key, encoder_key, posterior_key = jax.random.split(key, 4)
-    shared = {"held_out": test, "out": out, "resume": resume, "progress": progress}
-    program, _ = fit(program, train, config.denoiser, key=denoiser_key, target="marginal", name="denoiser", **shared)
-    if config.warm_steps:
-        program = warm_start(
-            program, train, key=warm_key, clusters=config.warm_clusters,
-            steps=config.warm_steps, batch=config.encoder.batch, progress=progress,
-        )  # fmt: skip
-    program, _ = fit(program, train, config.encoder, key=encoder_key, train=("encoder",), name="encoder", **shared)
-    return conclude(
-        program, data, out, key=posterior_key,
-        rotate=config.align, posterior_obs=config.posterior_obs, draws=config.draws,
-    )  # fmt: skip
+    *_, posterior_key = jax.random.split(key, 4)  # the plan takes the others
+    plan = TwoStage(config.denoiser, config.encoder, config.warm_steps, config.warm_clusters, config.align)
+    program, _ = fit(program, train, plan, key=key, held_out=test, out=out, resume=resume, progress=progress)
+    return conclude(program, data, out, key=posterior_key, posterior_obs=config.posterior_obs, draws=config.draws)

@@ -6,6 +6,8 @@ from sami_ppl import analyses as analyses
 from sami_ppl import families as families
 from sami_ppl import plots as plots
 from sami_ppl import refinement as refinement
+from sami_ppl.build import autoencoder as autoencoder
+from sami_ppl.build import with_prior as with_prior
 from sami_ppl.calibration import calibration_table as calibration_table
 from sami_ppl.calibration import simulation_based_calibration as simulation_based_calibration
 from sami_ppl.calibration import typicality as typicality
@@ -27,8 +29,8 @@ from sami_ppl.evidence import flow_log_prob as flow_log_prob
 from sami_ppl.evidence import importance_weighted_bound as importance_weighted_bound
 from sami_ppl.exact import LinearGaussian as LinearGaussian
 from sami_ppl.exact import LinearMixture as LinearMixture
+from sami_ppl.factors import factors as factors
 from sami_ppl.fit import NonFiniteLoss as NonFiniteLoss
-from sami_ppl.fit import fit as fit
 from sami_ppl.flows import coupling_flow as coupling_flow
 from sami_ppl.flows import flow_distribution as flow_distribution
 from sami_ppl.gauge import align as align
@@ -41,6 +43,13 @@ from sami_ppl.objective import ScoreELBO as ScoreELBO
 from sami_ppl.over_time import frames_of as frames_of
 from sami_ppl.over_time import over_time as over_time
 from sami_ppl.parallel import data_parallel as data_parallel
+from sami_ppl.plans import AbstractPlan as AbstractPlan
+from sami_ppl.plans import Decoupled as Decoupled
+from sami_ppl.plans import EncoderOnly as EncoderOnly
+from sami_ppl.plans import Joint as Joint
+from sami_ppl.plans import PriorOnly as PriorOnly
+from sami_ppl.plans import TwoStage as TwoStage
+from sami_ppl.plans import fit as fit
 from sami_ppl.posterior import combine as combine
 from sami_ppl.posterior import posterior as posterior
 from sami_ppl.prior import read_prior as read_prior

@@ -15,7 +15,6 @@ from sami_ppl.data.checks import faulty
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
 from sami_ppl.framewise import floating
 from sami_ppl.history import progress_bar
-from sami_ppl.latents import check_order
 from sami_ppl.program import Program
 
 
@@ -75,8 +74,9 @@ def opened(program: Program, data: Any) -> xr.Dataset:
         )
     if not isinstance(data, xr.Dataset):
         data = open_data(data)
+    if "x" in data and {*data["x"].dims} == {"obs", *program.event_dims}:
+        data = data.assign(x=data["x"].transpose("obs", *program.event_dims))  # matched by name
     check_shape(data, event_shape=program.event_shape)
-    check_order(data["x"].dims[1:], program.event_dims)
     if data["x"].dtype != np.uint8 and data["x"].dtype.kind != "f":
         raise TypeError(f"x must be floating point or uint8, got {data['x'].dtype}: store it as one of them")
     return data

@@ -1,8 +1,8 @@
 """Fits a program by stochastic variational inference: the loop around NumPyro's `SVI`.
 
 `Fit` is one stage: which of the program's NumPyro models is fitted, which networks are trained, with which optimiser.
-`fit` runs it: mini-batches, validation, progress, checkpoints, early stopping. Every step is a function of the state
-and of the step's number alone, so that an interrupted run continues bit for bit.
+`fit_stage` runs it: mini-batches, validation, progress, checkpoints, early stopping. Every step is a function of the
+state and of the step's number alone, so that an interrupted run continues bit for bit.
 """
 
 from collections.abc import Callable
@@ -274,7 +274,7 @@ def training_part(data: Any) -> Any:
     return train_test(data.set_coords("split"))[0] if both else data
 
 
-def fit(
+def fit_stage(
     program: Program,
     data: xr.Dataset | Float[Array | np.ndarray, "obs *event"],
     stage: Stage,
@@ -289,7 +289,7 @@ def fit(
     progress: bool = True,
     callback: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[Program, History]:
-    """Fit a program to observations and return it with its averaged weights, and the log.
+    """Run one stage of a fit: the program with its averaged weights, and the log. For users: `sami_ppl.fit`.
 
     `data`: observations x, as an array or a Dataset, which holds the variables that the prior takes too; of one whose
     `split` has both parts, the test part is left alone. `held_out`: observations for validation (default: the last

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 import numpy as np
 from numpyro import handlers
 
+from sami_ppl.data.local import scale_bytes
 from sami_ppl.denoiser import AbstractDenoiser
 from sami_ppl.encoder import AbstractEncoder, FamilyEncoder
 from sami_ppl.families import Diagonal, Full, LowRank
@@ -161,17 +162,24 @@ def smoothed(encoder: FramewiseEncoder, x: Float[Array, "obs T *frame"], prior: 
     return Smoothed(process, *jax.vmap(encoder.potentials)(x))
 
 
-def floating(x: Any, encoder: AbstractEncoder) -> np.ndarray:
+def floating(x: Any, encoder: AbstractEncoder | None) -> np.ndarray:
     """Observations as floating point, of which only frames of sequences may be missing: NaN as a whole.
 
-    Raises ValueError for integers other than 0 and 1, for other values that are NaN, and for sequences of which nothing
-    is seen.
+    8-bit pixels are scaled from 0 … 255 to [−1, 1]. Raises ValueError for 8-bit values that may be a mask, for other
+    integers than 0 and 1, for other values that are NaN, and for sequences of which nothing is seen.
     """
     x = np.asarray(x)
+    if x.dtype == np.uint8 and x.size:
+        if x.max() <= 1:
+            raise ValueError(
+                "x holds 8-bit values of which none is above 1, a mask or very dark images: write x * 2.0 - 1 for a "
+                "mask, x / 127.5 - 1 for images"
+            )
+        return scale_bytes(x, 255)
     if x.dtype.kind in "iu" and x.size and (x.min() < 0 or x.max() > 1):
         raise ValueError(
-            f"x holds integers from {x.min()} to {x.max()}, observations are of about unit scale: for 8-bit images "
-            "write x / 127.5 - 1, as sami_ppl.data.load_data does, else x.astype(float)"
+            f"x holds integers from {x.min()} to {x.max()}, observations are of about unit scale: for pixels "
+            "write x.astype('uint8'), or x / 127.5 - 1; for other numbers (x - x.mean()) / x.std()"
         )
     x = x if x.dtype.kind == "f" else x.astype(np.float32)
     gaps = np.isnan(x)

@@ -81,7 +81,7 @@ def generate(
     if size is not None:
         z = program.prior_codes(code_key, size)
     elif x is not None:
-        z = jax.jit(lambda x, key: draw_code(program, x, key))(jnp.asarray(x), code_key)
+        z = jax.jit(lambda x, key: draw_code(program, x, key))(jnp.asarray(program.observed(x)), code_key)
     assert z is not None
     return decode(program, z, jax.random.split(sample_key, len(z)), sampler=sampler)
 

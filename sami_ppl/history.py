@@ -1,6 +1,6 @@
 """The log of a fit: one record per validation, the progress bar, and the optional TensorBoard writer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import json
 from pathlib import Path
@@ -33,6 +33,14 @@ class History:
             with self.file.open("a") as out:
                 out.write(json.dumps(plain) + "\n")
             _write_events(self.file.parent / "tensorboard" / self.stage, plain)
+
+    @classmethod
+    def joined(cls, histories: "Sequence[History]") -> "History":
+        """One log of several stages, in the order in which they were taken."""
+        joined = cls(stage=histories[-1].stage)
+        joined.file = histories[-1].file
+        joined.records = [record for history in histories for record in history.stage_records()]
+        return joined
 
     def stage_records(self) -> list[dict[str, Any]]:
         """The records of this stage."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+import itertools
 import math
 from typing import Any, Literal
 
@@ -21,7 +22,8 @@ class LatentSite:
     the prior of z is N(0, I). `parents`: the sites that its law depends on directly. `process`: a process over time,
     whose frames have that prior each. `categories`: number of values of a discrete site, whose code is one-hot, else 0.
     `kinds`: the discrete sites that a continuous site's prior depends on, through others too. `temperature`: of a
-    relaxed prior. `law`: the prior's in plain values, with its numbers where these are fixed.
+    relaxed prior. `law`: the prior's in plain values, with its numbers where these are fixed. `coords`: dim → labels
+    of its values, where the prior gives them.
     """
 
     name: str
@@ -41,6 +43,7 @@ class LatentSite:
     kinds: tuple[str, ...] = ()
     temperature: float | None = None
     law: Mapping[str, Any] = field(default_factory=dict)
+    coords: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -54,10 +57,15 @@ class LatentSite:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """One label per coordinate: the site's name, indexed where it has several."""
+        """One label per coordinate: the site's name, indexed where it has several, by the labels of its dims."""
         if self.unconstrained_shape == ():
             return (self.name,)
-        return tuple(f"{self.name}[{','.join(map(str, i))}]" for i in np.ndindex(self.unconstrained_shape))
+        shape = self.unconstrained_shape
+        # Unconstrained coordinates of a simplex, or one-hot ones, are not those that the prior's labels name.
+        own = self.coords if shape == self.event_shape else {}
+        dims = self.dims if shape == self.event_shape else ("",) * len(shape)
+        labels = [own.get(dim, range(size)) for dim, size in zip(dims, shape, strict=True)]
+        return tuple(f"{self.name}[{','.join(map(str, label))}]" for label in itertools.product(*labels))
 
     def to_code(self, value: Float[Array, "*batch_and_event"]) -> Float[Array, "*batch d"]:
         """Site value → its coordinates of z."""
@@ -94,6 +102,11 @@ class Latents:
     def discrete(self) -> tuple[LatentSite, ...]:
         """The discrete sites, over whose values objectives sum."""
         return tuple(site for site in self.sites if site.categories)
+
+    @property
+    def coords(self) -> dict[str, tuple[Any, ...]]:
+        """Labels of the values of the sites' dims, where the prior gives them."""
+        return {dim: labels for site in (*self.sites, *self.shared) for dim, labels in site.coords.items()}
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -136,15 +149,6 @@ class Latents:
         return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def default_event_dims(event_shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Names of the dims of one observation: ("feature",) for vectors, ("channel", "row", "column") for images."""
-    if len(event_shape) == 1:
-        return ("feature",)
-    if len(event_shape) == 3:
-        return ("channel", "row", "column")
-    return tuple(f"x_dim{i}" for i in range(len(event_shape)))
-
-
 def check_event_dims(latents: Latents, dims: tuple[str, ...], shape: tuple[int, ...]) -> None:
     """Raise ValueError unless the names of the dims of an observation are as many as these, and free.
 
@@ -161,16 +165,10 @@ def check_event_dims(latents: Latents, dims: tuple[str, ...], shape: tuple[int, 
         raise ValueError(f"event_dims {sorted(clash)} are names of other dims or of the observation: rename them")
 
 
-def check_order(dims: Sequence[Any], event_dims: tuple[str, ...]) -> None:
-    """Raise ValueError where the dims of observations are those of a program in another order."""
-    if tuple(dims) != event_dims and set(dims) == set(event_dims):
-        write = ", ".join(f'"{dim}"' for dim in ("obs", *event_dims))
-        raise ValueError(f"x has the dims {list(dims)}, the program {list(event_dims)}: write data.transpose({write})")
-
-
 def check_site_dims(sites: Sequence[LatentSite]) -> None:
     """Raise ValueError unless the sites of a prior, global ones too, and their dims can lie in one labelled Dataset."""
     sizes: dict[str, int] = {}
+    coords: dict[str, Any] = {}
     reserved = {"obs", "chain", "draw"}
     for site in sites:
         if len(set(site.dims)) < len(site.dims) or reserved & set(site.dims):
@@ -179,6 +177,16 @@ def check_site_dims(sites: Sequence[LatentSite]) -> None:
                 "from obs, chain and draw"
             )
         for dim, size in zip(site.dims, site.event_shape, strict=True):
+            if len(labels := site.coords.get(dim, range(size))) != size:
+                raise ValueError(
+                    f"coords of prior site {site.name!r} give {len(labels)} labels for the dim {dim!r}, which has "
+                    f"{size} values: give one for each"
+                )
+            if (held := coords.setdefault(dim, site.coords.get(dim))) != site.coords.get(dim, held):
+                raise ValueError(
+                    f"coords of prior site {site.name!r} label the dim {dim!r} otherwise than another site does: give "
+                    "one of the dims another name"
+                )
             if sizes.setdefault(dim, size) != size:
                 raise ValueError(
                     f"event_dims name {dim!r} twice, with sizes {sizes[dim]} and {size}, the second time for prior "

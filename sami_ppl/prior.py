@@ -28,6 +28,7 @@ import xarray as xr
 
 from sami_ppl.dependence import Dependence, Names, dependences
 from sami_ppl.discrete import OneHotTransform, categories, check_combinations, partly_observed
+from sami_ppl.factors import default_dims
 from sami_ppl.latents import Latents, LatentSite, check_site_dims
 from sami_ppl.processes import Matern
 from sami_ppl.relaxed import RelaxedOneHotCategorical
@@ -53,7 +54,7 @@ def read_prior(prior: Prior, given: "Given | Frozen | None" = None) -> Latents:
             f"prior must be a function that calls numpyro.sample, got {type(prior).__name__}; write for instance\n"
             '    def prior():\n        numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1))'
         )
-    arguments = tuple(name for name in _arguments(prior) if name != "obs")
+    arguments = prior_arguments(prior)
     frozen = given if isinstance(given, Frozen) else Frozen.of(given or {})
     if missing := [name for name in arguments if name not in frozen.names]:
         raise TypeError(
@@ -134,6 +135,11 @@ def sample_prior(prior: Prior, plate: Any, given: Given | None = None) -> None:
         else:
             with plate:
                 prior(**(given or {}))
+
+
+def prior_arguments(prior: Prior) -> tuple[str, ...]:
+    """The variables of the data that a prior takes."""
+    return tuple(name for name in _arguments(prior) if name != "obs")
 
 
 def _arguments(prior: Prior) -> list[str]:
@@ -324,24 +330,19 @@ def _read_site(
         unconstrained = np.asarray(transform.inv(draws)).reshape(len(draws), math.prod(shape))
         low, shift, high = np.quantile(unconstrained, [0.25, 0.5, 0.75], axis=0)
         scale = np.maximum((high - low) / 1.349, 1e-6)
-    default = ("time", "factor") if process else _default_dims(name, fn.event_shape)
+    default = ("time", "factor") if process else default_dims(name, tuple(fn.event_shape))
     dims = traced["infer"].get("event_dims") or default
     if len(dims) != len(fn.event_shape):
         raise ValueError(
             f"prior site {name!r} has {len(fn.event_shape)} event dims but infer={{'event_dims': {list(dims)}}} names "
             f"{len(dims)}: give one name per dim"
         )
+    coords = {dim: tuple(labels) for dim, labels in (traced["infer"].get("coords") or {}).items() if dim in dims}
     # A coefficient or a mean that is learned may leave its start.
     standard = constant is not None and not any(depends.values())
     base = unwrapped(fn)
     return LatentSite(
         name, tuple(fn.event_shape), tuple(dims), transform, shape, start, shift, scale, standard, on,
         mixture_components(fn), tuple(sorted(depends["sites"])), process,
-        temperature=base.temperature if isinstance(base, RelaxedOneHotCategorical) else None, law=law,
+        temperature=base.temperature if isinstance(base, RelaxedOneHotCategorical) else None, law=law, coords=coords,
     )  # fmt: skip
-
-
-def _default_dims(name: str, event_shape: tuple[int, ...]) -> tuple[str, ...]:
-    if len(event_shape) <= 1:
-        return tuple(f"{name}_axis" for _ in event_shape)
-    return tuple(f"{name}_axis{i}" for i in range(len(event_shape)))

@@ -17,6 +17,7 @@ import xarray as xr
 
 from sami_ppl.bound import DenoiserLoss
 from sami_ppl.chunks import padded_chunks
+from sami_ppl.data.layout import arranged, default_event_dims
 from sami_ppl.decoder import ScoreDecoder
 from sami_ppl.denoiser import AbstractDenoiser
 from sami_ppl.discrete import labels
@@ -24,7 +25,7 @@ from sami_ppl.encoder import AbstractEncoder, check_latents
 from sami_ppl.framewise import FramewiseEncoder, check_sequences, floating, smoothed
 from sami_ppl.guidance import check_pair
 from sami_ppl.guide import Beta, GlobalGuide, initial_guide, sample_latents, sample_shared, scale_sites, values_of
-from sami_ppl.latents import Latents, check_event_dims, check_order, default_event_dims
+from sami_ppl.latents import Latents, check_event_dims
 from sami_ppl.prior import Frozen, Given, Prior, check_numbers, check_variable, read_prior, sample_prior
 from sami_ppl.sampler import AbstractSampler, StochasticDPMSolver
 
@@ -311,14 +312,18 @@ class Program(eqx.Module):
     def observed(
         self, data: xr.Dataset | Array | np.ndarray, *, at_least: int = 1, why: str = ""
     ) -> Float[np.ndarray, "obs *event"]:
-        """Observations x, of an array or of a Dataset with the variable x.
+        """Observations x, of an array or of a Dataset with the variable x, in the program's layout and as floats.
+
+        Dims of a Dataset are matched by their names; of arrays, channels that are last come to the front and grey
+        images get their channel. 8-bit pixels are scaled from 0 … 255 to [−1, 1].
 
         Raises ValueError for another shape, for no observations, and for fewer than `at_least`, saying `why`.
         """
         if isinstance(data, xr.Dataset):
             check_variable(data, "x")
-            check_order(data["x"].dims[1:], self.event_dims)
         x: Any = data["x"].values if isinstance(data, xr.Dataset) else data
+        dims = data["x"].dims[1:] if isinstance(data, xr.Dataset) else None
+        x = arranged(x, dims, self.event_shape, self.event_dims)
         self.check_observations(x)
         if len(x) == 0:
             raise ValueError("data holds no observations: give an array of shape (obs, *event)")

@@ -1,4 +1,4 @@
-"""The end of every inference: gauge, saved program, posterior."""
+"""The end of every inference: saved program, posterior."""
 
 from pathlib import Path
 
@@ -6,7 +6,6 @@ from jaxtyping import Array, Key
 import xarray as xr
 
 from sami_ppl.data import train_test
-from sami_ppl.gauge import align, symmetric_axes
 from sami_ppl.io import save
 from sami_ppl.program import Program
 
@@ -24,17 +23,10 @@ def conclude(
     out: Path,
     *,
     key: Key[Array, ""],
-    rotate: bool,
     posterior_obs: int,
     draws: int,
 ) -> xr.DataTree:
-    """Fix the gauge, save the program to `out/model`, and draw the posterior.
-
-    The gauge is fixed if asked to (`rotate`) and if the prior has the symmetry. The posterior is of the first
-    `posterior_obs` held-out observations, `draws` times each.
-    """
-    train, test = train_test(data)
-    if rotate and symmetric_axes(program).sum() > 1:
-        program = align(program, train["x"].values).program
+    """Save the program to `out/model`; the posterior of `posterior_obs` held-out observations, `draws` times each."""
+    _, test = train_test(data)
     save(program, Path(out) / "model")
     return program.posterior(test.isel(obs=slice(posterior_obs)), key=key, draws=draws)

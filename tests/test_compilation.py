@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, running
+from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, fit, running
 from sami_ppl.evidence.elbo import _passes
 from sami_ppl.evidence.flow import _solve
 from sami_ppl.evidence.iwae import _log_weights
-from sami_ppl.fit import Batch, Fit, Stage, fit
+from sami_ppl.fit import Batch, Fit, Stage
 from sami_ppl.nn import ResidualMLP
 from sami_ppl.objective import ScoreELBO
 from sami_ppl.schedule import NoiseProposal

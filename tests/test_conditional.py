@@ -9,9 +9,10 @@ from numpyro import handlers
 import pytest
 import xarray as xr
 
+from sami_ppl import fit
 from sami_ppl.diagnostics import noise_end_kl
 from sami_ppl.evidence import evidence_bound
-from sami_ppl.fit import Stage, fit
+from sami_ppl.fit import Stage
 from sami_ppl.objective import ScoreELBO
 from sami_ppl.prior import read_prior
 

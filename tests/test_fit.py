@@ -11,9 +11,9 @@ import pytest
 from scripted_fits import KEY, STAGE, leaves, same, scripted
 import xarray as xr
 
-from sami_ppl import Matern, Program, encoder_for, over_time
+from sami_ppl import Matern, Program, encoder_for, fit, over_time
 from sami_ppl.diagnostics import CollapseWarning
-from sami_ppl.fit import Batch, Fit, NonFiniteLoss, batches, fit
+from sami_ppl.fit import Batch, Fit, NonFiniteLoss, batches
 from sami_ppl.objective import ScoreELBO
 
 

@@ -15,9 +15,9 @@ from numpyro import distributions as dist
 import pytest
 from scripted_fits import KEY, STAGE, same, scripted
 
-from sami_ppl import VariancePreserving, signature
+from sami_ppl import VariancePreserving, fit, signature
 from sami_ppl.checkpoint import CheckpointError
-from sami_ppl.fit import Stage, fit
+from sami_ppl.fit import Stage
 from sami_ppl.history import read_history
 
 

@@ -12,10 +12,10 @@ from numpyro.contrib.module import eqx_module
 import optax
 import pytest
 
-from sami_ppl import families
+from sami_ppl import families, fit
 from sami_ppl.diagnostics import noise_end_kl
 from sami_ppl.encoder import FamilyEncoder, encoder_for
-from sami_ppl.fit import Fit, Stage, fit
+from sami_ppl.fit import Fit, Stage
 from sami_ppl.flows import FlowDistribution, coupling_flow, flow_distribution
 from sami_ppl.guidance import guidance
 from sami_ppl.io import load, save

@@ -12,7 +12,8 @@ from numpyro.infer import SVI, TraceMeanField_ELBO
 import optax
 import pytest
 
-from sami_ppl.fit import Fit, Stage, fit
+from sami_ppl import fit
+from sami_ppl.fit import Fit, Stage
 from sami_ppl.io import load, save
 from sami_ppl.objective import ScoreELBO
 from sami_ppl.prior import read_prior

@@ -10,7 +10,8 @@ from numpyro import distributions as dist
 from numpyro.infer import Trace_ELBO, TraceMeanField_ELBO
 import pytest
 
-from sami_ppl.fit import Fit, Stage, fit
+from sami_ppl import fit
+from sami_ppl.fit import Fit, Stage
 from sami_ppl.objective import ScoreELBO
 from sami_ppl.programs import UserError, configure
 

@@ -14,6 +14,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 import xarray as xr
 
+from sami_ppl.data.layout import default_event_dims
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 GRAY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
@@ -85,7 +87,7 @@ def _read_npz(path: Path) -> xr.Dataset:
             f"array 'x' in {path.name} has shape {x.shape}, expected observations on the first axis and at least one "
             "axis more: write np.savez(path, x=array[:, None])"
         )
-    if taken := sorted({"obs", *_event_dims(x.ndim - 1)} & set(arrays)):
+    if taken := sorted({"obs", *default_event_dims(x.shape[1:])} & set(arrays)):
         raise ValueError(
             f"{path.name} has arrays named as dims of x are, {', '.join(taken)}, which would not be kept as factors: "
             f"write another name, np.savez(path, x=x, centre_{taken[0]}=array)"
@@ -98,19 +100,10 @@ def _read_npz(path: Path) -> xr.Dataset:
         )
     return xr.Dataset(
         {
-            "x": (("obs", *_event_dims(x.ndim - 1)), x),
+            "x": (("obs", *default_event_dims(x.shape[1:])), x),
             **{name: (("obs", *(f"{name}_axis{i}" for i in range(a.ndim - 1))), a) for name, a in factors.items()},
         }
     )
-
-
-def _event_dims(rank: int) -> tuple[str, ...]:
-    # A dim must not be called x: that is the name of the variable.
-    if rank == 1:
-        return ("feature",)
-    if rank == 3:
-        return ("channel", "row", "column")
-    return tuple(f"x_axis{i}" for i in range(rank))
 
 
 def _read_xarray(path: Path) -> xr.Dataset:

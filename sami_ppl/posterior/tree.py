@@ -46,6 +46,7 @@ def to_tree(
     dims, x = layout(program), data["x"].values
     coords: dict[str, Any] = {
         "obs": obs_labels(data, len(x)), "chain": np.arange(1),
+        **{dim: list(names) for dim, names in program.latents.coords.items()},
         **{dim: data[dim].values for dim in program.event_dims if dim in data.coords},
     }  # fmt: skip
     # Of groups without sites of the prior, whose dims may have the same names.

@@ -1,0 +1,295 @@
+"""The front door: a prior of named factors, a program from prior and data, plans; what is guessed, said and refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from numpyro import distributions as dist
+import pytest
+import xarray as xr
+
+import sami_ppl as sp
+from sami_ppl.build import unet_size
+from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
+from sami_ppl.plans import denoiser_stage, encoder_stage
+
+KEY = jax.random.key(0)
+SMALL = {"width": 8, "depth": 1}
+STEPS = sp.Stage(steps=3, batch=8, validate_every=3)
+RNG = np.random.default_rng(0)
+VECTORS = RNG.standard_normal((40, 5)).astype(np.float32)
+PIXELS = RNG.integers(0, 256, (40, 8, 8)).astype(np.uint8)
+
+
+def three_factors():
+    return sp.factors(
+        angle=dist.VonMises(0, 1e-3),
+        size=dist.LogNormal(0, 1),
+        style=dist.Normal(0, 1).expand([2]),
+        coords={"style_axis": ["slant", "weight"]},
+    )
+
+
+def test_factors_are_a_prior():
+    """The same sites, in the order given, as those of the function that one would write by hand."""
+
+    def by_hand():
+        numpyro.sample("angle", dist.VonMises(0, 1e-3))
+        numpyro.sample("size", dist.LogNormal(0, 1))
+        numpyro.sample("style", dist.Normal(0, 1).expand([2]).to_event(1))
+
+    made, hand = sp.read_prior(three_factors()), sp.read_prior(by_hand)
+    for one, other in zip(made.sites, hand.sites, strict=True):
+        assert (one.name, one.event_shape, one.dims, one.start) == (
+            other.name,
+            other.event_shape,
+            other.dims,
+            other.start,
+        )
+        np.testing.assert_array_equal(one.shift, other.shift)
+        np.testing.assert_array_equal(one.scale, other.scale)
+        assert one.law == other.law
+    assert made.axes == ("angle[0]", "angle[1]", "size", "style[slant]", "style[weight]")
+    assert hand.axes[-2:] == ("style[0]", "style[1]")
+
+
+def test_factors_are_swapped_by_name():
+    """Dims and labels stay where the shape does; the others' laws are the same objects."""
+    prior = three_factors()
+    heavy = prior.replace(style=dist.Laplace(0, 1).expand([2]))
+    assert sp.read_prior(heavy).axes == sp.read_prior(prior).axes
+    assert type(heavy.laws["style"].base_dist).__name__ != type(prior.laws["style"].base_dist).__name__ or (
+        "Laplace" in repr(heavy) and "Laplace" not in repr(prior)
+    )
+    longer = prior.replace(style=dist.Normal(0, 1).expand([3]))
+    assert sp.read_prior(longer).axes[3:] == ("style[0]", "style[1]", "style[2]")
+    assert list(longer.laws) == list(prior.laws)
+    with pytest.raises(ValueError, match="no factor sise; its factors are angle, size, style"):
+        prior.replace(sise=dist.Normal(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({}, ValueError, "at least one: write sp.factors"),
+        ({"z": 3.0}, TypeError, "'z' must be a NumPyro distribution, got float"),
+        ({"z": dist.Normal(0, 1), "coords": {"w": [1]}}, ValueError, "coords name the dim 'w'"),
+        ({"z": dist.Normal(0, 1).expand([2]), "coords": {"z_axis": [1]}}, ValueError, "1 labels for the dim 'z_axis'"),
+        ({"z": dist.Normal(0, 1).expand([2]), "dims": {"z": ["a", "b"]}}, ValueError, "one name for each dim"),
+        ({"z": dist.Normal(0, 1), "dims": {"w": "a"}}, ValueError, "dims name w"),
+    ],
+)
+def test_factors_that_do_not_fit_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        sp.factors(**arguments)
+
+
+def test_labels_of_one_dim_must_agree():
+    """In a prior that is written by hand, where two sites share a dim."""
+
+    def prior(second=("a", "b")):
+        for name, labels in (("u", ("a", "b")), ("v", second)):
+            infer = {"event_dims": ["factor"], "coords": {"factor": labels}}
+            numpyro.sample(name, dist.Normal(0, 1).expand([2]).to_event(1), infer=infer)
+
+    assert sp.read_prior(prior).axes == ("u[a]", "u[b]", "v[a]", "v[b]")
+    with pytest.raises(ValueError, match="label the dim 'factor' otherwise"):
+        sp.read_prior(lambda: prior(("a", "c")))
+    with pytest.raises(ValueError, match="give 3 labels"):
+        sp.read_prior(lambda: prior(("a", "b", "c")))
+
+
+@pytest.mark.parametrize(
+    ("shape", "network"),
+    [
+        ((5,), ResidualMLP),
+        ((1, 16, 16), ResidualMLP),
+        ((1, 28, 28), UNet),
+        ((3, 64, 64), UNet),
+        ((1, 25, 25), ResidualMLP),
+        ((1, 24, 30), ResidualMLP),
+        ((40, 30), ResidualMLP),
+    ],
+)
+def test_networks_follow_the_shape(shape, network, capsys):
+    """And what the encoder says of one observation has the size of the code."""
+    x = RNG.standard_normal((3, *shape)).astype(np.float32)
+    size = SMALL if network is ResidualMLP else {"widths": (8,) * len(unet_size(shape)["widths"])}
+    program = sp.autoencoder(three_factors(), x, size=size, key=KEY)
+    assert isinstance(program.denoiser.network, network)
+    assert isinstance(program.encoder.network, HalfUNet if network is UNet else ResidualMLP)
+    assert program.event_shape == (shape if len(shape) != 2 else (1, *shape))
+    lam = jnp.zeros(())
+    found = jax.eval_shape(program.encoder, jnp.zeros(program.event_shape), lam)
+    assert found[0].shape == (program.latents.size,)
+    assert jax.eval_shape(program.denoiser, jnp.zeros(program.event_shape), lam).shape == program.event_shape
+    assert ("do not halve" in capsys.readouterr().out) == (shape in ((1, 25, 25), (1, 24, 30), (40, 30)))
+
+
+def test_statistics_are_of_the_training_part(capsys):
+    """The test part is left alone, and what was guessed is said."""
+    x = np.concatenate([VECTORS, VECTORS + 9])
+    data = xr.Dataset({"x": (("obs", "feature"), x)}, coords={"split": ("obs", ["train"] * 40 + ["test"] * 40)})
+    program = sp.autoencoder(three_factors(), data, size=SMALL, key=KEY)
+    assert program.denoiser.mean == pytest.approx(float(VECTORS.mean()), abs=1e-6)
+    assert program.encoder.std == pytest.approx(float(VECTORS.std()), abs=1e-6)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "data: 40 observations, feature 5"
+    assert len(said) == 4
+    sp.autoencoder(three_factors(), data, size=SMALL, key=KEY, progress=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_variables_that_the_prior_takes_come_from_the_data():
+    def prior(u):
+        numpyro.sample("z", dist.Normal(u[:, None], 1).expand([len(u), 2]).to_event(1))
+
+    data = xr.Dataset({"x": (("obs", "feature"), VECTORS), "u": ("obs", RNG.standard_normal(40))})
+    program = sp.autoencoder(prior, data, size=SMALL, key=KEY)
+    assert program.latents.arguments == ("u",)
+    with pytest.raises(ValueError, match="the prior takes u: give an xarray Dataset"):
+        sp.autoencoder(prior, VECTORS, key=KEY)
+    with pytest.raises(ValueError, match="no variable 'u'"):
+        sp.autoencoder(prior, data.drop_vars("u"), key=KEY)
+
+
+def test_families_are_passed_on():
+    program = sp.autoencoder(
+        three_factors(), VECTORS, families={"style": sp.families.Full}, min_scale=0.2, size=SMALL, key=KEY
+    )
+    assert isinstance(program.encoder.families[2], sp.families.Full)
+    assert program.encoder.families[1].min_scale == 0.2
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (VECTORS[:1], ValueError, "1 observation, of which nothing"),
+        (VECTORS[:0], ValueError, "0 observations"),
+        (RNG.integers(0, 5000, (9, 5)), ValueError, r"integers from .*astype\('uint8'\)"),
+        ([np.zeros((4, 4)), np.zeros((5, 4))], ValueError, "observations must have one shape"),
+        (np.array([["a", "b"]]), TypeError, "array of numbers"),
+        ("pictures/", TypeError, r"sp.load_data\(path\)"),
+        (np.arange(9.0), ValueError, r"data\[:, None\]"),
+        (VECTORS * 100, ValueError, "about unit scale"),
+        (np.where(VECTORS > 2, np.inf, VECTORS), ValueError, "infinite"),
+        (np.where(VECTORS > 2, np.nan, VECTORS), ValueError, "NaN at observation"),
+        (np.ones((9, 5)), ValueError, "no spread"),
+        (np.ones((9, 5), np.uint8), ValueError, "a mask or very dark images"),
+        (VECTORS + 1j, TypeError, "array of numbers"),
+        (xr.DataArray(VECTORS, dims=("obs", "feature")), TypeError, r"to_dataset\(name='x'\)"),
+    ],
+)
+def test_data_that_cannot_be_guessed_are_refused(data, error, message):
+    with pytest.raises(error, match=message):
+        sp.autoencoder(three_factors(), data, key=KEY)
+
+
+def test_priors_that_are_none_are_refused():
+    with pytest.raises(ValueError, match="no latent site"):
+        sp.autoencoder(lambda: None, VECTORS, key=KEY)
+    with pytest.raises(TypeError, match="prior must be a function"):
+        sp.autoencoder(dist.Normal(0, 1), VECTORS, key=KEY)
+
+
+def test_networks_of_the_users_own():
+    pair = ResidualMLP((5,), (5,), **SMALL, key=KEY), ResidualMLP((5,), (7,), **SMALL, key=KEY)
+    program = sp.autoencoder(three_factors(), VECTORS, network=pair, key=KEY)
+    assert program.denoiser.network is pair[0]
+    with pytest.raises(ValueError, match="is a pair"):
+        sp.autoencoder(three_factors(), VECTORS, network=pair, size=SMALL, key=KEY)
+    with pytest.raises(ValueError, match="network must be"):
+        sp.autoencoder(three_factors(), VECTORS, network="resnet", key=KEY)
+    with pytest.raises(ValueError, match="takes width and depth"):
+        sp.autoencoder(three_factors(), VECTORS, size={"widths": (8,)}, key=KEY)
+
+
+@pytest.fixture(scope="module")
+def pixels_fitted():
+    """A program of grey 8-bit images, fitted by every default but size and steps."""
+    program = sp.autoencoder(three_factors(), PIXELS, size=SMALL, key=KEY, progress=False)
+    plan = sp.TwoStage(STEPS, STEPS, warm_steps=2)
+    return sp.fit(program, PIXELS, plan, key=KEY, progress=False)
+
+
+@pytest.mark.filterwarnings("ignore::sami_ppl.diagnostics.collapse.CollapseWarning")
+def test_pixels_to_posterior(pixels_fitted):
+    """Arrays as they come: scaled, with a channel, and factors back under the names and labels of the prior."""
+    program, history = pixels_fitted
+    assert [r["stage"] for r in history.records] == ["denoiser", "encoder"]
+    tree = program.posterior(PIXELS[:3], key=KEY, draws=4, predictive=1, levels=1)
+    posterior = tree["posterior"]
+    assert posterior["style"].dims == ("chain", "draw", "obs", "style_axis")
+    assert posterior["style_axis"].values.tolist() == ["slant", "weight"]
+    assert list(posterior.data_vars) == ["angle", "size", "style"]
+    np.testing.assert_allclose(tree["observed_data"]["x"].values[:, 0], PIXELS[:3] / 127.5 - 1, atol=1e-6)
+    scaled = (PIXELS / 127.5 - 1).astype(np.float32)[:, None]
+    for one, other in zip(program.encode(PIXELS), program.encode(scaled), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_a_plan_takes_the_stages_that_one_would_take(pixels_fitted):
+    """Bit for bit what three calls of the long form give, with the same keys."""
+    program = sp.autoencoder(three_factors(), PIXELS, size=SMALL, key=KEY, progress=False)
+    keys = jax.random.split(KEY, 3)
+    part = {"held_out": PIXELS[36:], "progress": False}
+    program, _ = sp.fit(program, PIXELS[:36], STEPS, key=keys[0], target="marginal", **part)
+    program = sp.warm_start(program, PIXELS[:36], key=keys[1], steps=2, batch=STEPS.batch, progress=False)
+    program, _ = sp.fit(program, PIXELS[:36], STEPS, key=keys[2], train=("encoder",), **part)
+    for one, other in zip(jax.tree.leaves(program.params()), jax.tree.leaves(pixels_fitted[0].params()), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_another_prior_on_the_same_denoiser(pixels_fitted):
+    """One call, of another size; the denoiser is the same object and the next stage trains the encoder only."""
+    program, _ = pixels_fitted
+    other = sp.with_prior(program, sp.factors(z=dist.Laplace(0, 1).expand([4])), key=KEY)
+    assert other.denoiser is program.denoiser
+    assert other.latents.size == 4
+    assert other.encoder.network is program.encoder.network
+    fitted, history = sp.fit(other, PIXELS, sp.EncoderOnly(STEPS, warm_steps=0), key=KEY, progress=False)
+    for one, before in zip(jax.tree.leaves(fitted.denoiser), jax.tree.leaves(program.denoiser), strict=True):
+        np.testing.assert_array_equal(one, before)
+    assert [r["stage"] for r in history.records] == ["encoder"]
+    assert not np.array_equal(fitted.encoder.loc.weight, other.encoder.loc.weight)
+
+
+@pytest.mark.parametrize("plan", [sp.Joint, sp.Decoupled])
+def test_plans_of_both_networks(plan):
+    program = sp.autoencoder(three_factors(), VECTORS, size=SMALL, key=KEY, progress=False)
+    fitted, history = sp.fit(program, VECTORS, plan(STEPS), key=KEY, progress=False)
+    assert [r["stage"] for r in history.records] == ["both"]
+    assert fitted.denoiser_loss == {"Joint": "guided", "Decoupled": "own"}[plan.__name__]
+
+
+def test_plans_that_cannot_be_run_say_so_first():
+    """Before anything is compiled or written."""
+    program = sp.autoencoder(three_factors(), VECTORS, size=SMALL, key=KEY, progress=False)
+    fit = {"key": KEY, "progress": False}
+    with pytest.raises(ValueError, match="needs a fitted denoiser"):
+        sp.fit(program, VECTORS, sp.EncoderOnly(), **fit)
+    with pytest.raises(ValueError, match="a batch of 99 needs"):
+        sp.fit(program, VECTORS, sp.TwoStage(encoder=sp.Stage(batch=99)), **fit)
+    with pytest.raises(ValueError, match="prior with parameters"):
+        sp.fit(program, VECTORS, sp.PriorOnly(), **fit)
+    with pytest.raises(ValueError, match="warm_steps must be at least 0"):
+        sp.fit(program, VECTORS, sp.TwoStage(warm_steps=-1), **fit)
+    with pytest.raises(TypeError, match="plan must be a plan"):
+        sp.fit(program, VECTORS, 3000, **fit)
+    with pytest.raises(TypeError, match="plan must be a plan"):
+        sp.fit(program, VECTORS, sp.TwoStage, **fit)
+    with pytest.raises(TypeError, match="are of a single stage"):
+        sp.fit(program, VECTORS, train=("encoder",), **fit)
+    with pytest.raises(ValueError, match="one of them is held out"):
+        sp.fit(program, VECTORS[:1], **fit)
+    with pytest.raises(ValueError, match="x must have shape"):
+        sp.fit(program, VECTORS[:, :3], **fit)
+
+
+@pytest.mark.parametrize(("count", "batch", "steps"), [(30, 30, 500), (1400, 256, 820), (50_000, 256, 3000)])
+def test_sizes_follow_the_number_of_observations(count, batch, steps):
+    """Small data sets are not gone through thousands of times, large ones get the most steps."""
+    program = sp.autoencoder(three_factors(), VECTORS, size=SMALL, key=KEY, progress=False)
+    stage = denoiser_stage(program, count)
+    assert (stage.batch, stage.steps) == (batch, steps)
+    assert encoder_stage(program, count).batch == min(128, count)
