@@ -190,9 +190,7 @@ def as_data(data: Any) -> xr.Dataset | np.ndarray:
         check_variable(data, "x")
         return data
     if isinstance(data, xr.DataArray):
-        raise TypeError(
-            f"data is a DataArray: write data.rename('x').to_dataset(), with a dim obs; dims are {data.dims}"
-        )
+        raise TypeError(f"data is a DataArray of {data.dims}: write data.to_dataset(name='x'), with obs its first dim")
     try:
         x = np.asarray(data)
     except ValueError as error:
@@ -203,7 +201,7 @@ def as_data(data: Any) -> xr.Dataset | np.ndarray:
     if x.dtype.kind not in "biuf":
         raise TypeError(
             f"data must be an array of numbers (obs, *event) or a Dataset with the variable x, got "
-            f"{type(data).__name__} of {x.dtype}: for files write sp.load_data(path)"
+            f"{type(data).__name__} of {x.dtype}: for files write sami_ppl.data.load_data(path)"
         )
     if x.ndim < 2:
         raise ValueError(
