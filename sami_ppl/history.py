@@ -3,12 +3,18 @@
 from collections.abc import Iterator, Sequence
 import contextlib
 import json
+import math
 from pathlib import Path
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm.auto import tqdm
+
+from sami_ppl.tables import as_html, table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class History:
@@ -42,9 +48,40 @@ class History:
         joined.records = [record for history in histories for record in history.stage_records()]
         return joined
 
+    def __repr__(self) -> str:
+        if not self.records:
+            return f"History of {self.stage}: no records"
+        rows = [("stage", "step", "loss", "bound", "KL", "seconds")]
+        for stage in dict.fromkeys(record["stage"] for record in self.records):
+            records = [record for record in self.records if record["stage"] == stage]
+            best = min(records, key=lambda record: record.get("loss", math.inf))
+            # The first, the best and the last, once each.
+            kept = [r for r in records if r is records[0] or r is best or r is records[-1]]
+            rows += [_row(record) for record in kept]
+        return f"History: {len(self.records)} records, nats per observation\n{table(rows)}"
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self))
+
+    def plot(self) -> "Figure":
+        """Losses and KL per axis against the step, a panel for each stage, in nats: `sami_ppl.plots.curves`.
+
+        Raises ValueError without records.
+        """
+        from sami_ppl.plots import curves
+
+        return curves(self.records)
+
     def stage_records(self) -> list[dict[str, Any]]:
         """The records of this stage."""
         return [r for r in self.records if r["stage"] == self.stage]
+
+
+def _row(record: dict[str, Any]) -> tuple[str, ...]:
+    kl = sum(float(np.sum(value)) for value in (record.get("kl") or {}).values())
+    numbers = [f"{record[name]:.1f}" if name in record else "" for name in ("loss", "bound")]
+    seconds = f"{record['seconds']:.0f}" if "seconds" in record else ""
+    return (record["stage"], f"{record['step']:,}", *numbers, f"{kl:.2f}" if record.get("kl") else "", seconds)
 
 
 def _write_events(folder: Path, record: dict[str, Any]) -> None:
@@ -92,18 +129,24 @@ def _plain(value: Any) -> Any:
 def progress_bar(total: int, start: int, label: str, *, show: bool) -> Iterator[tqdm]:
     """A bar over steps; silent where the output is no terminal, unless `show` asks for it line by line."""
     bar = tqdm(total=total, initial=start, desc=label, disable=not show, file=sys.stderr, dynamic_ncols=True,
-               mininterval=1.0 if sys.stderr.isatty() else 20.0)  # fmt: skip
+               mininterval=1.0 if sys.stderr.isatty() or in_notebook() else 20.0)  # fmt: skip
     try:
         yield bar
     finally:
         bar.close()
 
 
+def in_notebook() -> bool:
+    """Whether a notebook's kernel runs this: its bars move in place, as those of a terminal do."""
+    return "ipykernel" in sys.modules
+
+
 def summary_line(record: dict[str, Any]) -> str:
     """One line for the bar: loss, KL per axis, and the errors without guidance, with own z, with shuffled z."""
     parts = [f"loss {record['loss']:.1f}", f"bound {record['bound']:.1f}"]
     if record.get("kl"):
-        parts.append("kl " + " ".join(f"{v:.2f}" for kl in record["kl"].values() for v in np.atleast_1d(kl)))
+        sites = record["kl"].items()
+        parts.append("kl " + ", ".join(" ".join([n, *(f"{v:.2f}" for v in np.atleast_1d(kl))]) for n, kl in sites))
     parts.append(f"err {sum(record['unguided']):.1f}")
     if record.get("own") is not None:
         parts.append(f"own {sum(record['own']):.1f} shuffled {sum(record['shuffled']):.1f}")

@@ -12,8 +12,10 @@ from jaxtyping import Array, Float
 import numpy as np
 from numpyro.distributions.transforms import Transform
 
+from sami_ppl.tables import as_html, table
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class LatentSite:
     """One site of the prior and its place in the code z.
 
@@ -67,6 +69,11 @@ class LatentSite:
         labels = [own.get(dim, range(size)) for dim, size in zip(dims, shape, strict=True)]
         return tuple(f"{self.name}[{','.join(map(str, label))}]" for label in itertools.product(*labels))
 
+    def __repr__(self) -> str:
+        shape = "×".join(map(str, self.event_shape)) or "scalar"
+        law = f", {self.law['kind']}" if "kind" in self.law else ""
+        return f"LatentSite({self.name!r}, {shape}{law}, {type(self.transform).__name__})"
+
     def to_code(self, value: Float[Array, "*batch_and_event"]) -> Float[Array, "*batch d"]:
         """Site value → its coordinates of z."""
         batch = value.shape[: value.ndim - len(self.event_shape)]
@@ -80,7 +87,7 @@ class LatentSite:
         return jnp.asarray(self.transform(unconstrained.reshape(z.shape[:-1] + self.unconstrained_shape)))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Latents:
     """The sites of a prior, in the order of the program, and the code z that those of one observation make up.
 
@@ -145,8 +152,14 @@ class Latents:
         for site in self.shared:
             shape = "×".join(map(str, site.event_shape)) or "scalar"
             rows.append((site.name, shape, ", ".join(site.dims), type(site.transform).__name__, "global"))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+        return table(rows)
+
+    def __repr__(self) -> str:
+        of = f", shared={[site.name for site in self.shared]}" if self.shared else ""
+        return f"Latents of {len(self.sites)} sites, {self.size} axes of z{of}\n{self.describe()}"
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self))
 
 
 def check_event_dims(latents: Latents, dims: tuple[str, ...], shape: tuple[int, ...]) -> None:

@@ -1,12 +1,13 @@
 """Pictures that ArviZ does not have: images, traversals, axes against factors, noise levels, curves of a fit.
 
-Every function takes arrays or plain records and returns a `matplotlib.figure.Figure` of its own: nothing is shown, no
-style is changed, no figure is kept. Save one with `figure.savefig("name.png", dpi=200)`. Widths suit a phone as well
+Every function takes arrays or plain records and returns a `matplotlib.figure.Figure` of its own, which notebooks show:
+no style is changed, no figure is kept. Save one with `figure.savefig("name.png", dpi=200)`. Widths suit a phone as well
 as a page. Images are (channel, row, column) with 1 or 3 channels; `limits` are the values drawn black and white,
 values beyond them are clipped. The colours are those of Okabe & Ito, told apart with every kind of colour vision.
 """
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from textwrap import fill
 from typing import Any
 
@@ -23,6 +24,15 @@ SMALL, NORMAL = 8.0, 9.0  # points
 
 Limits = tuple[float, float]
 Images = Float[np.ndarray, "n c h w"]
+
+
+class Picture(Figure):
+    """A figure that notebooks show as it is returned: of those without pyplot they show the name only."""
+
+    def _repr_png_(self) -> bytes:
+        out = BytesIO()
+        self.savefig(out, format="png", dpi=150)
+        return out.getvalue()
 
 
 def is_image(shape: Sequence[int]) -> bool:
@@ -86,7 +96,7 @@ def factor_grid(
     """
     correlation = np.abs(_correlation(means, factors))
     width = max(WIDTH, 0.6 + 1.1 * len(names))
-    figure = Figure(figsize=(width, 0.5 + len(axes) * min(1.2, 0.3 + width / len(names) * 0.75)), layout="constrained")
+    figure = Picture(figsize=(width, 0.5 + len(axes) * min(1.2, 0.3 + width / len(names) * 0.75)), layout="constrained")
     grid = figure.subplots(len(axes), len(names), sharex="col", sharey="row", squeeze=False)
     for i, axis in enumerate(axes):
         for j, name in enumerate(names):
@@ -112,7 +122,7 @@ def curves(log: Sequence[Mapping[str, Any]]) -> Figure:
         raise ValueError("log holds no records: give those of read_history(out / 'log.jsonl')")
     stages = {record["stage"]: [r for r in log if r["stage"] == record["stage"]] for record in log}
     panels = [(n, r, kind) for n, r in stages.items() for kind in ("loss", "kl") if kind == "loss" or r[-1].get("kl")]
-    figure = Figure(figsize=(WIDTH, 1.8 * len(panels) + 0.2), layout="constrained")
+    figure = Picture(figsize=(WIDTH, 1.8 * len(panels) + 0.2), layout="constrained")
     for (name, records, kind), panel in zip(panels, figure.subplots(len(panels), squeeze=False)[:, 0], strict=True):
         style(panel)
         steps = [record["step"] for record in records]
@@ -148,7 +158,7 @@ def noise_bands(errors: Mapping[str, Any]) -> Figure:
     keys = [key for key in ("unguided", "own", "shuffled") if errors.get(key) is not None]
     series = {key: np.asarray(errors[key], float) for key in keys}
     guided = len(keys) == 3
-    figure = Figure(figsize=(WIDTH, 4.0 if guided else 2.2), layout="constrained")
+    figure = Picture(figsize=(WIDTH, 4.0 if guided else 2.2), layout="constrained")
     panels = [style(panel) for panel in figure.subplots(1 + guided, squeeze=False, sharex=True)[:, 0]]
     names = {"unguided": "no z", "own": "own z", "shuffled": "another's z"}
     _lines(panels[0], centres, {names[k]: v for k, v in series.items()}, [GRAY, BLUE, VERMILION])
@@ -182,7 +192,7 @@ def spectrum(information: Any) -> Figure:
     the seventh are grey.
     """
     log_snr, last = np.asarray(information["log_snr"], float), float(np.asarray(information["information"])[-1])
-    figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
+    figure = Picture(figsize=(WIDTH, 5.6), layout="constrained")
     total, rate, integral = panels = figure.subplots(3, 1, sharex=True)
     energy, gain = (0.5 * np.asarray(information[name], float) for name in ("energy", "gain"))
     total.plot(log_snr, energy, color=INK, lw=1.6, label=f"all axes, {last:.1f} nats in all".replace("-", "−"))
@@ -219,7 +229,7 @@ def kl_bars(kl: Mapping[str, float], *, largest: int = 24) -> Figure:
     order = sorted(kl, key=lambda axis: -np.nan_to_num(_number(kl[axis])))[:largest]
     shown = [axis for axis in kl if axis in order]
     values = np.nan_to_num([_number(kl[axis]) for axis in shown])
-    figure = Figure(figsize=(WIDTH, 0.6 + 0.24 * len(shown)), layout="constrained")
+    figure = Picture(figsize=(WIDTH, 0.6 + 0.24 * len(shown)), layout="constrained")
     panel = style(figure.subplots())
     bars = panel.barh(range(len(shown)), values, height=0.7, color=BLUE)
     panel.bar_label(bars, [f"{value:.2f}" for value in values], fontsize=SMALL, padding=3, color=INK)
@@ -244,7 +254,7 @@ def _sheet(
     room = 0.17 / size if titles else 0.0
     pitch = 1.06 * height + room
     extent = size * pitch * len(rows) + 0.1 + 0.2 * bool(column_labels)
-    figure = Figure(figsize=(left + size * columns, extent), layout="constrained")
+    figure = Picture(figsize=(left + size * columns, extent), layout="constrained")
     panel = figure.subplots()
     for i, row in enumerate(rows):
         for j, picture in enumerate(row):

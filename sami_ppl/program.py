@@ -28,6 +28,7 @@ from sami_ppl.guide import Beta, GlobalGuide, initial_guide, sample_latents, sam
 from sami_ppl.latents import Latents, check_event_dims
 from sami_ppl.prior import Frozen, Given, Prior, check_numbers, check_variable, read_prior, sample_prior
 from sami_ppl.sampler import AbstractSampler, StochasticDPMSolver
+from sami_ppl.summary import Readable
 
 NETWORKS = ("denoiser", "encoder")
 
@@ -40,7 +41,7 @@ class Origin(NamedTuple):
     source: str
 
 
-class Program(eqx.Module):
+class Program(Readable):
     """A SAMI program: a prior over latent factors, a denoiser, and an encoder that is guide and guidance at once.
 
     Generative process, for each observation:
@@ -312,10 +313,8 @@ class Program(eqx.Module):
     def observed(
         self, data: xr.Dataset | Array | np.ndarray, *, at_least: int = 1, why: str = ""
     ) -> Float[np.ndarray, "obs *event"]:
-        """Observations x, of an array or of a Dataset with the variable x, in the program's layout and as floats.
-
-        Dims of a Dataset are matched by their names; of arrays, channels that are last come to the front and grey
-        images get their channel. 8-bit pixels are scaled from 0 … 255 to [−1, 1].
+        """Observations x as floats, of an array or of a Dataset with the variable x, in the program's layout: dims are
+        matched by name, in arrays channels that are last come to the front and grey images get theirs.
 
         Raises ValueError for another shape, for no observations, and for fewer than `at_least`, saying `why`.
         """

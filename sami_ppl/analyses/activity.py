@@ -45,7 +45,7 @@ def plot_axis_activity(found: xr.Dataset) -> Figure:
     """Mean posterior variance of each axis, ±1 standard deviation over observations, coloured by kind; a log scale."""
     colours = {"active": plots.BLUE, "mixed": plots.VERMILION, "passive": plots.GRAY}
     count = found.sizes["axis"]
-    figure = Figure(figsize=(plots.WIDTH, 0.7 + 0.24 * count), layout="constrained")
+    figure = plots.Picture(figsize=(plots.WIDTH, 0.7 + 0.24 * count), layout="constrained")
     panel = plots.style(figure.subplots())
     for kind, colour in colours.items():
         rows = np.flatnonzero(found["kind"].values == kind)

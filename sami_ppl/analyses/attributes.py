@@ -142,7 +142,7 @@ def plot_attribute_sparsity(found: xr.Dataset) -> Figure:
         f"{name}\nAUROC {area:.2f}, {int(n)} of {weights.shape[1]}"
         for name, area, n in zip(names, found["auroc"].values, found["weights_needed"].values, strict=True)
     ]
-    figure = Figure(figsize=(plots.WIDTH, 0.6 + 0.42 * len(names)), layout="constrained")
+    figure = plots.Picture(figsize=(plots.WIDTH, 0.6 + 0.42 * len(names)), layout="constrained")
     panel = figure.subplots()
     share = np.abs(weights) / np.maximum(np.abs(weights).max(1, keepdims=True), 1e-30)
     panel.imshow(share, cmap="Blues", vmin=0, vmax=1.3, aspect="auto")

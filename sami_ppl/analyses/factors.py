@@ -92,7 +92,7 @@ def plot_factor_grid(found: xr.Dataset) -> Figure:
     mean, spread = (found[name].mean(names[2:]) for name in ("mean", "spread"))
     axes = [str(axis) for axis in found["axis"].values]
     if len(names) == 1:
-        figure = Figure(figsize=(plots.WIDTH, 1.4 * len(axes) + 0.3), layout="constrained")
+        figure = plots.Picture(figsize=(plots.WIDTH, 1.4 * len(axes) + 0.3), layout="constrained")
         for axis, panel in zip(axes, figure.subplots(len(axes), sharex=True, squeeze=False)[:, 0], strict=True):
             plots.style(panel)
             centre, value, width = (v.sel(axis=axis).values for v in (mean[names[0]] + 0 * mean, mean, spread))
@@ -103,7 +103,7 @@ def plot_factor_grid(found: xr.Dataset) -> Figure:
         return figure
     columns = min(3, len(axes))
     rows = -(-len(axes) // columns)
-    figure = Figure(figsize=(0.7 + 1.6 * columns, 0.3 + 1.75 * rows), layout="constrained")
+    figure = plots.Picture(figsize=(0.7 + 1.6 * columns, 0.3 + 1.75 * rows), layout="constrained")
     grid, top = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True), float(np.nanmax(np.abs(mean)))
     for panel in grid.flat[len(axes) :]:
         panel.set_axis_off()
@@ -257,7 +257,7 @@ def plot_association(found: xr.Dataset) -> Figure:
     """
     axes, names = found["axis"].values, [str(name) for name in found["factor"].values]
     width = max(1.5 * plots.WIDTH, 1.2 + 1.5 * len(names))
-    figure = Figure(figsize=(width, 0.8 + 0.42 * len(axes)), layout="constrained")
+    figure = plots.Picture(figsize=(width, 0.8 + 0.42 * len(axes)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     titles = {"r2": "R² of a spline", "information": "information / entropy"}
     for (name, title), panel in zip(titles.items(), panels, strict=True):

@@ -57,7 +57,7 @@ def plot_amortisation_gap(found: xr.Dataset) -> Figure:
     ordered = found.isel(obs=np.argsort(-found["gap"].values, kind="stable"))
     shown = ordered.isel(obs=slice(40))
     places, mean = np.arange(shown.sizes["obs"]), float(found["gap"].mean())
-    figure = Figure(figsize=(plots.WIDTH, 0.9 + 0.14 * len(places)), layout="constrained")
+    figure = plots.Picture(figsize=(plots.WIDTH, 0.9 + 0.14 * len(places)), layout="constrained")
     panel = plots.style(figure.subplots())
     panel.axvline(0, color=plots.GRAY, lw=0.8)
     panel.axvline(mean, color=plots.VERMILION, lw=1.2, label=f"mean {mean:.2f}".replace("-", "−"))

@@ -82,7 +82,7 @@ def _sampled_covariance(program: Program, x: np.ndarray, key: Array) -> Float[np
 
 def plot_posterior_covariance_spectrum(found: xr.Dataset) -> Figure:
     """Posterior standard deviations along the components: a thin line per observation, the median in bold."""
-    figure = Figure(figsize=(plots.WIDTH, 2.4), layout="constrained")
+    figure = plots.Picture(figsize=(plots.WIDTH, 2.4), layout="constrained")
     panel = plots.style(figure.subplots())
     spread = np.sqrt(np.maximum(found["eigenvalue"].values, 0))
     component = found["component"].values
@@ -231,7 +231,7 @@ def plot_axis_geometry(found: xr.Dataset) -> Figure:
         ("sensitivity", "sensitivity"),
     ]
     count = found.sizes["axis"]
-    figure = Figure(figsize=(1.4 * plots.WIDTH, 0.9 + 0.28 * count), layout="constrained")
+    figure = plots.Picture(figsize=(1.4 * plots.WIDTH, 0.9 + 0.28 * count), layout="constrained")
     panels = figure.subplots(1, len(columns), sharey=True)
     for (name, title), panel in zip(columns, panels, strict=True):
         plots.style(panel)

@@ -104,7 +104,7 @@ def plot_posterior_by_noise(found: xr.Dataset) -> Figure:
 
     Axes are named in the order of their ranks; of more than seven the others are grey.
     """
-    figure = Figure(figsize=(plots.WIDTH, 4.0), layout="constrained")
+    figure = plots.Picture(figsize=(plots.WIDTH, 4.0), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
     series = [("mean_variance", "variance of the posterior means"), ("posterior_variance", "mean posterior variance")]
     for (name, title), panel in zip(series, panels, strict=True):
@@ -184,7 +184,7 @@ def plot_variance_reduction(found: xr.Dataset) -> Figure:
 
     The band is ±2 standard errors.
     """
-    figure = Figure(figsize=(plots.WIDTH, 4.0), layout="constrained")
+    figure = plots.Picture(figsize=(plots.WIDTH, 4.0), layout="constrained")
     errors, share = (plots.style(panel) for panel in figure.subplots(2, 1, sharex=True))
     lam, reduction, se = (found[name].values for name in ("log_snr", "reduction", "reduction_se"))
     lines = {"error_given_other": "another's z", "error": "no z", "error_given_z": "own z"}

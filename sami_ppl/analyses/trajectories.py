@@ -90,7 +90,7 @@ def plot_straightness(found: xr.Dataset) -> Figure:
         ("codes", "codes", plots.BLUE), ("pixels", "pixels", plots.INK), ("projected", "pixels, projected", plots.INK),
         ("walk", "random walk", plots.GRAY), ("independent", "independent points", plots.GRAY),
     ]  # fmt: skip
-    figure = Figure(figsize=(plots.WIDTH, 2.3), layout="constrained")
+    figure = plots.Picture(figsize=(plots.WIDTH, 2.3), layout="constrained")
     panel = plots.style(figure.subplots())
     for i, (name, _, colour) in enumerate(rows):
         values = found[name].values

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 import numpy as np
 
-from sami_ppl.plots import BLUE, COLOURS, GRAY, INK, LINE, NORMAL, SMALL, WIDTH, style
+from sami_ppl.plots import BLUE, COLOURS, GRAY, INK, LINE, NORMAL, SMALL, WIDTH, Picture, style
 
 
 def coverage(contents: Mapping[str, Float[np.ndarray, " n"]], *, probability: float = 0.99) -> Figure:
@@ -19,7 +19,7 @@ def coverage(contents: Mapping[str, Float[np.ndarray, " n"]], *, probability: fl
     """
     from scipy.stats import binom
 
-    figure = Figure(figsize=(WIDTH, WIDTH), layout="constrained")
+    figure = Picture(figsize=(WIDTH, WIDTH), layout="constrained")
     panel = style(figure.subplots())
     said, count = np.linspace(0, 1, 101), min(map(len, contents.values()))
     low, high = (binom.ppf(q, count, said) / count for q in (0.5 - probability / 2, 0.5 + probability / 2))
@@ -49,7 +49,7 @@ def recovery(
     shown = names[:largest]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(max(WIDTH, 1.9 * columns), 2.1 * rows), layout="constrained")
+    figure = Picture(figsize=(max(WIDTH, 1.9 * columns), 2.1 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel in panels[len(shown) :]:
         panel.set_axis_off()
@@ -80,7 +80,7 @@ def agreement(
     """
     axes = axes[:largest]
     size = (max(WIDTH, 0.6 + 1.5 * len(axes)), 0.8 + 0.26 * len(labels))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Picture(figsize=size, layout="constrained")
     places = np.arange(len(labels))
     for j, panel in enumerate(figure.subplots(1, len(axes), sharex=True, sharey=True, squeeze=False)[0]):
         style(panel).axvspan(-1, 1, color=LINE, lw=0)
