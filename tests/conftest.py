@@ -5,10 +5,17 @@ import contextlib
 from dataclasses import asdict, dataclass
 import functools
 import json
+import os
+from pathlib import Path
+
+# Compiling is most of what the tests do. What is compiled is kept on disk, the many small programs too, and found by
+# other modules, other workers, processes that tests start, and the next run; set before JAX reads it.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import equinox as eqx
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -33,24 +40,6 @@ def forget_what_was_compiled():
     """Every compiled function holds memory maps, of which Linux gives a process 65,530: the whole suite needs more."""
     yield
     jax.clear_caches()
-
-
-@pytest.fixture(scope="module")
-def compiled_on_disk(tmp_path_factory):
-    """A compilation cache for whole runs, which compile the same programs again and again."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture

@@ -309,7 +309,7 @@ def small_posterior(tree):
 @pytest.mark.slow
 # Two steps teach nothing, which is said; some measures of constant codes are not defined.
 @pytest.mark.filterwarnings("ignore")
-def test_every_inference_leaves_what_is_documented(sami, tmp_path, compiled_on_disk):
+def test_every_inference_leaves_what_is_documented(sami, tmp_path):
     assert sorted(RUNS) == sorted(programs.list_files("inference")), "a new inference needs its settings here"
     saved = None
     for name, settings in RUNS.items():

@@ -33,7 +33,7 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, compiled_on_disk):
+def runs(tmp_path_factory):
     folders = {}
     for name, (model, settings) in RUNS.items():
         folders[name] = tmp_path_factory.mktemp("priors") / name
