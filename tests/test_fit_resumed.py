@@ -17,7 +17,7 @@ from scripted_fits import KEY, STAGE, same, scripted
 
 from sami_ppl import VariancePreserving, fit, signature
 from sami_ppl.checkpoint import CheckpointError
-from sami_ppl.fit import Stage
+from sami_ppl.fit import Stage, fit_stage
 from sami_ppl.history import read_history
 
 
@@ -131,7 +131,7 @@ def test_a_checkpoint_that_does_not_say_of_what_it_is_is_refused(tiny_program, x
     with monkeypatch.context() as earlier:
         new = ("data", "held_out", "sites", "schedule")
         without = lambda *a, **k: {n: v for n, v in signature.signature(*a, **k).items() if n not in new}  # noqa: E731
-        earlier.setitem(fit.__globals__, "signature", without)
+        earlier.setitem(fit_stage.__globals__, "signature", without)
         fit(tiny_program(), x, STAGE, **arguments)
     with pytest.raises(CheckpointError, match=r"belongs to another run:\n  data: None there, \{'x': "):
         fit(tiny_program(), x, STAGE, resume=True, **arguments)

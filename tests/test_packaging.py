@@ -2,9 +2,11 @@
 
 import os
 from pathlib import Path
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 
 import pytest
@@ -63,6 +65,7 @@ def test_wheel_holds_library_and_programs(wheel):
     assert {name for name in names if name.endswith(".py")} == library | copies
     assert {name.split("/")[0].split("-")[0] for name in names} == {"sami_ppl"}, "no package called models or inference"
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert "sami_ppl/py.typed" in names, "type checkers of users would take nothing from it"
 
 
 def test_installed_command_runs_without_the_checkout(installed, tmp_path):
@@ -88,3 +91,14 @@ def test_installed_command_runs_without_the_checkout(installed, tmp_path):
     assert (tmp_path / "out" / "posterior.nc").stat().st_size > 0
     loaded = python("import sami_ppl; print(sami_ppl.load('out/model').event_shape)", cwd=tmp_path)
     assert loaded.strip() == "(1, 8, 8)"
+
+
+def test_the_version_is_in_one_place():
+    """And what is cited, and with what style is checked, is what the project says elsewhere."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    stated = [f for f in ROOT.glob("*.*") if f.suffix in (".cff", ".toml") and f'"{version}"' in f.read_text()]
+    assert [f.name for f in stated] == ["pyproject.toml"]
+    assert version not in (ROOT / "CITATION.cff").read_text()
+    (ruff,) = re.findall(r"^ruff==(\S+)", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
+    assert f"rev: v{ruff}" in (ROOT / ".pre-commit-config.yaml").read_text()
+    assert "2512.17127" in (ROOT / "CITATION.cff").read_text()
