@@ -23,7 +23,7 @@ import sami_ppl as sp
 from sami_ppl import analyses
 from sami_ppl.data import digits, disks, moving_disks
 from sami_ppl.diagnostics import information_spectrum
-from sami_ppl.posterior import save_tree
+from sami_ppl.posteriors import save_tree
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -17,9 +17,9 @@ from numpyro import distributions as dist
 import optax
 
 from sami_ppl import DDIM, DiagonalEncoder, PreconditionedDenoiser, Program, Stage, VariancePreserving
-from sami_ppl.bound import DenoiserLoss, KnownNoise, noise_error, own_noise
-from sami_ppl.fit import Batch, Fit
-from sami_ppl.guidance import GuidedDenoiser
+from sami_ppl.decoders.bound import DenoiserLoss, KnownNoise, noise_error, own_noise
+from sami_ppl.decoders.guidance import GuidedDenoiser
+from sami_ppl.fitting.loop import Batch, Fit
 from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
 from sami_ppl.nn.unet import outside_loops
 

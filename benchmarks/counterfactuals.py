@@ -12,10 +12,11 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
-from sami_ppl import counterfactual, evidence_bound, load, programs
+from sami_ppl import counterfactual, evidence_bound, load
 from sami_ppl.data import fit_disks, render, train_test
 from sami_ppl.data.causal_disks import NOISE, mechanisms
 from sami_ppl.evidence.elbo import mean_and_error
+from sami_ppl.saving import files as programs
 
 SETS = ("centre_x", "centre_y", "background")
 OBSERVATIONS, BOUND_OBSERVATIONS = 64, 500

@@ -14,7 +14,7 @@ import jax
 
 from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
 from sami_ppl.nn.unet import Conv3x3, ConvBlock, Down
-from sami_ppl.program import Program
+from sami_ppl.program.program import Program
 
 FORWARD, TRAINING, GUIDANCE, GUIDED_TRAINING = 1, 3, 2, 9
 PASSES = {  # step → passes through the denoiser and through the encoder

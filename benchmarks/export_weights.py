@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.cases import CASES, QUICK, STAGE, TINY, Case, program_of
 from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, VariancePreserving
 from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
-from sami_ppl.program import NETWORKS
+from sami_ppl.program.program import NETWORKS
 
 UNIT = 64
 

@@ -19,7 +19,7 @@ from benchmarks.cases import Case, program_of, steps_of
 from benchmarks.steps import compile_step, memory
 from benchmarks.timing import interleaved, machine, spread
 from sami_ppl import Stage
-from sami_ppl.fit import BLOCK, Batch, Fit, batches
+from sami_ppl.fitting.loop import BLOCK, Batch, Fit, batches
 
 BASE = Case("unet", 32, 64, 6, (16, 32))
 GROWTH = {

@@ -24,7 +24,7 @@ import optax
 import sami_ppl as sp
 from sami_ppl import analyses
 from sami_ppl.data import moving_disks
-from sami_ppl.processes import Smoothed
+from sami_ppl.distributions.matern import Smoothed
 
 FRAMES, TRAIN, TEST, DRAWS, LEVELS, BLOCK = 12, 400, 48, 4, 16, slice(5, 8)
 

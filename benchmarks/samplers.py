@@ -24,7 +24,7 @@ import numpy as np
 import sami_ppl as sp
 from sami_ppl.data import disks
 from sami_ppl.diagnostics.gain import draw_code
-from sami_ppl.sampler import AbstractSampler
+from sami_ppl.diffusion.sampler import AbstractSampler
 
 SAMPLERS = {
     "DDIM": sp.DDIM,

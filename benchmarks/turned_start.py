@@ -14,13 +14,14 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from sami_ppl import Program, Stage, fit, programs
+from sami_ppl import Program, Stage, fit
 from sami_ppl.data import train_test
 from sami_ppl.data.disks import FACTORS
 from sami_ppl.diagnostics.dimension import manifold_dimension
-from sami_ppl.io import load_denoiser
+from sami_ppl.fitting.start import fit_codes, low_pass_codes, transfer
 from sami_ppl.metrics import disentanglement_report
-from sami_ppl.warm_start import fit_codes, low_pass_codes, transfer
+from sami_ppl.saving import files as programs
+from sami_ppl.saving.save import load_denoiser
 
 LATENTS = 6
 PRIORS: dict[str, dict[str, Any]] = {

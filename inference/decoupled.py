@@ -12,7 +12,7 @@ import xarray as xr
 
 from sami_ppl import Decoupled, Program, Stage, fit
 from sami_ppl.data import check_data, train_test
-from sami_ppl.results import check_at_least, conclude
+from sami_ppl.runs.results import check_at_least, conclude
 
 
 @dataclass(frozen=True)

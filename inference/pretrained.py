@@ -11,8 +11,8 @@ import xarray as xr
 
 from sami_ppl import EncoderOnly, Program, Stage, fit
 from sami_ppl.data import check_data, train_test
-from sami_ppl.io import load_denoiser
-from sami_ppl.results import check_at_least, conclude
+from sami_ppl.runs.results import check_at_least, conclude
+from sami_ppl.saving.save import load_denoiser
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import xarray as xr
 
 from sami_ppl import PriorOnly, Program, Stage, fit
 from sami_ppl.data import check_data, train_test
-from sami_ppl.io import load_networks
-from sami_ppl.results import check_at_least, conclude
+from sami_ppl.runs.results import check_at_least, conclude
+from sami_ppl.saving.save import load_networks
 
 
 @dataclass(frozen=True)

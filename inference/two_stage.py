@@ -13,7 +13,7 @@ import xarray as xr
 
 from sami_ppl import Program, Stage, TwoStage, fit
 from sami_ppl.data import check_data, train_test
-from sami_ppl.results import check_at_least, conclude
+from sami_ppl.runs.results import check_at_least, conclude
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,10 @@ import numpyro
 from numpyro import distributions as dist
 import xarray as xr
 
-from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, Program, TurningEncoder, VariancePreserving
+from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, Program, TurningEncoder, VariancePreserving, read_prior
 from sami_ppl.data import split
 from sami_ppl.metrics import check_variability
 from sami_ppl.nn import ResidualMLP
-from sami_ppl.prior import read_prior
 
 
 @dataclass(frozen=True)

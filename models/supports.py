@@ -15,10 +15,9 @@ from numpyro import distributions as dist
 from numpyro.infer import Predictive
 import xarray as xr
 
-from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, Program, VariancePreserving
+from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, Program, VariancePreserving, read_prior
 from sami_ppl.data import split
 from sami_ppl.nn import ResidualMLP
-from sami_ppl.prior import read_prior
 
 
 @dataclass(frozen=True)

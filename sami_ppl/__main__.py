@@ -1,6 +1,6 @@
 """`python -m sami_ppl` is `sami`."""
 
-from sami_ppl.cli import main
+from sami_ppl.runs.cli import main
 
 if __name__ == "__main__":
     main()

@@ -23,13 +23,14 @@ from numpyro import distributions as dist
 import pytest
 from two_priors import PRIORS
 
-from sami_ppl import io, programs
-from sami_ppl.denoiser import GaussianDenoiser, PreconditionedDenoiser
-from sami_ppl.encoder import AbstractEncoder, DiagonalEncoder, diagonal_log_prob, encoder_for
-from sami_ppl.prior import read_prior
-from sami_ppl.program import Program
-from sami_ppl.sampler import DDIM
-from sami_ppl.schedule import AbstractSchedule, VariancePreserving
+from sami_ppl.diffusion.denoiser import GaussianDenoiser, PreconditionedDenoiser
+from sami_ppl.diffusion.sampler import DDIM
+from sami_ppl.diffusion.schedule import AbstractSchedule, VariancePreserving
+from sami_ppl.encoders.encoder import AbstractEncoder, DiagonalEncoder, diagonal_log_prob, encoder_for
+from sami_ppl.priors.read import read_prior
+from sami_ppl.program.program import Program
+from sami_ppl.saving import files as programs
+from sami_ppl.saving import save as io
 
 # These tests compile much and compute little: XLA's optimisations cost more than they save.
 jax.config.update("jax_disable_most_optimizations", True)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 import sami_ppl as sp
-from sami_ppl.parallel import is_first_process, join_processes
+from sami_ppl._util.parallel import is_first_process, join_processes
 
 if __name__ == "__main__":
     target, devices, steps, *folder = sys.argv[1:]

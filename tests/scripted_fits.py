@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from sami_ppl.fit import Fit, Stage
+from sami_ppl.fitting.loop import Fit, Stage
 
 STAGE = Stage(steps=6, batch=8, warmup=2, validate_every=2, learning_rate=1e-2)
 KEY = jax.random.key(3)

@@ -7,7 +7,7 @@ import numpyro
 from numpyro import distributions as dist
 
 import sami_ppl as sp
-from sami_ppl.exact import LinearGaussian
+from sami_ppl.decoders.exact import LinearGaussian
 
 KEY = jax.random.key(0)
 TIMES = np.array([0.0, 1.0, 1.5, 4.0, 5.0, 6.0])

@@ -9,9 +9,9 @@ import pytest
 import xarray as xr
 
 from sami_ppl import analyses
-from sami_ppl.exact import LinearGaussian
-from sami_ppl.program import Program
-from sami_ppl.schedule import VariancePreserving
+from sami_ppl.decoders.exact import LinearGaussian
+from sami_ppl.diffusion.schedule import VariancePreserving
+from sami_ppl.program.program import Program
 
 OBS = 4000
 pytestmark = pytest.mark.slow

@@ -10,11 +10,11 @@ from numpyro import distributions as dist
 import pytest
 
 from sami_ppl import DDIM, analyses, decode, families
-from sami_ppl.encoder import FamilyEncoder
-from sami_ppl.exact import LinearGaussian
-from sami_ppl.prior import read_prior
-from sami_ppl.program import Program
-from sami_ppl.schedule import VariancePreserving
+from sami_ppl.decoders.exact import LinearGaussian
+from sami_ppl.diffusion.schedule import VariancePreserving
+from sami_ppl.encoders.encoder import FamilyEncoder
+from sami_ppl.priors.read import read_prior
+from sami_ppl.program.program import Program
 
 SCHEDULE = VariancePreserving(-8.0, 8.0)
 pytestmark = pytest.mark.slow

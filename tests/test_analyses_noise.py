@@ -9,9 +9,9 @@ import pytest
 import xarray as xr
 
 from sami_ppl import analyses, plots
-from sami_ppl.exact import LinearGaussian
-from sami_ppl.program import Program
-from sami_ppl.schedule import VarianceExploding, VariancePreserving
+from sami_ppl.decoders.exact import LinearGaussian
+from sami_ppl.diffusion.schedule import VarianceExploding, VariancePreserving
+from sami_ppl.program.program import Program
 
 OBS, LEVELS = 4096, 7
 pytestmark = pytest.mark.slow

@@ -11,9 +11,9 @@ import pytest
 
 from sami_ppl import analyses
 from sami_ppl.data import moving_disks, render
-from sami_ppl.exact import LinearGaussian
-from sami_ppl.program import Program
-from sami_ppl.schedule import VariancePreserving
+from sami_ppl.decoders.exact import LinearGaussian
+from sami_ppl.diffusion.schedule import VariancePreserving
+from sami_ppl.program.program import Program
 
 
 def prior():

@@ -10,10 +10,10 @@ import xarray as xr
 
 from sami_ppl import DPMSolver, StochasticDPMSolver, analyses, decode
 from sami_ppl.analyses.traversal import direction_vector, line_codes
-from sami_ppl.exact import LinearGaussian
-from sami_ppl.prior import read_prior
-from sami_ppl.program import Program
-from sami_ppl.schedule import VariancePreserving
+from sami_ppl.decoders.exact import LinearGaussian
+from sami_ppl.diffusion.schedule import VariancePreserving
+from sami_ppl.priors.read import read_prior
+from sami_ppl.program.program import Program
 
 pytestmark = pytest.mark.slow
 

@@ -3,6 +3,7 @@
 import ast
 import json
 from pathlib import Path
+import re
 import subprocess
 import sys
 
@@ -12,45 +13,39 @@ ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = sorted((ROOT / "sami_ppl").rglob("*.py"))
 PROGRAMS = sorted([*(ROOT / "models").glob("*.py"), *(ROOT / "inference").glob("*.py")])
 
-# From the bottom up: a module imports modules of lower layers and of its own. Packages count as one.
+
+# From the bottom up: a folder imports only from those before it, and those of one line do not know each other.
 LAYERS = (
-    (
-        "nn",
-        "schedule",
-        "supports",
-        "discrete",
-        "factors",
-        "latents",
-        "dependence",
-        "flows",
-        "processes",
-        "relaxed",
-        "prior",
-        "versions",
-        "history",
-        "checkpoint",
-        "chunks",
-        "parallel",
-        "plots",
-        "tables",
-        "data",
-        "metrics",
-    ),
-    ("denoiser", "encoder", "families", "framewise", "guide", "stage", "objective", "turning"),
-    ("guidance", "sampler"),
-    ("bound", "exact", "inversion"),
-    ("decoder", "summary", "tabulated"),
+    ("_util",),
+    ("data", "nn", "metrics", "plots", "distributions", "diffusion"),
+    ("priors",),
+    ("encoders",),
+    ("decoders",),
     ("program",),
-    ("over_time",),
-    ("causal", "diagnostics", "encode", "evidence", "gauge", "generate", "posterior", "programs", "signature"),
-    ("analyses", "calibration", "fit", "io", "evaluation", "refinement", "report", "warm_prior", "warm_start"),
-    ("build", "plans", "results", "running"),
-    ("calibrating", "comparing", "evaluating", "refining"),
-    ("cli",),
+    ("saving", "diagnostics"),
+    ("evidence",),
+    ("posteriors", "fitting"),
+    ("calibration", "refinement"),
+    ("analyses",),
+    ("runs",),
     ("__main__",),
 )
+
+
 # What holds beyond the layers: these files stand on nothing of the library at all.
-ALONE = ("chunks", "parallel", "schedule", "checkpoint", "versions", "plots", "tables")
+ALONE = ("diffusion/schedule.py", "fitting/checkpoint.py", "plots.py")
+
+
+# Conveniences that call what stands above, when they are called: inside a function only.
+UPWARD = {
+    ("_util/history.py", "plots"),  # the log of a fit draws itself
+    ("program/program.py", "posteriors"),  # `Program.posterior`
+    ("program/summary.py", "diagnostics"),  # `repr(program)` says if it was never fitted
+}
+
+
+# The package itself, which imports what is public from everywhere.
+FRONT = ("__init__",)
 
 
 def imports(file):
@@ -79,6 +74,12 @@ def own(name):
     return parts[1] if parts[0] == "sami_ppl" and len(parts) > 1 else None
 
 
+def test_every_module_is_in_a_folder_with_a_place():
+    """Nothing is left on the shelf; what is new is given a place, and a place that is gone is struck off."""
+    places = {name for names in LAYERS for name in names}
+    assert {module(file) for file in LIBRARY} - set(FRONT) == places
+
+
 @pytest.mark.parametrize("file", PROGRAMS, ids=lambda f: f.stem)
 def test_programs_import_the_library_and_third_parties_only(file):
     forbidden = {"models", "inference", *(f.stem for f in PROGRAMS)}
@@ -94,35 +95,85 @@ def test_library_imports_no_programs():
     assert not (ROOT / "sami_ppl" / "inference").exists()
 
 
-@pytest.mark.parametrize("file", [f for f in LIBRARY if f.name != "__init__.py"], ids=module)
+@pytest.mark.parametrize(
+    "file",
+    [f for f in LIBRARY if module(f) not in FRONT],
+    ids=lambda f: f.relative_to(ROOT / "sami_ppl").with_suffix("").as_posix(),
+)
 def test_imports_go_down(file):
     layer = {name: i for i, names in enumerate(LAYERS) for name in names}
-    here = module(file)
-    assert here in layer, f"{file.name} is new: give it a layer"
+    here, path = module(file), file.relative_to(ROOT / "sami_ppl").as_posix()
+    assert here in layer, f"{path} is new: give it a place in the order of folders"
     for name, inside_function in imports(file):
         other = own(name)
-        if other in (None, here):
+        if other is None:
             continue
-        # `Program.posterior` and `repr(program)` call what is built upon programs, when they are called.
-        if (here, other) in {("program", "posterior"), ("summary", "diagnostics")}:
-            assert inside_function
+        assert path not in ALONE, f"{path} stands on nothing of the library, yet imports {name}"
+        if other == here:
             continue
-        assert other in layer, f"{name} is new: give it a layer"
-        assert layer[other] <= layer[here], f"{here} imports {other}, which stands above it"
-        assert here not in ALONE, f"{here} stands on nothing of the library, yet imports {other}"
+        if (path, other) in UPWARD:
+            assert inside_function, f"{path} imports {name} at its top: only a function may, when it is called"
+            continue
+        assert other in layer, f"{path} imports {name} from the package: import it from the module that defines it"
+        assert layer[other] < layer[here], f"{path} imports {name}: {other} does not stand below {here}"
+
+
+def test_no_public_name_hides_a_folder():
+    """`sp.posterior` is a function, and what stands behind it can be reached by its own name."""
+    front = ast.parse((ROOT / "sami_ppl" / "__init__.py").read_text())
+    found = {
+        alias.asname
+        for node in ast.walk(front)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sami_ppl.")
+        for alias in node.names
+    }
+    assert "posterior" in found
+    assert not found & {module(file) for file in LIBRARY}
+
+
+def modules_of_folders():
+    """Dotted name → file, without the package itself."""
+    for file in LIBRARY:
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        if file.parent != ROOT / "sami_ppl" or file.stem not in FRONT:
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), file
 
 
 def test_no_circle_of_modules():
+    """Inside the folders too: no two files need each other to be imported."""
+    known = dict(modules_of_folders())
     graph = {}
-    for file in LIBRARY:
-        if file.parent == ROOT / "sami_ppl" and file.name == "__init__.py":
-            continue
-        found = {own(name) for name, inside_function in imports(file) if not inside_function}
-        graph.setdefault(module(file), set()).update(found - {None, module(file)})
+    for name, file in known.items():
+        found = set()
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "sami_ppl":
+                members = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= {member if member in known else node.module for member in members}
+        graph[name] = found & known.keys() - {name}
     done = set()
     while ready := {name for name in graph.keys() - done if graph[name] <= done}:
         done |= ready
     assert done == graph.keys(), f"these import each other: {sorted(graph.keys() - done)}"
+
+
+def test_the_page_says_what_there_is():
+    """docs/architecture.md has the folders in the order that holds, and names no file or function that is gone."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    table = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
+    assert table == [name for names in LAYERS for name in names if name != "__main__"]
+    known = dict(modules_of_folders())
+    named = re.findall(r"`((?:\w+\.)+\w+)`", page)
+    named = [name for name in named if name.split(".")[0] in table and not name.endswith(".json")]
+    assert len(named) > 20
+    for name in named:
+        if f"sami_ppl.{name}" in known:
+            continue
+        where, _, what = f"sami_ppl.{name}".rpartition(".")
+        assert where in known, name
+        defined = {getattr(node, "name", None) for node in ast.parse(known[where].read_text()).body}
+        assert what in defined, f"{where} does not define {what}"
+    for path in re.findall(r"`(\w+/[\w/]*(?:\.py)?)`", page):
+        assert any((base / path).exists() for base in (ROOT, ROOT / "sami_ppl")), path
 
 
 @pytest.mark.parametrize("file", [*LIBRARY, *PROGRAMS], ids=lambda f: f"{f.parent.name}/{f.stem}")
@@ -148,7 +199,7 @@ def test_package_init_only_reexports():
 IMPORT = """
 import json
 import sami_ppl
-import sami_ppl.running
+import sami_ppl.runs.run
 import sys
 import jax
 from jax._src import xla_bridge

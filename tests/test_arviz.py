@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 import sami_ppl as sp
-from sami_ppl.encoder import RotatedEncoder
+from sami_ppl.encoders.encoder import RotatedEncoder
 
 N, DRAWS = 6, 100
 

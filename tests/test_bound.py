@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sami_ppl import bound as bound_module
-from sami_ppl.bound import Bound, bound, noise_error, prior_loss, reconstruction_loss
-from sami_ppl.denoiser import PreconditionedDenoiser
-from sami_ppl.encoder import DiagonalEncoder
-from sami_ppl.guidance import guidance
-from sami_ppl.schedule import VarianceExploding, VariancePreserving
+from sami_ppl.decoders import bound as bound_module
+from sami_ppl.decoders.bound import Bound, bound, noise_error, prior_loss, reconstruction_loss
+from sami_ppl.decoders.guidance import guidance
+from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
+from sami_ppl.diffusion.schedule import VarianceExploding, VariancePreserving
+from sami_ppl.encoders.encoder import DiagonalEncoder
 
 CLASSES = {"vp": VariancePreserving, "ve": VarianceExploding}
 Z = np.array([0.3, -1.2])

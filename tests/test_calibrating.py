@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from sami_ppl import cli
-from sami_ppl.calibrating import calibrate_run
-from sami_ppl.programs import UserError
+from sami_ppl.runs import cli
+from sami_ppl.runs.calibrate import calibrate_run
+from sami_ppl.saving.files import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")]
 

@@ -21,12 +21,12 @@ from sami_ppl.calibration import (
     simulation_based_calibration,
     typicality,
 )
-from sami_ppl.encoder import encoder_for
-from sami_ppl.exact import ExactEncoder, LinearGaussian
-from sami_ppl.families import Full, Mixture
-from sami_ppl.program import Program
-from sami_ppl.sampler import StochasticDPMSolver
-from sami_ppl.schedule import VariancePreserving
+from sami_ppl.decoders.exact import ExactEncoder, LinearGaussian
+from sami_ppl.diffusion.sampler import StochasticDPMSolver
+from sami_ppl.diffusion.schedule import VariancePreserving
+from sami_ppl.encoders.encoder import encoder_for
+from sami_ppl.encoders.families import Full, Mixture
+from sami_ppl.program.program import Program
 
 SIMULATIONS, FALSE_ALARM = 400, 1e-3
 WEIGHTS = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 2)))[0] @ np.array([[1.5, 0.5], [0.0, 0.8]])

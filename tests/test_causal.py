@@ -9,16 +9,16 @@ from numpyro import handlers
 import pytest
 import xarray as xr
 
-from sami_ppl.causal import counterfactual, descendants, intervene
-from sami_ppl.encoder import AbstractEncoder
-from sami_ppl.exact import LinearGaussian
-from sami_ppl.guidance import GuidedDenoiser
-from sami_ppl.inversion import from_noise, to_noise
-from sami_ppl.objective import ScoreELBO
-from sami_ppl.prior import read_prior
-from sami_ppl.program import Program
-from sami_ppl.sampler import DDIM, Ancestral, DPMSolver, FromPureNoise, Heun
-from sami_ppl.schedule import VarianceExploding, VariancePreserving
+from sami_ppl.decoders.exact import LinearGaussian
+from sami_ppl.decoders.guidance import GuidedDenoiser
+from sami_ppl.diffusion.inversion import from_noise, to_noise
+from sami_ppl.diffusion.sampler import DDIM, Ancestral, DPMSolver, FromPureNoise, Heun
+from sami_ppl.diffusion.schedule import VarianceExploding, VariancePreserving
+from sami_ppl.encoders.encoder import AbstractEncoder
+from sami_ppl.fitting.objective import ScoreELBO
+from sami_ppl.posteriors.causal import counterfactual, descendants, intervene
+from sami_ppl.priors.read import read_prior
+from sami_ppl.program.program import Program
 
 KEY = jax.random.key(0)
 # z₁ = 0.5 + u₁, z₂ = 0.8 z₁ + 0.6 u₂, z₃ = −0.5 z₂ + z₁ + 0.7 u₃:  z = SHIFT + MIX u.

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from sami_ppl import intervene, programs
+from sami_ppl import intervene
 from sami_ppl.data import causal_disks, render
 from sami_ppl.data.causal_disks import NOISE, PARENT, UNITS, WEIGHT, mechanisms
-from sami_ppl.sampler import DDIM
+from sami_ppl.diffusion.sampler import DDIM
+from sami_ppl.saving import files as programs
 
 KEY = jax.random.key(0)
 MODULE = programs.load_file(programs.find("causal_disks", "models"))

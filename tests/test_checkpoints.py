@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sami_ppl.checkpoint import CheckpointError, Checkpoints
-from sami_ppl.history import History, read_history
+from sami_ppl._util.history import History, read_history
+from sami_ppl.fitting.checkpoint import CheckpointError, Checkpoints
 
 
 def tree(value):

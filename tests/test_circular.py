@@ -9,11 +9,11 @@ import numpyro
 from numpyro import distributions as dist
 import pytest
 
+from sami_ppl.analyses.evaluate import circular_figures
 from sami_ppl.data import bars, render_bars, unrolled
-from sami_ppl.evaluation import circular_figures
+from sami_ppl.fitting.start import arrange, low_pass_codes
 from sami_ppl.metrics import circular_correlation, largest_jump
-from sami_ppl.prior import read_prior
-from sami_ppl.warm_start import arrange, low_pass_codes
+from sami_ppl.priors.read import read_prior
 
 RNG = np.random.default_rng(0)
 

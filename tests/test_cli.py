@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from sami_ppl import cli, io, programs, running
+from sami_ppl.runs import cli
+from sami_ppl.runs import run as running
+from sami_ppl.saving import files as programs
+from sami_ppl.saving import save as io
 
 SMALL = (
     "observations=60", "resolution=8", "width=8", "depth=1", "posterior_obs=3", "draws=4", "model.log_snr_min=-4",

@@ -12,9 +12,9 @@ import pytest
 import xarray as xr
 
 import sami_ppl as sp
-from sami_ppl.encoder import RotatedEncoder
-from sami_ppl.posterior import combine, posterior, save_tree
-from sami_ppl.posterior.symmetry import symmetries
+from sami_ppl.encoders.encoder import RotatedEncoder
+from sami_ppl.posteriors import combine, posterior, save_tree
+from sami_ppl.posteriors.symmetry import symmetries
 
 # z' = P z: neither P nor its signs are their own inverse, so that neither can be mixed up with it.
 TURN = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]], np.float32)

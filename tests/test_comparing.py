@@ -9,10 +9,12 @@ import numpyro
 import pytest
 import xarray as xr
 
-from sami_ppl import Matern, over_time, running
-from sami_ppl.comparing import compare, compare_runs, held_out_evidence
+from sami_ppl import Matern, over_time
 from sami_ppl.evidence import evidence_bound
-from sami_ppl.programs import UserError
+from sami_ppl.evidence.compare import compare, held_out_evidence
+from sami_ppl.runs import run as running
+from sami_ppl.runs.compare import compare_runs
+from sami_ppl.saving.files import UserError
 
 
 def test_difference_is_that_of_the_bounds_and_its_error_is_paired(tiny_program, fill):

@@ -14,14 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, fit, running
+from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, fit
+from sami_ppl.diffusion.schedule import NoiseProposal
 from sami_ppl.evidence.elbo import _passes
 from sami_ppl.evidence.flow import _solve
 from sami_ppl.evidence.iwae import _log_weights
-from sami_ppl.fit import Batch, Fit, Stage
+from sami_ppl.fitting.loop import Batch, Fit, Stage
+from sami_ppl.fitting.objective import ScoreELBO
 from sami_ppl.nn import ResidualMLP
-from sami_ppl.objective import ScoreELBO
-from sami_ppl.schedule import NoiseProposal
+from sami_ppl.runs import run as running
 
 pytestmark = pytest.mark.slow
 
@@ -117,7 +118,7 @@ def test_a_least_time_of_the_users_stays(settings, monkeypatch):
 
 CACHED = """
 import jax
-from sami_ppl.running import use_compilation_cache
+from sami_ppl.runs.run import use_compilation_cache
 use_compilation_cache()
 jax.jit(lambda x: x @ x + 1)(jax.numpy.ones((3, 3)))
 """

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from sami_ppl.data import lit_balls, ramps, render_balls, render_ramps
+from sami_ppl.fitting.start import arrange, low_pass_codes
 from sami_ppl.metrics import circular_correlation
-from sami_ppl.prior import read_prior
-from sami_ppl.programs import find, load_file
-from sami_ppl.warm_start import arrange, low_pass_codes
+from sami_ppl.priors.read import read_prior
+from sami_ppl.saving.files import find, load_file
 
 KEY = jax.random.key(0)
 

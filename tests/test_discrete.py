@@ -14,14 +14,15 @@ from numpyro import handlers
 import pytest
 
 from sami_ppl import families
-from sami_ppl.encoder import FamilyEncoder
-from sami_ppl.exact import LinearMixture
-from sami_ppl.guidance import guidance
-from sami_ppl.objective import ScoreELBO, scores, traces
-from sami_ppl.prior import read_prior
-from sami_ppl.program import Program
+from sami_ppl.decoders.exact import LinearMixture
+from sami_ppl.decoders.guidance import guidance
+from sami_ppl.diffusion.schedule import VariancePreserving
+from sami_ppl.encoders.encoder import FamilyEncoder
+from sami_ppl.fitting.objective import ScoreELBO, scores
+from sami_ppl.priors.read import read_prior
+from sami_ppl.program.kl import traces
+from sami_ppl.program.program import Program
 from sami_ppl.refinement import nuts
-from sami_ppl.schedule import VariancePreserving
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 

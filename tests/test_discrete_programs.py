@@ -10,12 +10,13 @@ from numpyro import handlers
 import pytest
 
 from sami_ppl.calibration import simulation_based_calibration
-from sami_ppl.causal import counterfactual, intervene
 from sami_ppl.diagnostics import clusters, draw_code, information_spectrum
+from sami_ppl.diffusion.sampler import Heun
 from sami_ppl.evidence import evidence_bound
-from sami_ppl.io import load, save
-from sami_ppl.objective import ScoreELBO, scores, traces
-from sami_ppl.sampler import Heun
+from sami_ppl.fitting.objective import ScoreELBO, scores
+from sami_ppl.posteriors.causal import counterfactual, intervene
+from sami_ppl.program.kl import traces
+from sami_ppl.saving.save import load, save
 
 # --- labels -----------------------------------------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ def test_page_runs(page, tmp_path, monkeypatch):
 
 def run_commands(block, folder):
     """Commands, `sami` being this checkout's."""
-    call = f"{sys.executable} -c 'from sami_ppl.cli import main; main()'"
+    call = f"{sys.executable} -c 'from sami_ppl.runs.cli import main; main()'"
     environment = os.environ | {
         "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XDG_CACHE_HOME": str(folder.parent / "cache")
     }  # fmt: skip
@@ -66,7 +66,7 @@ def test_every_page_is_in_the_contents():
 
 def public_names():
     """Names that the package and its public subpackages export: (where, name, object)."""
-    packages = ["sami_ppl"] + [f"sami_ppl.{m.name}" for m in pkgutil.iter_modules(sami_ppl.__path__) if m.ispkg]
+    packages = ["sami_ppl"] + [m.name for m in pkgutil.walk_packages(sami_ppl.__path__, "sami_ppl.") if m.ispkg]
     for package in packages:
         for name, found in vars(importlib.import_module(package)).items():
             own = getattr(found, "__module__", "").startswith("sami_ppl")

@@ -14,7 +14,7 @@ import zarr
 
 import sami_ppl as sp
 from sami_ppl.data import load_data, open_data
-from sami_ppl.encoder import AbstractEncoder, RotatedEncoder
+from sami_ppl.encoders.encoder import AbstractEncoder, RotatedEncoder
 
 RNG = np.random.default_rng(0)
 

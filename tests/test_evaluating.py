@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from sami_ppl import running
 from sami_ppl.diagnostics import CollapseWarning
-from sami_ppl.evaluating import evaluate_run, table
-from sami_ppl.programs import UserError
+from sami_ppl.runs import run as running
+from sami_ppl.runs.evidence import evaluate_run, table
+from sami_ppl.saving.files import UserError
 
 SETTINGS = {
     "observations": "200", "width": "8", "depth": "1", "posterior_obs": "3", "draws": "4", "warm_steps": "0",

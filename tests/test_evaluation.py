@@ -9,14 +9,14 @@ import pytest
 from scipy import integrate, stats
 import xarray as xr
 
+from sami_ppl.analyses.evaluate import bound_figures, evaluate, marginal_kl, probes, sample_figures
 from sami_ppl.diagnostics import collapse_warning, noise_errors
-from sami_ppl.encoder import AbstractEncoder
-from sami_ppl.evaluation import bound_figures, evaluate, marginal_kl, probes, sample_figures
-from sami_ppl.gauge import align
-from sami_ppl.program import Program
-from sami_ppl.sampler import DPMSolver
-from sami_ppl.schedule import VariancePreserving
-from sami_ppl.turning import soft_uniform
+from sami_ppl.diffusion.sampler import DPMSolver
+from sami_ppl.diffusion.schedule import VariancePreserving
+from sami_ppl.encoders.encoder import AbstractEncoder
+from sami_ppl.encoders.rotation import soft_uniform
+from sami_ppl.fitting.gauge import align
+from sami_ppl.program.program import Program
 
 pytestmark = pytest.mark.slow
 

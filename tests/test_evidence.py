@@ -9,6 +9,9 @@ from numpyro import distributions as dist
 import pytest
 from scipy import stats
 
+from sami_ppl.decoders.exact import LinearGaussian, LinearMixture
+from sami_ppl.decoders.guidance import GuidedDenoiser
+from sami_ppl.diffusion.schedule import NoiseProposal, VarianceExploding, VariancePreserving
 from sami_ppl.evidence import (
     evidence_bound,
     flow_log_prob,
@@ -17,10 +20,7 @@ from sami_ppl.evidence import (
     summarise,
 )
 from sami_ppl.evidence.iwae import nested_bound
-from sami_ppl.exact import LinearGaussian, LinearMixture
-from sami_ppl.guidance import GuidedDenoiser
-from sami_ppl.program import Program
-from sami_ppl.schedule import NoiseProposal, VarianceExploding, VariancePreserving
+from sami_ppl.program.program import Program
 
 pytestmark = pytest.mark.slow
 
@@ -141,7 +141,7 @@ def error_integral(model, x):
 
 
 def model_error(model, x, z, level, eps):
-    from sami_ppl.bound import noise_error
+    from sami_ppl.decoders.bound import noise_error
 
     return noise_error(model.denoiser, model.encoder, x, z, level, eps)
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sami_ppl.bound import bound
-from sami_ppl.exact import LinearGaussian, LinearMixture
-from sami_ppl.guidance import GuidedDenoiser, guidance
-from sami_ppl.schedule import VarianceExploding, VariancePreserving
+from sami_ppl.decoders.bound import bound
+from sami_ppl.decoders.exact import LinearGaussian, LinearMixture
+from sami_ppl.decoders.guidance import GuidedDenoiser, guidance
+from sami_ppl.diffusion.schedule import VarianceExploding, VariancePreserving
 
 pytestmark = pytest.mark.slow
 

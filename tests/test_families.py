@@ -13,14 +13,14 @@ import pytest
 from scipy.integrate import quad
 
 from sami_ppl import families
+from sami_ppl.decoders.guidance import guidance
 from sami_ppl.diagnostics import noise_end_kl
 from sami_ppl.diagnostics.gain import draw_code
-from sami_ppl.encoder import DiagonalEncoder, FamilyEncoder, RotatedEncoder, encoder_for
-from sami_ppl.families import DiagonalMixture, ProjectedNormals
-from sami_ppl.guidance import guidance
-from sami_ppl.objective import ScoreELBO
-from sami_ppl.prior import read_prior
-from sami_ppl.schedule import VariancePreserving
+from sami_ppl.diffusion.schedule import VariancePreserving
+from sami_ppl.encoders.encoder import DiagonalEncoder, FamilyEncoder, RotatedEncoder, encoder_for
+from sami_ppl.encoders.families import DiagonalMixture, ProjectedNormals
+from sami_ppl.fitting.objective import ScoreELBO
+from sami_ppl.priors.read import read_prior
 
 pytestmark = pytest.mark.slow
 

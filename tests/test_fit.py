@@ -13,8 +13,8 @@ import xarray as xr
 
 from sami_ppl import Matern, Program, encoder_for, fit, over_time
 from sami_ppl.diagnostics import CollapseWarning
-from sami_ppl.fit import Batch, Fit, NonFiniteLoss, batches
-from sami_ppl.objective import ScoreELBO
+from sami_ppl.fitting.loop import Batch, Fit, NonFiniteLoss, batches
+from sami_ppl.fitting.objective import ScoreELBO
 
 
 @pytest.fixture(scope="module")

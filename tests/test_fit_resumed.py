@@ -15,10 +15,11 @@ from numpyro import distributions as dist
 import pytest
 from scripted_fits import KEY, STAGE, same, scripted
 
-from sami_ppl import VariancePreserving, fit, signature
-from sami_ppl.checkpoint import CheckpointError
-from sami_ppl.fit import Stage, fit_stage
-from sami_ppl.history import read_history
+from sami_ppl import VariancePreserving, fit
+from sami_ppl._util.history import read_history
+from sami_ppl.fitting import signature
+from sami_ppl.fitting.checkpoint import CheckpointError
+from sami_ppl.fitting.loop import Stage, fit_stage
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import xarray as xr
 
 import sami_ppl as sp
 from sami_ppl.calibration import simulation_based_calibration
+from sami_ppl.decoders.exact import LinearGaussian
 from sami_ppl.diagnostics.fitted import NotFittedWarning, not_fitted
-from sami_ppl.exact import LinearGaussian
 from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
 
 KEY = jax.random.key(0)

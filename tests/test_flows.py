@@ -13,15 +13,15 @@ import optax
 import pytest
 
 from sami_ppl import families, fit
+from sami_ppl.decoders.guidance import guidance
 from sami_ppl.diagnostics import noise_end_kl
-from sami_ppl.encoder import FamilyEncoder, encoder_for
-from sami_ppl.fit import Fit, Stage
-from sami_ppl.flows import FlowDistribution, coupling_flow, flow_distribution
-from sami_ppl.guidance import guidance
-from sami_ppl.io import load, save
-from sami_ppl.objective import ScoreELBO
-from sami_ppl.prior import read_prior
-from sami_ppl.schedule import VariancePreserving
+from sami_ppl.diffusion.schedule import VariancePreserving
+from sami_ppl.distributions.flows import FlowDistribution, coupling_flow, flow_distribution
+from sami_ppl.encoders.encoder import FamilyEncoder, encoder_for
+from sami_ppl.fitting.loop import Fit, Stage
+from sami_ppl.fitting.objective import ScoreELBO
+from sami_ppl.priors.read import read_prior
+from sami_ppl.saving.save import load, save
 
 flowjax = pytest.importorskip("flowjax.distributions", reason="needs the extra flows")
 

@@ -9,11 +9,11 @@ from sequence_priors import FEATURES, KEY, D, T, frames, normal, smooth
 
 import sami_ppl as sp
 from sami_ppl import families
-from sami_ppl.bound import bound, prior_loss
+from sami_ppl.decoders.bound import bound, prior_loss
+from sami_ppl.decoders.exact import LinearGaussian
 from sami_ppl.diagnostics.gain import noise_errors
-from sami_ppl.exact import LinearGaussian
-from sami_ppl.framewise import FramewiseDenoiser, FramewiseEncoder
-from sami_ppl.objective import ScoreELBO
+from sami_ppl.encoders.frames import FramewiseDenoiser, FramewiseEncoder
+from sami_ppl.fitting.objective import ScoreELBO
 
 pytestmark = pytest.mark.slow
 

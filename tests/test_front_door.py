@@ -9,9 +9,9 @@ import pytest
 import xarray as xr
 
 import sami_ppl as sp
-from sami_ppl.build import unet_size
+from sami_ppl.fitting.plans import denoiser_stage, encoder_stage
 from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
-from sami_ppl.plans import denoiser_stage, encoder_stage
+from sami_ppl.program.build import unet_size
 
 KEY = jax.random.key(0)
 SMALL = {"width": 8, "depth": 1}

@@ -8,14 +8,15 @@ from numpyro import distributions as dist
 import pytest
 from sklearn.decomposition import FastICA
 
-from sami_ppl.decoder import ScoreDecoder
-from sami_ppl.encoder import RotatedEncoder
-from sami_ppl.gauge import align, orthogonal_ica
-from sami_ppl.guidance import GuidedDenoiser
-from sami_ppl.objective import ScoreELBO, site_kl
-from sami_ppl.program import Program
-from sami_ppl.sampler import DDIM, Ancestral
-from sami_ppl.schedule import VariancePreserving
+from sami_ppl.decoders.decoder import ScoreDecoder
+from sami_ppl.decoders.guidance import GuidedDenoiser
+from sami_ppl.diffusion.sampler import DDIM, Ancestral
+from sami_ppl.diffusion.schedule import VariancePreserving
+from sami_ppl.encoders.encoder import RotatedEncoder
+from sami_ppl.fitting.gauge import align, orthogonal_ica
+from sami_ppl.fitting.objective import ScoreELBO
+from sami_ppl.program.kl import site_kl
+from sami_ppl.program.program import Program
 
 pytestmark = pytest.mark.slow
 

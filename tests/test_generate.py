@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sami_ppl import DDIM, decode, generate
-from sami_ppl.generate import CHUNK
+from sami_ppl.posteriors.generate import CHUNK
 
 
 def test_equal_keys_and_codes_give_equal_samples_in_any_chunk(tiny_program):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sami_ppl.denoiser import AbstractDenoiser
-from sami_ppl.guidance import GuidedDenoiser, check_pair, guidance
-from sami_ppl.schedule import VarianceExploding, VariancePreserving
+from sami_ppl.decoders.guidance import GuidedDenoiser, check_pair, guidance
+from sami_ppl.diffusion.denoiser import AbstractDenoiser
+from sami_ppl.diffusion.schedule import VarianceExploding, VariancePreserving
 
 SCHEDULES = [VariancePreserving(-12.0, 16.0), VarianceExploding(-12.0, 16.0)]
 LEVELS = (-6.0, -1.0, 0.7, 5.0)

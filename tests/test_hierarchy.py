@@ -13,10 +13,10 @@ import optax
 import pytest
 
 from sami_ppl import fit
-from sami_ppl.fit import Fit, Stage
-from sami_ppl.io import load, save
-from sami_ppl.objective import ScoreELBO
-from sami_ppl.prior import read_prior
+from sami_ppl.fitting.loop import Fit, Stage
+from sami_ppl.fitting.objective import ScoreELBO
+from sami_ppl.priors.read import read_prior
+from sami_ppl.saving.save import load, save
 
 KEY = jax.random.key(0)
 N = 6

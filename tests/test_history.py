@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from sami_ppl import history as module
 from sami_ppl import plots
-from sami_ppl.history import History, progress_bar, summary_line
+from sami_ppl._util import history as module
+from sami_ppl._util.history import History, progress_bar, summary_line
 
 
 def filled(stage, losses, kl=None):

@@ -10,9 +10,9 @@ from numpyro import distributions as dist
 import pytest
 import xarray as xr
 
-from sami_ppl import programs
 from sami_ppl.diagnostics import clusters
 from sami_ppl.metrics import check_variability, mean_correlation
+from sami_ppl.saving import files as programs
 
 RNG = np.random.default_rng(0)
 

@@ -7,11 +7,11 @@ import numpyro
 from numpyro import distributions as dist
 import pytest
 
+from sami_ppl.decoders.exact import LinearGaussian
 from sami_ppl.diagnostics import information_spectrum
 from sami_ppl.diagnostics.information import code_kl
-from sami_ppl.exact import LinearGaussian
-from sami_ppl.program import Program
-from sami_ppl.schedule import VarianceExploding, VariancePreserving
+from sami_ppl.diffusion.schedule import VarianceExploding, VariancePreserving
+from sami_ppl.program.program import Program
 
 OBS = 16384
 pytestmark = pytest.mark.slow

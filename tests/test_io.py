@@ -14,13 +14,13 @@ from numpyro import distributions as dist
 import pytest
 from saved_programs import PROGRAM_FILE, edit, same, shifted
 
-from sami_ppl.denoiser import PreconditionedDenoiser
-from sami_ppl.encoder import DiagonalEncoder, RotatedEncoder
-from sami_ppl.io import LoadError, load, load_denoiser, save
+from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
+from sami_ppl.diffusion.schedule import VariancePreserving
+from sami_ppl.encoders.encoder import DiagonalEncoder, RotatedEncoder
 from sami_ppl.nn.flax import FlaxNetwork
-from sami_ppl.program import Program
-from sami_ppl.programs import build_program
-from sami_ppl.schedule import VariancePreserving
+from sami_ppl.program.program import Program
+from sami_ppl.saving.files import build_program
+from sami_ppl.saving.save import LoadError, load, load_denoiser, save
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_what_lies_beside_is_not_touched(tiny_program, saved):
     assert len(list(saved.parent.iterdir())) == 3
 
 
-@pytest.mark.parametrize("fails", ["numpy.savez", "sami_ppl.io._checksum", "pathlib.Path.write_text"])
+@pytest.mark.parametrize("fails", ["numpy.savez", "sami_ppl.saving.save._checksum", "pathlib.Path.write_text"])
 def test_interrupted_save_leaves_the_old_one(tiny_program, saved, monkeypatch, fails):
     def stop(*arguments, **named):
         raise KeyboardInterrupt

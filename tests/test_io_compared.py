@@ -11,13 +11,13 @@ from numpyro import distributions as dist
 import pytest
 from saved_programs import PROGRAM_FILE, same, shifted
 
-from sami_ppl.denoiser import PreconditionedDenoiser
-from sami_ppl.encoder import DiagonalEncoder, RotatedEncoder
-from sami_ppl.io import LoadError, load, load_denoiser, load_networks, save
-from sami_ppl.program import Program
-from sami_ppl.programs import build_program
-from sami_ppl.sampler import Heun, StochasticDPMSolver
-from sami_ppl.schedule import VarianceExploding, VariancePreserving
+from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
+from sami_ppl.diffusion.sampler import Heun, StochasticDPMSolver
+from sami_ppl.diffusion.schedule import VarianceExploding, VariancePreserving
+from sami_ppl.encoders.encoder import DiagonalEncoder, RotatedEncoder
+from sami_ppl.program.program import Program
+from sami_ppl.saving.files import build_program
+from sami_ppl.saving.save import LoadError, load, load_denoiser, load_networks, save
 
 
 @pytest.fixture

@@ -11,16 +11,16 @@ from numpyro.infer import SVI
 import optax
 import pytest
 
-from sami_ppl.denoiser import GaussianDenoiser, PreconditionedDenoiser
-from sami_ppl.encoder import DiagonalEncoder
+from sami_ppl.diffusion.denoiser import GaussianDenoiser, PreconditionedDenoiser
+from sami_ppl.diffusion.sampler import DDIM
+from sami_ppl.diffusion.schedule import VarianceExploding, VariancePreserving
+from sami_ppl.encoders.encoder import DiagonalEncoder
+from sami_ppl.fitting.objective import ScoreELBO
 from sami_ppl.nn import HalfUNet, NoiseEmbedding, ResidualMLP, UNet
 from sami_ppl.nn.embed import from_patches, to_patches
 from sami_ppl.nn.flax import FlaxNetwork
 from sami_ppl.nn.unet import Conv3x3, GroupNorm, outside_loops
-from sami_ppl.objective import ScoreELBO
-from sami_ppl.program import Program
-from sami_ppl.sampler import DDIM
-from sami_ppl.schedule import VarianceExploding, VariancePreserving
+from sami_ppl.program.program import Program
 
 KEY = jax.random.key(0)
 SCHEDULE = VariancePreserving(-4.0, 4.0)

@@ -11,7 +11,7 @@ import optax
 import pytest
 from two_priors import PRIORS, Hashed, N, X, losses
 
-from sami_ppl.objective import ScoreELBO
+from sami_ppl.fitting.objective import ScoreELBO
 
 ELBOS = {
     "trace": lambda **kw: Trace_ELBO(**kw),

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 # Without `site`, no path file of an editable installation puts the checkout back on the path: the dependencies come by
 # the path itself, behind the library installed from the wheel.
-SAMI = "import sys, sami_ppl.cli; sys.exit(sami_ppl.cli.main())"
+SAMI = "import sys, sami_ppl.runs.cli; sys.exit(sami_ppl.runs.cli.main())"
 
 
 def call(*command, cwd, **environment):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import sami_ppl as sp
-from sami_ppl import parallel
-from sami_ppl.parallel import join_processes
+from sami_ppl._util import parallel
+from sami_ppl._util.parallel import join_processes
 
 SCRIPT = Path(__file__).with_name("parallel_fit.py")
 STEPS = 30

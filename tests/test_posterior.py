@@ -11,11 +11,12 @@ from numpyro import distributions as dist
 import pytest
 import xarray as xr
 
-from sami_ppl.decoder import ScoreDecoder
-from sami_ppl.posterior import posterior, save_tree
-from sami_ppl.program import Origin, Program
-from sami_ppl.sampler import DPMSolver
-from sami_ppl.schedule import VariancePreserving
+from sami_ppl.decoders.decoder import ScoreDecoder
+from sami_ppl.diffusion.sampler import DPMSolver
+from sami_ppl.diffusion.schedule import VariancePreserving
+from sami_ppl.posteriors import posterior, save_tree
+from sami_ppl.program.origin import Origin
+from sami_ppl.program.program import Program
 
 N, DRAWS, PREDICTIVE, LEVELS = 7, 20, 5, 3
 NAMES = [f"image {i}" for i in range(N)]

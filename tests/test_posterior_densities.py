@@ -11,10 +11,10 @@ from scipy import stats
 import xarray as xr
 
 from sami_ppl.diagnostics import CollapseWarning
-from sami_ppl.posterior import posterior
-from sami_ppl.program import Program
-from sami_ppl.sampler import DDIM
-from sami_ppl.schedule import VariancePreserving
+from sami_ppl.diffusion.sampler import DDIM
+from sami_ppl.diffusion.schedule import VariancePreserving
+from sami_ppl.posteriors import posterior
+from sami_ppl.program.program import Program
 
 N, DRAWS = 5, 64
 X = np.random.default_rng(0).normal(size=(N, 4)).astype(np.float32)

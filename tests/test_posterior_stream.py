@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 import zarr
 
-from sami_ppl.posterior import posterior
+from sami_ppl.posteriors import posterior
 
 RNG = np.random.default_rng(0)
 OPTIONS = {"key": jax.random.key(0), "draws": 4, "predictive": 1, "levels": 1, "chunk": 4}

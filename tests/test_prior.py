@@ -12,7 +12,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
 import pytest
 
-from sami_ppl.prior import read_prior
+from sami_ppl.priors.read import read_prior
 
 # name: (distribution, constrained shape, number of unconstrained coordinates, standard Gaussian site)
 SITES = {

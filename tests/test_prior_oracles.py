@@ -18,14 +18,14 @@ from numpyro import distributions as dist
 import pytest
 from scipy import stats
 
-from sami_ppl.bound import bound
-from sami_ppl.denoiser import AbstractDenoiser
-from sami_ppl.encoder import AbstractEncoder
-from sami_ppl.guidance import GuidedDenoiser
-from sami_ppl.prior import read_prior
-from sami_ppl.program import Program
+from sami_ppl.decoders.bound import bound
+from sami_ppl.decoders.guidance import GuidedDenoiser
+from sami_ppl.diffusion.denoiser import AbstractDenoiser
+from sami_ppl.diffusion.schedule import AbstractSchedule, VariancePreserving
+from sami_ppl.encoders.encoder import AbstractEncoder
+from sami_ppl.priors.read import read_prior
+from sami_ppl.program.program import Program
 from sami_ppl.refinement.target import log_prior
-from sami_ppl.schedule import AbstractSchedule, VariancePreserving
 
 SCHEDULE = VariancePreserving(-10.0, 10.0)
 NOISE = 0.5

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from sami_ppl import running
 from sami_ppl.data import train_test
 from sami_ppl.diagnostics import CollapseWarning, clusters
-from sami_ppl.evaluating import evaluate_run
-from sami_ppl.programs import find, load_file
-from sami_ppl.turning import TurningEncoder
+from sami_ppl.encoders.rotation import TurningEncoder
+from sami_ppl.runs import run as running
+from sami_ppl.runs.evidence import evaluate_run
+from sami_ppl.saving.files import find, load_file
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ from numpyro.distributions import kl_divergence
 import pytest
 from scipy import stats
 
-from sami_ppl.processes import Matern, Smoothed
+from sami_ppl.distributions.matern import Matern, Smoothed
 
 KEY = jax.random.key(0)
 TIMES = np.array([0.0, 0.3, 1.0, 1.1, 4.0])

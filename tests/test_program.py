@@ -11,10 +11,10 @@ import pytest
 from scipy import stats
 from two_priors import PRIORS, N, X, traced
 
-from sami_ppl.decoder import ScoreDecoder
-from sami_ppl.objective import ScoreELBO
-from sami_ppl.sampler import DDIM
-from sami_ppl.schedule import VariancePreserving
+from sami_ppl.decoders.decoder import ScoreDecoder
+from sami_ppl.diffusion.sampler import DDIM
+from sami_ppl.diffusion.schedule import VariancePreserving
+from sami_ppl.fitting.objective import ScoreELBO
 
 # --- a NumPyro model and guide ----------------------------------------------------------------------------------------
 

@@ -8,9 +8,11 @@ from typing import Literal
 import jax
 import pytest
 
-from sami_ppl import io, programs
-from sami_ppl.fit import Stage
-from sami_ppl.programs import UserError, configure, copy, default_configs, find, list_files, load_file, make_config
+from sami_ppl.fitting.loop import Stage
+from sami_ppl.runs.settings import _has, configure, default_configs
+from sami_ppl.saving import files as programs
+from sami_ppl.saving import save as io
+from sami_ppl.saving.files import UserError, copy, find, list_files, load_file, make_config
 
 MODELS, INFERENCES = sorted(list_files("models")), sorted(list_files("inference"))
 
@@ -145,7 +147,7 @@ def test_models_keep_their_contract(name):
     # What is recommended is a setting of at least one inference, of the right type.
     for key, value in getattr(module, "RECOMMENDED", {}).items():
         inferences = [load_file(find(other, "inference")).Config() for other in INFERENCES]
-        owners = [config for config in inferences if programs._has(config, key.split("."))]
+        owners = [config for config in inferences if _has(config, key.split("."))]
         assert owners, f"RECOMMENDED has {key!r}, which no inference has"
         configure({f"inference.{key}": str(value)}, {"inference": owners[0]})
 

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sami_ppl import bound as bound_module
-from sami_ppl.bound import noise_error
-from sami_ppl.denoiser import PreconditionedDenoiser
-from sami_ppl.encoder import DiagonalEncoder
-from sami_ppl.guidance import guidance
+from sami_ppl.decoders import bound as bound_module
+from sami_ppl.decoders.bound import noise_error
+from sami_ppl.decoders.guidance import guidance
+from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
+from sami_ppl.diffusion.schedule import VariancePreserving
+from sami_ppl.encoders.encoder import DiagonalEncoder
 from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
-from sami_ppl.schedule import VariancePreserving
 
 pytestmark = pytest.mark.slow
 

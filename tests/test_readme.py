@@ -7,7 +7,7 @@ import re
 import arviz as az
 import pytest
 
-from sami_ppl import plans
+from sami_ppl.fitting import plans
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -16,18 +16,19 @@ import pytest
 from scipy import stats
 import xarray as xr
 
-from sami_ppl import cli, refinement
-from sami_ppl.bound import bound
+from sami_ppl import refinement
 from sami_ppl.calibration import pictures
-from sami_ppl.encoder import encoder_for
-from sami_ppl.exact import ExactEncoder, LinearGaussian, LinearMixture
-from sami_ppl.families import Full, Mixture
-from sami_ppl.program import Program
-from sami_ppl.programs import UserError
+from sami_ppl.decoders.bound import bound
+from sami_ppl.decoders.exact import ExactEncoder, LinearGaussian, LinearMixture
+from sami_ppl.diffusion.schedule import NoiseProposal, VariancePreserving
+from sami_ppl.encoders.encoder import encoder_for
+from sami_ppl.encoders.families import Full, Mixture
+from sami_ppl.program.program import Program
+from sami_ppl.program.tabulated import tabulated_log_likelihood
 from sami_ppl.refinement.target import _noise, _target, log_joint, log_prior, targets
-from sami_ppl.refining import describe, refine_run
-from sami_ppl.schedule import NoiseProposal, VariancePreserving
-from sami_ppl.tabulated import tabulated_log_likelihood
+from sami_ppl.runs import cli
+from sami_ppl.runs.refine import describe, refine_run
+from sami_ppl.saving.files import UserError
 
 WEIGHTS = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 2)))[0] @ np.array([[1.5, 0.5], [0.0, 0.8]])
 METHODS = {"nuts": {"draws": 400, "warmup": 150}, "svi": {"draws": 2000, "steps": 300}}

@@ -9,12 +9,12 @@ import pytest
 from scipy.special import logsumexp
 
 from sami_ppl import families
-from sami_ppl.encoder import encoder_for
-from sami_ppl.guidance import guidance
-from sami_ppl.objective import ScoreELBO
-from sami_ppl.prior import read_prior
-from sami_ppl.relaxed import LogRatios, LogRatioTransform, RelaxedOneHotCategorical
-from sami_ppl.schedule import VariancePreserving
+from sami_ppl.decoders.guidance import guidance
+from sami_ppl.diffusion.schedule import VariancePreserving
+from sami_ppl.distributions.relaxed import LogRatios, LogRatioTransform, RelaxedOneHotCategorical
+from sami_ppl.encoders.encoder import encoder_for
+from sami_ppl.fitting.objective import ScoreELBO
+from sami_ppl.priors.read import read_prior
 
 LOGITS = jnp.array([0.4, -0.3, 1.0])
 

@@ -20,17 +20,17 @@ import xarray as xr
 
 from sami_ppl import plots
 from sami_ppl.data import disks, split
-from sami_ppl.denoiser import PreconditionedDenoiser
-from sami_ppl.encoder import DiagonalEncoder
-from sami_ppl.guidance import GuidedDenoiser
+from sami_ppl.decoders.guidance import GuidedDenoiser
+from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
+from sami_ppl.diffusion.sampler import DDIM
+from sami_ppl.diffusion.schedule import VariancePreserving
+from sami_ppl.encoders.encoder import DiagonalEncoder
 from sami_ppl.nn import ResidualMLP
-from sami_ppl.program import Program
-from sami_ppl.report import tables, write, write_report
-from sami_ppl.report.graph import draw_graph, read_graph
-from sami_ppl.report.pictures import STEPS, gather
-from sami_ppl.report.trust import trust
-from sami_ppl.sampler import DDIM
-from sami_ppl.schedule import VariancePreserving
+from sami_ppl.program.program import Program
+from sami_ppl.runs.report import tables, write, write_report
+from sami_ppl.runs.report.graph import draw_graph, read_graph
+from sami_ppl.runs.report.pictures import STEPS, gather
+from sami_ppl.runs.report.trust import trust
 
 NASTY = "<b>&\"'height"
 VOID = {"meta", "img", "br", "hr", "link", "input"}

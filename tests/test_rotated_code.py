@@ -11,9 +11,10 @@ import pytest
 from scipy import stats
 from two_priors import PRIORS, Hashed, N, X, losses, traced
 
-from sami_ppl.decoder import ScoreDecoder
-from sami_ppl.encoder import RotatedEncoder
-from sami_ppl.objective import ScoreELBO, site_kl
+from sami_ppl.decoders.decoder import ScoreDecoder
+from sami_ppl.encoders.encoder import RotatedEncoder
+from sami_ppl.fitting.objective import ScoreELBO
+from sami_ppl.program.kl import site_kl
 
 ROTATION = stats.special_ortho_group(3, seed=1).rvs().astype(np.float32)
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sami_ppl.denoiser import GaussianDenoiser
-from sami_ppl.sampler import DDIM, Ancestral, DPMSolver, FromPureNoise, Heun, StochasticDPMSolver
-from sami_ppl.schedule import VarianceExploding, VariancePreserving
+from sami_ppl.diffusion.denoiser import GaussianDenoiser
+from sami_ppl.diffusion.sampler import DDIM, Ancestral, DPMSolver, FromPureNoise, Heun, StochasticDPMSolver
+from sami_ppl.diffusion.schedule import VarianceExploding, VariancePreserving
 
 # Samplers and their orders.
 DETERMINISTIC = {"ddim": (DDIM, 1), "dpm": (DPMSolver, 2), "heun": (Heun, 2)}

@@ -18,11 +18,11 @@ import pytest
 from scipy.special import eval_legendre, ndtr
 from scipy.stats import chi2
 
-from sami_ppl.denoiser import AbstractDenoiser
-from sami_ppl.exact import ExactEncoder, LinearGaussian, LinearMixture
-from sami_ppl.guidance import GuidedDenoiser
-from sami_ppl.sampler import DDIM, Ancestral, DPMSolver, FromPureNoise, Heun, StochasticDPMSolver
-from sami_ppl.schedule import AbstractSchedule, VarianceExploding, VariancePreserving
+from sami_ppl.decoders.exact import ExactEncoder, LinearGaussian, LinearMixture
+from sami_ppl.decoders.guidance import GuidedDenoiser
+from sami_ppl.diffusion.denoiser import AbstractDenoiser
+from sami_ppl.diffusion.sampler import DDIM, Ancestral, DPMSolver, FromPureNoise, Heun, StochasticDPMSolver
+from sami_ppl.diffusion.schedule import AbstractSchedule, VarianceExploding, VariancePreserving
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sami_ppl.schedule import VarianceExploding, VariancePreserving
+from sami_ppl.diffusion.schedule import VarianceExploding, VariancePreserving
 
 SCHEDULES = [VariancePreserving(-12.0, 16.0), VarianceExploding(-12.0, 16.0)]
 ids = lambda s: type(s).__name__  # noqa: E731

@@ -21,13 +21,13 @@ import xarray as xr
 import sami_ppl as sp
 from sami_ppl import families
 from sami_ppl.diagnostics import CollapseWarning, information_spectrum, noise_end_kl
-from sami_ppl.evaluating import evidence_figures
+from sami_ppl.encoders.frames import FramewiseEncoder
 from sami_ppl.evidence import evidence_bound
-from sami_ppl.framewise import FramewiseEncoder
-from sami_ppl.io import LoadError, load_denoiser
-from sami_ppl.objective import ScoreELBO
-from sami_ppl.over_time import frames_of, single_frames
+from sami_ppl.fitting.objective import ScoreELBO
+from sami_ppl.program.sequences import frames_of, single_frames
 from sami_ppl.refinement.target import targets
+from sami_ppl.runs.evidence import evidence_figures
+from sami_ppl.saving.save import LoadError, load_denoiser
 
 pytestmark = pytest.mark.slow
 
@@ -198,8 +198,8 @@ def test_posterior_predicts_missing_frames(program):
 def test_figures_of_the_evidence_of_sequences_with_gaps(program, monkeypatch):
     """The bound is of whole sequences; density of the flow and information are of the frames that are seen."""
     stub = lambda denoiser, x, key: np.asarray(jax.vmap(denoiser, in_axes=(0, None))(x, jnp.zeros(()))).sum(1)  # noqa: E731
-    monkeypatch.setattr("sami_ppl.evaluating.flow_log_prob", stub)
-    monkeypatch.setattr("sami_ppl.evaluating.importance_proposal", lambda program, data, key: None)
+    monkeypatch.setattr("sami_ppl.runs.evidence.flow_log_prob", stub)
+    monkeypatch.setattr("sami_ppl.runs.evidence.importance_proposal", lambda program, data, key: None)
     data = xr.Dataset({"x": (("obs", "time", "feature"), sequences(smooth, 3, gaps=GAPS))})
     run = SimpleNamespace(program=program, module=None, config=None, own_data=True)
     settings: Any = {"levels": 2, "draws": 32, "weighted": 0, "flow": 2}

@@ -11,9 +11,10 @@ from numpyro.infer import Trace_ELBO, TraceMeanField_ELBO
 import pytest
 
 from sami_ppl import fit
-from sami_ppl.fit import Fit, Stage
-from sami_ppl.objective import ScoreELBO
-from sami_ppl.programs import UserError, configure
+from sami_ppl.fitting.loop import Fit, Stage
+from sami_ppl.fitting.objective import ScoreELBO
+from sami_ppl.runs.settings import configure
+from sami_ppl.saving.files import UserError
 
 KEY = jax.random.key(0)
 BETA = {"place": 0.5, "light": 3.0}

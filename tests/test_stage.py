@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from sami_ppl.fit import Stage, batches
+from sami_ppl.fitting.loop import Stage, batches
 
 STAGE = Stage(steps=6, batch=8)
 

@@ -12,13 +12,13 @@ from numpyro.infer import log_likelihood
 import pytest
 
 from sami_ppl import families
-from sami_ppl.encoder import RotatedEncoder, encoder_for
-from sami_ppl.exact import LinearGaussian, LinearMixture
-from sami_ppl.posterior import posterior
-from sami_ppl.program import Program
-from sami_ppl.sampler import DDIM
-from sami_ppl.schedule import VariancePreserving
-from sami_ppl.tabulated import follows_parameters, parameter_count
+from sami_ppl.decoders.exact import LinearGaussian, LinearMixture
+from sami_ppl.diffusion.sampler import DDIM
+from sami_ppl.diffusion.schedule import VariancePreserving
+from sami_ppl.encoders.encoder import RotatedEncoder, encoder_for
+from sami_ppl.posteriors import posterior
+from sami_ppl.program.program import Program
+from sami_ppl.program.tabulated import follows_parameters, parameter_count
 from tests.discrete_priors import joint
 
 KEY = jax.random.key(0)

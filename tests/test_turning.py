@@ -9,13 +9,14 @@ from numpyro import distributions as dist
 import pytest
 from scipy.linalg import expm
 
-from sami_ppl import families, io
-from sami_ppl.encoder import AbstractEncoder, DiagonalEncoder, FamilyEncoder, diagonal_log_prob
-from sami_ppl.objective import ScoreELBO
-from sami_ppl.prior import read_prior
-from sami_ppl.schedule import AbstractSchedule, VariancePreserving
-from sami_ppl.turning import TurningEncoder, soft_uniform
-from sami_ppl.warm_start import warm_start
+from sami_ppl import families
+from sami_ppl.diffusion.schedule import AbstractSchedule, VariancePreserving
+from sami_ppl.encoders.encoder import AbstractEncoder, DiagonalEncoder, FamilyEncoder, diagonal_log_prob
+from sami_ppl.encoders.rotation import TurningEncoder, soft_uniform
+from sami_ppl.fitting.objective import ScoreELBO
+from sami_ppl.fitting.start import warm_start
+from sami_ppl.priors.read import read_prior
+from sami_ppl.saving import save as io
 
 KEY = jax.random.key(0)
 
@@ -96,7 +97,7 @@ def test_decoder_does_not_see_the_rotation_draw_by_draw(tiny_program, monkeypatc
 
     assert max(slope(jax.random.key(i)) for i in range(3)) < 1e-4
     monkeypatch.setattr(
-        "sami_ppl.guide.RootedNormal",
+        "sami_ppl.program.guide.RootedNormal",
         lambda loc, root: dist.MultivariateNormal(loc, covariance_matrix=root @ jnp.swapaxes(root, -1, -2)),
     )
     assert max(slope(jax.random.key(i)) for i in range(3)) > 1e-3

@@ -12,15 +12,15 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import adjusted_rand_score
 
-from sami_ppl.denoiser import GaussianDenoiser
 from sami_ppl.diagnostics import manifold_dimension
-from sami_ppl.encoder import encoder_for
+from sami_ppl.diffusion.denoiser import GaussianDenoiser
+from sami_ppl.diffusion.schedule import VariancePreserving
+from sami_ppl.encoders.encoder import encoder_for
+from sami_ppl.fitting.start import arrange, fit_codes, low_pass_codes, transfer, warm_start
+from sami_ppl.fitting.start_prior import cluster, fit_prior, with_clusters
 from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
-from sami_ppl.prior import read_prior
-from sami_ppl.program import Program
-from sami_ppl.schedule import VariancePreserving
-from sami_ppl.warm_prior import cluster, fit_prior, with_clusters
-from sami_ppl.warm_start import arrange, fit_codes, low_pass_codes, transfer, warm_start
+from sami_ppl.priors.read import read_prior
+from sami_ppl.program.program import Program
 
 RNG = np.random.default_rng
 
@@ -225,7 +225,7 @@ def test_warm_start_copies_then_fits(tiny_program, monkeypatch, fill):
         seen.update(program=program, codes=codes, **settings)
         return program
 
-    module = importlib.import_module("sami_ppl.warm_start")
+    module = importlib.import_module("sami_ppl.fitting.start")
     monkeypatch.setattr(module, "fit_codes", spy)
     monkeypatch.setattr(module, "manifold_dimension", lambda denoiser, x, **_: 1)
     x = correlated(300, 4)
@@ -306,7 +306,7 @@ def test_a_prior_is_fitted_at_the_variables_of_the_same_observations(tiny_progra
     def by_class(u):
         numpyro.sample("z", dist.Normal(numpyro.param("loc", jnp.zeros((2, 2)))[u], 1.0).to_event(1))
 
-    monkeypatch.setattr("sami_ppl.warm_prior.MOST", 40)
+    monkeypatch.setattr("sami_ppl.fitting.start_prior.MOST", 40)
     program, u = tiny_program().replace(prior=by_class, given={"u": np.arange(2)}), np.repeat([0, 1, 1, 0], 20)
     codes = np.stack([2.0 * u - 1, 0 * u], 1).astype(np.float32)
     values = program.latents.from_code(jnp.asarray(codes))["z"]

@@ -7,7 +7,7 @@ import xarray as xr
 
 from sami_ppl import plots
 from sami_ppl.analyses.codes import CODE_UNITS, axis_dataset, marginal_variance
-from sami_ppl.program import Program
+from sami_ppl.program.program import Program
 
 TOLERANCE = 0.1
 

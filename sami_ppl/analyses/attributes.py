@@ -10,7 +10,7 @@ import xarray as xr
 
 from sami_ppl import plots
 from sami_ppl.analyses.codes import ACTIVE_VARIANCE, axis_dataset, posterior_means
-from sami_ppl.program import Program
+from sami_ppl.program.program import Program
 
 STRENGTHS = tuple(np.geomspace(1e-3, 1e2, 26).tolist())
 """C of scikit-learn's LogisticRegression: from no weight at all to hardly any penalty."""

@@ -9,10 +9,10 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 import xarray as xr
 
-from sami_ppl.chunks import padded_chunks
+from sami_ppl._util.chunks import padded_chunks
 from sami_ppl.data import unrolled, unrolled_names
 from sami_ppl.diagnostics.gain import draw_code
-from sami_ppl.program import Program
+from sami_ppl.program.program import Program
 
 CHUNK = 256
 CODE_UNITS = "spreads of the prior"

@@ -23,7 +23,7 @@ from sami_ppl.analyses.codes import (
     read_factors,
 )
 from sami_ppl.metrics import normalised_information
-from sami_ppl.program import Program
+from sami_ppl.program.program import Program
 
 KNOTS = 8
 DIVERGING = LinearSegmentedColormap.from_list("codes", [plots.BLUE, "#FFFFFF", plots.VERMILION])

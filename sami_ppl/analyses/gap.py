@@ -6,8 +6,8 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl import plots
-from sami_ppl.posterior.tree import obs_labels
-from sami_ppl.program import Program
+from sami_ppl.posteriors.tree import obs_labels
+from sami_ppl.program.program import Program
 from sami_ppl.refinement import svi
 
 DRAWS = 1000

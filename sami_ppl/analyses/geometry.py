@@ -21,13 +21,13 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl import plots
+from sami_ppl._util.chunks import padded_chunks
 from sami_ppl.analyses.codes import CHUNK, CODE_UNITS, axis_dataset, marginal_variance
-from sami_ppl.chunks import padded_chunks
-from sami_ppl.encoder import FamilyEncoder
-from sami_ppl.generate import decode
-from sami_ppl.guide import sample_code
-from sami_ppl.program import Program
-from sami_ppl.sampler import AbstractSampler
+from sami_ppl.diffusion.sampler import AbstractSampler
+from sami_ppl.encoders.encoder import FamilyEncoder
+from sami_ppl.posteriors.generate import decode
+from sami_ppl.program.guide import sample_code
+from sami_ppl.program.program import Program
 
 DRAWS = 4096
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

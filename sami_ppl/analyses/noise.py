@@ -11,10 +11,10 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl import plots
+from sami_ppl._util.chunks import padded_chunks
 from sami_ppl.analyses.codes import CHUNK, CODE_UNITS, axis_dataset, draw_codes, marginal_variance
-from sami_ppl.chunks import padded_chunks
-from sami_ppl.guidance import guidance
-from sami_ppl.program import Program
+from sami_ppl.decoders.guidance import guidance
+from sami_ppl.program.program import Program
 
 NOISE_LABEL = "log-SNR: mostly noise on the left, clean on the right"
 

@@ -13,7 +13,7 @@ import xarray as xr
 
 from sami_ppl import plots
 from sami_ppl.analyses.codes import posterior_means
-from sami_ppl.program import Program
+from sami_ppl.program.program import Program
 
 STILL = 1e-5
 """A step shorter than this share of the trajectory's longest has no direction and is left out."""

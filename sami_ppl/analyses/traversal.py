@@ -13,10 +13,10 @@ import xarray as xr
 
 from sami_ppl import plots
 from sami_ppl.analyses.codes import CODE_UNITS
-from sami_ppl.generate import decode, generate
-from sami_ppl.latents import Latents
-from sami_ppl.program import Program
-from sami_ppl.sampler import AbstractSampler
+from sami_ppl.diffusion.sampler import AbstractSampler
+from sami_ppl.posteriors.generate import decode, generate
+from sami_ppl.priors.sites import Latents
+from sami_ppl.program.program import Program
 
 Direction = str | Mapping[str, float] | Float[np.ndarray, " D"]
 """An axis by its name, a combination of axes such as {"z[0]": 1, "z[2]": -1}, or a vector in the code."""

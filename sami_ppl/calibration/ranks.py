@@ -20,13 +20,13 @@ from jaxtyping import Array, Key
 import numpy as np
 import xarray as xr
 
-from sami_ppl.chunks import padded_chunks
+from sami_ppl._util.chunks import padded_chunks
+from sami_ppl._util.history import progress_bar
+from sami_ppl.decoders.guidance import GuidedDenoiser
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
-from sami_ppl.guidance import GuidedDenoiser
-from sami_ppl.guide import sample_code
-from sami_ppl.history import progress_bar
-from sami_ppl.program import Program
-from sami_ppl.sampler import AbstractSampler
+from sami_ppl.diffusion.sampler import AbstractSampler
+from sami_ppl.program.guide import sample_code
+from sami_ppl.program.program import Program
 
 LEVELS = (0.5, 0.8, 0.95)
 """Contents of the intervals and regions whose coverage is told."""

@@ -12,7 +12,7 @@ import xarray as xr
 from sami_ppl.calibration.ranks import LEVELS
 from sami_ppl.data import real_factors, unrolled, unrolled_names
 from sami_ppl.diagnostics.gain import draw_code
-from sami_ppl.program import Program
+from sami_ppl.program.program import Program
 
 
 def factor_recovery(

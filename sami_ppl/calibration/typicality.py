@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl.evidence import evidence_bound, first, importance_proposal
-from sami_ppl.program import Program
+from sami_ppl.program.program import Program
 
 PILOT = 256
 

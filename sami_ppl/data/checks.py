@@ -6,6 +6,7 @@ observation (channels first for images), known factors as further variables on `
 """
 
 from collections.abc import Hashable
+from typing import Any
 import warnings
 
 import jax
@@ -180,3 +181,11 @@ def _check_split(data: xr.Dataset) -> np.ndarray:
             f"{variable.dims} and values {sorted(set(labels.reshape(-1).tolist()))[:5]}"
         )
     return labels
+
+
+def training_part(data: Any) -> Any:
+    """Of a Dataset whose `split` has both parts, the training part; other data as they are."""
+    if not isinstance(data, xr.Dataset) or "split" not in data.variables:
+        return data
+    both = {"train", "test"} <= set(data["split"].values.astype(str).flat)
+    return train_test(data.set_coords("split"))[0] if both else data

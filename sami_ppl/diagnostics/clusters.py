@@ -11,7 +11,7 @@ from numpyro import distributions as dist
 from numpyro import handlers
 import xarray as xr
 
-from sami_ppl.program import Program
+from sami_ppl.program.program import Program
 
 
 def clusters(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from sami_ppl.denoiser import AbstractDenoiser
+from sami_ppl.diffusion.denoiser import AbstractDenoiser
 
 WHOLE = 1024
 """Size of an observation up to which the whole Jacobian is taken; of larger ones a sketch."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from sami_ppl.nn.mlp import ResidualBlock
 from sami_ppl.nn.unet import ConvBlock
-from sami_ppl.program import Program
+from sami_ppl.program.program import Program
 
 
 class NotFittedWarning(UserWarning):

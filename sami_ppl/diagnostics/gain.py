@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from sami_ppl.guidance import guidance
-from sami_ppl.guide import sample_code
-from sami_ppl.prior import Given
-from sami_ppl.program import Program
+from sami_ppl.decoders.guidance import guidance
+from sami_ppl.priors.read import Given
+from sami_ppl.program.guide import sample_code
+from sami_ppl.program.program import Program
 
 BANDS = 6
 

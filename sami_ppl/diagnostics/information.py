@@ -18,13 +18,13 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 import xarray as xr
 
+from sami_ppl.decoders.guidance import guidance
 from sami_ppl.diagnostics.gain import draw_code
-from sami_ppl.encoder import AbstractEncoder, FamilyEncoder, diagonal_log_prob
-from sami_ppl.families import Categorical
-from sami_ppl.framewise import check_single
-from sami_ppl.guidance import guidance
-from sami_ppl.latents import LatentSite
-from sami_ppl.program import Program
+from sami_ppl.encoders.encoder import AbstractEncoder, FamilyEncoder, diagonal_log_prob
+from sami_ppl.encoders.families import Categorical
+from sami_ppl.encoders.frames import check_single
+from sami_ppl.priors.sites import LatentSite
+from sami_ppl.program.program import Program
 
 
 def axis_log_prob(

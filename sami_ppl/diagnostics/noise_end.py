@@ -12,10 +12,10 @@ import numpyro
 from numpyro import handlers
 import xarray as xr
 
-from sami_ppl.framewise import check_single
-from sami_ppl.guide import sample_latents
-from sami_ppl.objective import site_kl
-from sami_ppl.program import Program
+from sami_ppl.encoders.frames import check_single
+from sami_ppl.program.guide import sample_latents
+from sami_ppl.program.kl import site_kl
+from sami_ppl.program.program import Program
 
 
 def noise_end_kl(

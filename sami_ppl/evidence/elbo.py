@@ -10,12 +10,12 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 import xarray as xr
 
-from sami_ppl.bound import bound, prior_loss, reconstruction_loss
-from sami_ppl.chunks import padded_chunks
-from sami_ppl.objective import site_kl, traces
-from sami_ppl.prior import Given
-from sami_ppl.program import Program
-from sami_ppl.schedule import NoiseProposal
+from sami_ppl._util.chunks import padded_chunks
+from sami_ppl.decoders.bound import bound, prior_loss, reconstruction_loss
+from sami_ppl.diffusion.schedule import NoiseProposal
+from sami_ppl.priors.read import Given
+from sami_ppl.program.kl import site_kl, traces
+from sami_ppl.program.program import Program
 
 
 class LatentDraw(NamedTuple):

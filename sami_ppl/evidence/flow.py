@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from sami_ppl.chunks import padded_chunks
-from sami_ppl.denoiser import AbstractDenoiser
+from sami_ppl._util.chunks import padded_chunks
+from sami_ppl.diffusion.denoiser import AbstractDenoiser
 
 EXACT_UP_TO = 64
 """Number of dimensions up to which the divergence is computed exactly, at the price of one derivative each."""

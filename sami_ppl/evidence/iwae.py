@@ -8,12 +8,12 @@ import numpy as np
 from scipy.special import logsumexp
 import xarray as xr
 
-from sami_ppl.bound import bound
-from sami_ppl.chunks import padded_chunks
+from sami_ppl._util.chunks import padded_chunks
+from sami_ppl.decoders.bound import bound
+from sami_ppl.diffusion.schedule import NoiseProposal
 from sami_ppl.evidence.elbo import draw_latents
-from sami_ppl.prior import Given
-from sami_ppl.program import Program
-from sami_ppl.schedule import NoiseProposal
+from sami_ppl.priors.read import Given
+from sami_ppl.program.program import Program
 
 
 @eqx.filter_jit

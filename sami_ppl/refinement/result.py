@@ -8,9 +8,9 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 import xarray as xr
 
-from sami_ppl.guide import code_log_prob, sample_code
-from sami_ppl.posterior.tree import obs_labels
-from sami_ppl.program import Program
+from sami_ppl.posteriors.tree import obs_labels
+from sami_ppl.program.guide import code_log_prob, sample_code
+from sami_ppl.program.program import Program
 from sami_ppl.refinement.target import Target, log_joint, targets
 
 PAIRS = 64

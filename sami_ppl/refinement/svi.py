@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import xarray as xr
 
-from sami_ppl.history import progress_bar
-from sami_ppl.program import Program
+from sami_ppl._util.history import progress_bar
+from sami_ppl.program.program import Program
 from sami_ppl.refinement.result import check_draws, result
 from sami_ppl.refinement.target import Target, log_joint, targets
 

@@ -18,11 +18,11 @@ from numpyro import handlers
 from numpyro.infer.util import log_density
 import xarray as xr
 
+from sami_ppl.diffusion.schedule import NoiseLevels
 from sami_ppl.evidence import first, importance_proposal
-from sami_ppl.guide import values_of
-from sami_ppl.program import Program
-from sami_ppl.schedule import NoiseLevels
-from sami_ppl.tabulated import Table, ends, follows_parameters, noise_terms, tabulated_log_likelihood
+from sami_ppl.program.guide import values_of
+from sami_ppl.program.program import Program
+from sami_ppl.program.tabulated import Table, ends, follows_parameters, noise_terms, tabulated_log_likelihood
 
 PILOT, SHARED_DRAWS = 256, 64
 

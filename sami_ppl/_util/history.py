@@ -1,0 +1,153 @@
+"""The log of a fit: one record per validation, the progress bar, and the optional TensorBoard writer."""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import json
+import math
+from pathlib import Path
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from sami_ppl._util.tables import as_html, table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class History:
+    """Records of a fit, one dict per validation, kept in memory and, given a file, as JSON lines in it.
+
+    With the extra `sami_ppl[tensorboard]` installed, every number also goes to TensorBoard events beside the file.
+    """
+
+    def __init__(self, file: Path | None = None, *, keep: int = 0, stage: str = "fit"):
+        """`keep`: step from which the run goes on; records of this stage after it are dropped."""
+        self.file, self.stage, self.records = file, stage, []
+        if file is not None and file.exists():
+            records = read_history(file)
+            self.records = [r for r in records if r["stage"] != stage or r["step"] <= keep]
+            file.write_text("".join(json.dumps(r) + "\n" for r in self.records))
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Append a record, with arrays as lists."""
+        plain = {"stage": self.stage, **{k: _plain(v) for k, v in record.items()}}
+        self.records.append(plain)
+        if self.file is not None:
+            with self.file.open("a") as out:
+                out.write(json.dumps(plain) + "\n")
+            _write_events(self.file.parent / "tensorboard" / self.stage, plain)
+
+    @classmethod
+    def joined(cls, histories: "Sequence[History]") -> "History":
+        """One log of several stages, in the order in which they were taken."""
+        joined = cls(stage=histories[-1].stage)
+        joined.file = histories[-1].file
+        joined.records = [record for history in histories for record in history.stage_records()]
+        return joined
+
+    def __repr__(self) -> str:
+        if not self.records:
+            return f"History of {self.stage}: no records"
+        rows = [("stage", "step", "loss", "bound", "KL", "seconds")]
+        for stage in dict.fromkeys(record["stage"] for record in self.records):
+            records = [record for record in self.records if record["stage"] == stage]
+            best = min(records, key=lambda record: record.get("loss", math.inf))
+            # The first, the best and the last, once each.
+            kept = [r for r in records if r is records[0] or r is best or r is records[-1]]
+            rows += [_row(record) for record in kept]
+        return f"History: {len(self.records)} records, nats per observation\n{table(rows)}"
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self))
+
+    def plot(self) -> "Figure":
+        """Losses and KL per axis against the step, a panel for each stage, in nats: `sami_ppl.plots.curves`.
+
+        Raises ValueError without records.
+        """
+        from sami_ppl.plots import curves
+
+        return curves(self.records)
+
+    def stage_records(self) -> list[dict[str, Any]]:
+        """The records of this stage."""
+        return [r for r in self.records if r["stage"] == self.stage]
+
+
+def _row(record: dict[str, Any]) -> tuple[str, ...]:
+    kl = sum(float(np.sum(value)) for value in (record.get("kl") or {}).values())
+    numbers = [f"{record[name]:.1f}" if name in record else "" for name in ("loss", "bound")]
+    seconds = f"{record['seconds']:.0f}" if "seconds" in record else ""
+    return (record["stage"], f"{record['step']:,}", *numbers, f"{kl:.2f}" if record.get("kl") else "", seconds)
+
+
+def _write_events(folder: Path, record: dict[str, Any]) -> None:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return
+    # The files' names hold the second only: without a suffix, two records within one would overwrite each other.
+    with SummaryWriter(str(folder), filename_suffix=f".{record['step']}") as writer:
+        for name, value in record.items():
+            if name not in ("stage", "step", "log_snr") and value is not None:
+                for label, number in _scalars(name, value):
+                    writer.add_scalar(label, number, record["step"])
+
+
+def _scalars(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _scalars(f"{name}/{key}", inner)
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _scalars(f"{name}/{i}", inner)
+    else:
+        yield name, value
+
+
+def read_history(file: Path) -> list[dict[str, Any]]:
+    """Records from a file of JSON lines; a last line cut short by an interruption is left out."""
+    records = []
+    for line in file.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return np.asarray(value, dtype=float).tolist()
+
+
+@contextlib.contextmanager
+def progress_bar(total: int, start: int, label: str, *, show: bool) -> Iterator[tqdm]:
+    """A bar over steps; silent where the output is no terminal, unless `show` asks for it line by line."""
+    bar = tqdm(total=total, initial=start, desc=label, disable=not show, file=sys.stderr, dynamic_ncols=True,
+               mininterval=1.0 if sys.stderr.isatty() or in_notebook() else 20.0)  # fmt: skip
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+def in_notebook() -> bool:
+    """Whether a notebook's kernel runs this: its bars move in place, as those of a terminal do."""
+    return "ipykernel" in sys.modules
+
+
+def summary_line(record: dict[str, Any]) -> str:
+    """One line for the bar: loss, KL per axis, and the errors without guidance, with own z, with shuffled z."""
+    parts = [f"loss {record['loss']:.1f}", f"bound {record['bound']:.1f}"]
+    if record.get("kl"):
+        sites = record["kl"].items()
+        parts.append("kl " + ", ".join(" ".join([n, *(f"{v:.2f}" for v in np.atleast_1d(kl))]) for n, kl in sites))
+    parts.append(f"err {sum(record['unguided']):.1f}")
+    if record.get("own") is not None:
+        parts.append(f"own {sum(record['own']):.1f} shuffled {sum(record['shuffled']):.1f}")
+    return " · ".join(parts)

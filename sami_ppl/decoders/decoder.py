@@ -1,0 +1,127 @@
+"""The score decoder: the distribution of an observation given its latent factors, as NumPyro sees it."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+from numpyro.distributions import Distribution, constraints
+
+from sami_ppl.decoders.bound import DenoiserLoss, KnownNoise, bound, own_noise
+from sami_ppl.decoders.guidance import GuidedDenoiser
+from sami_ppl.diffusion.denoiser import AbstractDenoiser
+from sami_ppl.diffusion.sampler import AbstractSampler
+from sami_ppl.encoders.encoder import AbstractEncoder
+
+
+class NoisePass(NamedTuple):
+    """Noise level of each observation and weight of its error, and the key of ε for all; of one pass or of several."""
+
+    log_snr: Float[Array, "*passes obs"]
+    weight: Float[Array, "*passes obs"]
+    key: Key[Array, "*passes"]
+
+
+class ScoreDecoder(Distribution):
+    """p(x | z) by guided reverse diffusion.
+
+    `log_prob` is minus the diffusion bound in nats, one unbiased estimate per observation from `levels` noise levels,
+    stratified over the batch. It is a lower bound on log p(x | z), not its value. `sample` is reverse diffusion.
+
+    Noise comes from `key`. With `key=None`, as where NumPyro runs a model without a seed (`log_likelihood`), a fixed
+    noise set is used, the same one for all values of z: differences between draws of z are then free of it.
+
+    `discount` c > 0 weights noise levels by w(λ) = exp(−c max(λ, 0)), for training only: with c = 0 it is the bound.
+
+    Without an encoder (`encoder=None, z=None`), the marginal p(x) of the denoiser, of shape `batch_shape`.
+    """
+
+    denoiser_loss: DenoiserLoss
+    arg_constraints: dict = {}
+    pytree_data_fields = ("denoiser", "encoder", "z", "key")
+    pytree_aux_fields = ("sampler", "levels", "denoiser_loss", "discount")
+
+    def __init__(
+        self,
+        denoiser: AbstractDenoiser,
+        encoder: AbstractEncoder | None,
+        z: Array | None,
+        *,
+        sampler: AbstractSampler,
+        key: Array | None = None,
+        levels: int = 1,
+        denoiser_loss: DenoiserLoss = "guided",
+        discount: float = 0.0,
+        batch_shape: tuple[int, ...] = (),
+    ):
+        self.denoiser, self.encoder, self.z, self.key = denoiser, encoder, z, key
+        self.sampler, self.levels, self.denoiser_loss = sampler, levels, denoiser_loss
+        self.discount = discount
+        super().__init__(
+            batch_shape=tuple(batch_shape) if z is None else z.shape[:-1],
+            event_shape=denoiser.event_shape,
+            validate_args=False,
+        )
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Real arrays of the event's shape."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def passes(self, count: int) -> NoisePass:
+        """The noise of `levels` passes over `count` observations.
+
+        Each pass takes one noise level in every stratum of the batch; over the passes, an observation's levels are
+        themselves spread evenly over the range.
+        """
+        level_key, noise_key = jax.random.split(jax.random.key(0) if self.key is None else self.key)
+        log_snr, weight = self.denoiser.schedule.stratified(level_key, self.levels * count)
+        weight = weight * jnp.exp(-self.discount * jnp.maximum(log_snr, 0.0))
+        keys = jax.random.split(noise_key, self.levels)
+        return NoisePass(log_snr.reshape(self.levels, -1), weight.reshape(self.levels, -1), keys)
+
+    def log_prob(self, value: Float[Array, "*batch_and_event"], intermediates: None = None) -> Float[Array, "*batch"]:
+        """Minus the diffusion bound, in nats: a stochastic lower bound on log p(x | z)."""
+        event = len(self.event_shape)
+        batch = jnp.broadcast_shapes(jnp.shape(value)[: jnp.ndim(value) - event], self.batch_shape)
+        x = jnp.broadcast_to(value, batch + self.event_shape).reshape((-1, *self.event_shape))
+        z = None if self.z is None else jnp.broadcast_to(self.z, batch + self.z.shape[-1:]).reshape((len(x), -1))
+
+        def one_pass(inputs: NoisePass) -> Array:
+            log_snr, weight, pass_key = inputs
+            eps = jax.random.normal(pass_key, x.shape, x.dtype)
+            if self.denoiser_loss == "own" and z is not None:
+                known, eps, zero = own_noise(self.denoiser, x, log_snr, weight, eps)
+
+                def encoder_alone(known: Array, *inputs: Array) -> Array:
+                    fixed = KnownNoise(self.denoiser, known)
+                    return bound(fixed, self.encoder, *inputs, denoiser_loss="none").total
+
+                return jax.vmap(encoder_alone)(known, x, z, log_snr, weight, eps) + zero / len(x)
+            parts = jax.vmap(
+                lambda x, z, log_snr, weight, eps: bound(
+                    self.denoiser, self.encoder, x, z, log_snr, weight, eps, denoiser_loss=self.denoiser_loss
+                ),
+                in_axes=(0, None if z is None else 0, 0, 0, 0),
+            )(x, z, log_snr, weight, eps)
+            return parts.total
+
+        passes = self.passes(len(x))
+        if self.levels == 1:
+            return -one_pass(jax.tree.map(lambda leaf: leaf[0], passes)).reshape(batch)
+        return -jax.lax.map(one_pass, passes).mean(0).reshape(batch)
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*sample_and_batch_and_event"]:
+        """Draws by reverse diffusion, of shape sample_shape + batch_shape + event_shape."""
+        shape = tuple(sample_shape) + self.batch_shape
+        count = 1
+        for size in shape:
+            count *= size
+        keys = jax.random.split(key, count)
+        denoiser, encoder = self.denoiser, self.encoder
+        if self.z is None or encoder is None:
+            draws = jax.vmap(lambda key: self.sampler.sample(denoiser, key))(keys)
+        else:
+            z = jnp.broadcast_to(self.z, (*shape, self.z.shape[-1])).reshape(count, -1)
+            draws = jax.vmap(lambda key, z: self.sampler.sample(GuidedDenoiser(denoiser, encoder, z), key))(keys, z)
+        return draws.reshape(shape + self.event_shape)

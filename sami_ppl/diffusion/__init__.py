@@ -1,0 +1,1 @@
+"""Noise levels, denoisers, samplers: diffusion without a code."""

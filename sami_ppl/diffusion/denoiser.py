@@ -1,0 +1,112 @@
+"""Denoisers: the noise prediction ε̂(x_λ, λ), hence the score −ε̂/σ and the denoised mean.
+
+The score, the denoised mean and the noise prediction are the same function in three units:
+
+    score = −ε̂ / σ,        x̂ = (x_λ − σ ε̂) / α        (Tweedie's formula).
+
+Denoisers are written for one observation; batches go through `jax.vmap`.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sami_ppl.diffusion.schedule import AbstractSchedule
+
+
+class AbstractDenoiser(eqx.Module):
+    """Noise prediction ε̂ from a noisy observation x_λ of shape `event_shape` and its log signal-to-noise ratio λ."""
+
+    schedule: eqx.AbstractVar[AbstractSchedule]
+    event_shape: eqx.AbstractVar[tuple[int, ...]]
+
+    @abc.abstractmethod
+    def __call__(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Float[Array, "*event"]:
+        """ε̂(x_λ, λ), of the shape of one observation."""
+
+    def fill_missing(self, x: Float[Array, "*event"]) -> tuple[Float[Array, "*event"], Float[Array, "*event"]]:
+        """X to be noised, and 1 where it is seen, 0 where it is missing: here all of it is seen."""
+        return x, jnp.ones_like(x)
+
+    def x_hat(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Float[Array, "*event"]:
+        """Denoised mean E[x | x_λ] = (x_λ − σ ε̂)/α."""
+        sigma, alpha = self.schedule.sigma(log_snr), self.schedule.alpha(log_snr)
+        return (x_noisy - sigma * self(x_noisy, log_snr)) / alpha
+
+    def score(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Float[Array, "*event"]:
+        """∇ log p(x_λ) = −ε̂/σ."""
+        return -self(x_noisy, log_snr) / self.schedule.sigma(log_snr)
+
+
+class PreconditionedDenoiser(AbstractDenoiser):
+    """A network F whose input has unit variance at every noise level, and whose output is either of two targets.
+
+    `mean` m and `std` s are those of the data, v = α²s² + σ² the variance of a noisy observation. With the input
+    u = (x_λ − α m)/√v:
+
+    - `predict="data"` (default): x̂ = m + s F(u, λ). For data near a manifold of few dimensions, such as images drawn
+      from a few factors: the network puts out what lies on the manifold and none of the noise (Li & He 2025, *Back to
+      Basics: Let Denoising Generative Models Denoise*).
+    - `predict="noise"`: ε̂ = (σ/v)(x_λ − α m) − (α s/√v) F(u, λ), a target of unit variance at every noise level
+      (Karras et al. 2022, *Elucidating the Design Space*, sec. 5, for any α and σ). F = 0 is optimal for white data.
+      The better one at high signal-to-noise ratio, so for the bound, at a high `log_snr_max`.
+    """
+
+    network: Callable
+    schedule: AbstractSchedule
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    mean: float = eqx.field(static=True)
+    std: float = eqx.field(static=True)
+    predict: Literal["data", "noise"] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        network: Callable,
+        schedule: AbstractSchedule,
+        event_shape: tuple[int, ...],
+        mean: float = 0.0,
+        std: float = 1.0,
+        predict: Literal["data", "noise"] = "data",
+    ):
+        self.network, self.schedule, self.event_shape = network, schedule, event_shape
+        self.mean, self.std, self.predict = float(mean), float(std), predict
+
+    def __check_init__(self) -> None:
+        if not self.std > 0:
+            raise ValueError(f"std must be positive, got {self.std}: give the standard deviation of the data")
+        if self.predict not in ("data", "noise"):
+            raise ValueError(f"predict must be 'data' or 'noise', got {self.predict!r}")
+
+    def __call__(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Float[Array, "*event"]:
+        alpha, sigma = self.schedule.alpha(log_snr), self.schedule.sigma(log_snr)
+        variance = (alpha * self.std) ** 2 + sigma**2
+        centred = x_noisy - alpha * self.mean
+        out = self.network(centred / jnp.sqrt(variance), log_snr)
+        if self.predict == "data":
+            return (centred - alpha * self.std * out) / sigma
+        return sigma / variance * centred - alpha * self.std / jnp.sqrt(variance) * out
+
+
+class GaussianDenoiser(AbstractDenoiser):
+    """Exact denoiser of x ~ N(mean, cov), a vector: ε̂ = σ (α² Σ + σ² I)⁻¹ (x_λ − α μ). The oracle of the tests."""
+
+    mean: Float[Array, " d"]
+    eigenvalues: Float[Array, " d"]
+    eigenvectors: Float[Array, "d d"]
+    schedule: AbstractSchedule
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(self, mean: Float[Array, " d"], cov: Float[Array, "d d"], schedule: AbstractSchedule):
+        self.mean = mean
+        self.eigenvalues, self.eigenvectors = jnp.linalg.eigh(cov)
+        self.schedule = schedule
+        self.event_shape = mean.shape
+
+    def __call__(self, x_noisy: Float[Array, " d"], log_snr: Float[Array, ""]) -> Float[Array, " d"]:
+        alpha, sigma = self.schedule.alpha(log_snr), self.schedule.sigma(log_snr)
+        rotated = self.eigenvectors.T @ (x_noisy - alpha * self.mean)
+        return sigma * (self.eigenvectors @ (rotated / (alpha**2 * self.eigenvalues + sigma**2)))

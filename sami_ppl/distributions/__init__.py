@@ -1,0 +1,1 @@
+"""Distributions that NumPyro has not, and what is known of supports."""

@@ -1,0 +1,364 @@
+"""Encoders: the noisy posterior q(z | x_λ, λ).
+
+One network plays two parts. At the clean end of the noise range it is the guide, q(z | x); along reverse diffusion,
+the gradient of its log density guides the denoiser. Encoders are written for one observation; batches go through
+`jax.vmap`.
+"""
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+from numpyro.distributions import Distribution
+
+from sami_ppl.diffusion.schedule import AbstractSchedule
+from sami_ppl.encoders.families import (
+    AbstractFamily,
+    Diagonal,
+    PerCategory,
+    check_min_scale,
+    choose_families,
+    squashed_scale,
+    with_min_scale,
+)
+from sami_ppl.nn.embed import NoiseEmbedding
+from sami_ppl.priors.read import Given, Prior, read_prior
+from sami_ppl.priors.sites import Latents
+
+Noise = Literal["full", "variance", "blind"]
+
+
+class AbstractEncoder(eqx.Module):
+    """Noisy posterior q(z | x_λ, λ) over the `latent_size` = D coordinates of the code z."""
+
+    schedule: eqx.AbstractVar[AbstractSchedule]
+    event_shape: eqx.AbstractVar[tuple[int, ...]]
+    latent_size: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def __call__(
+        self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
+    ) -> tuple[Float[Array, " D"], Float[Array, "*scale"]]:
+        """Location (D,) and scale of q: a vector (D,) of standard deviations, or a factor A (D, D), cov = A Aᵀ."""
+
+    def parameters(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Any:
+        """What determines q at one noisy observation: location and scale, or what a subclass needs."""
+        return self(x_noisy, log_snr)
+
+    @abc.abstractmethod
+    def log_prob(
+        self, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
+    ) -> Float[Array, ""]:
+        """Log q(z | x_λ, λ) in nats. Guidance is its gradient in x_λ."""
+
+    def posterior(self, x: Float[Array, "*event"]) -> tuple[Float[Array, " D"], Float[Array, "*scale"]]:
+        """Location and scale of q(z | x), the noisy posterior at the clean end, without noise added."""
+        return self(*self.clean(x))
+
+    def clean(self, x: Float[Array, "*event"]) -> tuple[Float[Array, "*event"], Float[Array, ""]]:
+        """Noisy observation and noise level at which q is the guide, q(z | x)."""
+        log_snr = jnp.asarray(self.schedule.log_snr_max, dtype=jnp.result_type(float, x))
+        return self.schedule.alpha(log_snr) * x, log_snr
+
+
+def diagonal_log_prob(z: Float[Array, " D"], loc: Float[Array, " D"], scale: Float[Array, " D"]) -> Float[Array, ""]:
+    """Log N(z; loc, diag(scale²)) in nats."""
+    return -jnp.sum(0.5 * ((z - loc) / scale) ** 2 + jnp.log(scale) + 0.5 * jnp.log(2 * jnp.pi))
+
+
+class NetworkEncoder(AbstractEncoder):
+    """A noisy posterior on the features of a network; what the features parametrise is up to the subclass.
+
+    `noise` says what may depend on the noise level:
+
+    - `"full"` (default): everything. Exact for a linear-Gaussian model.
+    - `"variance"`: the scale only; the network is called with `log_snr=None`.
+    - `"blind"`: nothing, as in the paper; on Gaussian data it collapses at every setting.
+
+    The network is called on the observation scaled to unit variance at each noise level (as the denoiser's is), on
+    the noisy observation itself where it must not see λ.
+    """
+
+    network: eqx.AbstractVar[Callable]
+    noise: eqx.AbstractVar[Noise]
+    mean: eqx.AbstractVar[float]
+    std: eqx.AbstractVar[float]
+
+    def features(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Float[Array, " features"]:
+        """What the network says of one noisy observation."""
+        if self.noise != "full":
+            return self.network(x_noisy, None)
+        alpha, sigma = self.schedule.alpha(log_snr), self.schedule.sigma(log_snr)
+        scaled = (x_noisy - alpha * self.mean) / jnp.sqrt((alpha * self.std) ** 2 + sigma**2)
+        return self.network(scaled, log_snr)
+
+
+def feature_size(network: Callable, event_shape: tuple[int, ...], *, sees_noise: bool) -> int:
+    """Length of the network's feature vector. Raises ValueError unless it maps one observation to a vector."""
+    x = jax.ShapeDtypeStruct(event_shape, jnp.float32)
+    log_snr = jax.ShapeDtypeStruct((), jnp.float32) if sees_noise else None
+    try:
+        features = jax.eval_shape(lambda x, lam: network(x, lam), x, log_snr)
+    except Exception as error:
+        raise ValueError(
+            f"the encoder network failed on one observation of shape {event_shape}"
+            f"{'' if log_snr is not None else ' with log_snr=None'}: {error}"
+        ) from error
+    if features.ndim != 1:
+        raise ValueError(
+            f"the encoder network must map one observation of shape {event_shape} to a feature vector, "
+            f"got an output of shape {features.shape}: end it with a reshape(-1)"
+        )
+    return features.shape[0]
+
+
+class DiagonalEncoder(NetworkEncoder):
+    """Diagonal Gaussian noisy posterior of the whole code.
+
+    Log scales are squashed between `min_scale` and 2, in units of the prior's spread, and start at 1: a posterior wider
+    than the prior never helps, and one far narrower makes reverse diffusion stiff.
+    """
+
+    network: Callable
+    loc: eqx.nn.Linear
+    log_scale: eqx.nn.Linear
+    embedding: NoiseEmbedding | None
+    embedded_log_scale: eqx.nn.Linear | None
+    schedule: AbstractSchedule
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    latent_size: int = eqx.field(static=True)
+    noise: Noise = eqx.field(static=True)
+    mean: float = eqx.field(static=True)
+    std: float = eqx.field(static=True)
+    min_scale: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        network: Callable,
+        schedule: AbstractSchedule,
+        event_shape: tuple[int, ...],
+        latent_size: int,
+        *,
+        noise: Noise = "full",
+        mean: float = 0.0,
+        std: float = 1.0,
+        min_scale: float = 0.03,
+        key: Key[Array, ""],
+    ):
+        check_min_scale(min_scale)
+        if noise not in ("full", "variance", "blind"):
+            raise ValueError(f"noise must be 'full', 'variance' or 'blind', got {noise!r}")
+        self.network, self.schedule, self.noise = network, schedule, noise
+        self.event_shape, self.latent_size = tuple(event_shape), latent_size
+        self.mean, self.std, self.min_scale = float(mean), float(std), min_scale
+        features = feature_size(network, self.event_shape, sees_noise=noise == "full")
+        loc_key, scale_key, embed_key, embedded_key = jax.random.split(key, 4)
+        self.loc = eqx.nn.Linear(features, latent_size, key=loc_key)
+        self.log_scale = eqx.nn.Linear(features, latent_size, key=scale_key)
+        depends = noise == "variance"
+        self.embedding = NoiseEmbedding(64, key=embed_key) if depends else None
+        self.embedded_log_scale = eqx.nn.Linear(64, latent_size, key=embedded_key) if depends else None
+
+    def __call__(
+        self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
+    ) -> tuple[Float[Array, " D"], Float[Array, " D"]]:
+        features = self.features(x_noisy, log_snr)
+        raw = self.log_scale(features)
+        if self.embedding is not None and self.embedded_log_scale is not None:
+            raw = raw + self.embedded_log_scale(self.embedding(log_snr))
+        return self.loc(features), squashed_scale(raw, self.min_scale)
+
+    def log_prob(
+        self, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
+    ) -> Float[Array, ""]:
+        return diagonal_log_prob(z, *self(x_noisy, log_snr))
+
+
+class FamilyEncoder(NetworkEncoder):
+    """A noisy posterior with a family of its own for every site of the prior.
+
+    `families`: site name → family, such as `{"z": families.Full}` or `{"z": partial(families.Mixture, components=8)}`;
+    sites not named have the one that suits them. Calls give the mean and standard deviation of every coordinate of z.
+    Raises ValueError for a site that the prior has not, and for a family that does not live on the site's support.
+    """
+
+    network: Callable
+    families: tuple[AbstractFamily, ...]
+    sites: tuple[str, ...] = eqx.field(static=True)
+    slices: tuple[tuple[int, int], ...] = eqx.field(static=True)
+    schedule: AbstractSchedule
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    noise: Noise = eqx.field(static=True)
+    mean: float = eqx.field(static=True)
+    std: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        network: Callable,
+        schedule: AbstractSchedule,
+        event_shape: tuple[int, ...],
+        latents: Latents,
+        *,
+        families: Mapping[str, Callable] | None = None,
+        noise: Noise = "full",
+        mean: float = 0.0,
+        std: float = 1.0,
+        key: Key[Array, ""],
+    ):
+        if noise not in ("full", "blind"):
+            raise ValueError(f"noise must be 'full' or 'blind' with families of your own, got {noise!r}")
+        self.network, self.schedule, self.event_shape, self.noise = network, schedule, tuple(event_shape), noise
+        self.mean, self.std = float(mean), float(std)
+        chosen = choose_families(latents, families)
+        features = feature_size(network, self.event_shape, sees_noise=noise == "full")
+        keys = jax.random.split(key, len(latents.sites))
+        self.families = tuple(
+            chosen[site.name](features, site, key=k) for site, k in zip(latents.sites, keys, strict=True)
+        )
+        self.sites = tuple(site.name for site in latents.sites)
+        self.slices = tuple((site.start, site.start + site.size) for site in latents.sites)
+
+    @property
+    def latent_size(self) -> int:
+        return self.slices[-1][1]
+
+    def parameters(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> dict[str, Any]:
+        features = self.features(x_noisy, log_snr)
+        return {name: family.parameters(features) for name, family in zip(self.sites, self.families, strict=True)}
+
+    def distribution(self, site: str, parameters: dict[str, Any], codes: Mapping[str, Array]) -> Distribution:
+        """Law of the code of a site, from `parameters` of one observation or of a batch.
+
+        `codes`: of the sites before it in the program, by name; only those of discrete sites matter.
+        """
+        family, own = self.families[self.sites.index(site)], parameters[site]
+        return family.distribution(family.given(own, codes) if isinstance(family, PerCategory) else own)
+
+    def code_log_prob(self, parameters: dict[str, Any], z: Float[Array, " D"]) -> Float[Array, ""]:
+        """Log density of a code in nats, from `parameters` of one observation."""
+        codes = {name: z[start:stop] for name, (start, stop) in zip(self.sites, self.slices, strict=True)}
+        each = [self.distribution(name, parameters, codes).log_prob(code) for name, code in codes.items()]
+        return jnp.sum(jnp.stack([jnp.sum(one) for one in each]))
+
+    def __call__(
+        self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
+    ) -> tuple[Float[Array, " D"], Float[Array, " D"]]:
+        parameters, found = self.parameters(x_noisy, log_snr), {}
+        for name, family in zip(self.sites, self.families, strict=True):
+            own, means = parameters[name], {site: mean for site, (mean, _) in found.items()}
+            found[name] = (
+                family.marginal_moments(own, means) if isinstance(family, PerCategory) else family.moments(own)
+            )
+        loc, scale = zip(*found.values(), strict=True)
+        return jnp.concatenate(loc), jnp.concatenate(scale)
+
+    def log_prob(
+        self, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
+    ) -> Float[Array, ""]:
+        return self.code_log_prob(self.parameters(x_noisy, log_snr), z)
+
+
+def encoder_for(
+    prior: Prior,
+    network: Callable,
+    schedule: AbstractSchedule,
+    event_shape: tuple[int, ...],
+    *,
+    families: Mapping[str, Callable] | None = None,
+    given: Given | None = None,
+    noise: Noise = "full",
+    mean: float = 0.0,
+    std: float = 1.0,
+    min_scale: float = 0.03,
+    key: Key[Array, ""],
+) -> NetworkEncoder:
+    """The encoder that suits a prior: a `DiagonalEncoder`, or a `FamilyEncoder` where a site needs another family.
+
+    `given`: values of the variables that the prior takes, as for `Program`. `min_scale` is that of families without one
+    of their own. Raises what these and `read_prior` raise.
+    """
+    latents = read_prior(prior, given)
+    settings: dict[str, Any] = {"noise": noise, "mean": mean, "std": std, "key": key}
+    if set(choose_families(latents, families).values()) == {Diagonal}:
+        return DiagonalEncoder(network, schedule, event_shape, latents.size, min_scale=min_scale, **settings)
+    chosen = choose_families(latents, families)
+    scaled = {name: with_min_scale(family, min_scale) for name, family in chosen.items()}
+    return FamilyEncoder(network, schedule, event_shape, latents, families=scaled, **settings)
+
+
+class AbstractRotation(AbstractEncoder):
+    """The encoder of z' = R z for an orthogonal R: the same noisy posterior, in rotated axes.
+
+    q'(z' | x_λ, λ) = q(Rᵀ z' | x_λ, λ) exactly, so guidance, samples and the bound are unchanged wherever the prior
+    is invariant under R.
+    """
+
+    base: eqx.AbstractVar[AbstractEncoder]
+
+    @abc.abstractmethod
+    def matrix(self) -> Float[Array, "D D"]:
+        """R."""
+
+    @property
+    def schedule(self) -> AbstractSchedule:
+        return self.base.schedule
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return self.base.event_shape
+
+    @property
+    def latent_size(self) -> int:
+        return self.base.latent_size
+
+    def __call__(
+        self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
+    ) -> tuple[Float[Array, " D"], Float[Array, "D D"]]:
+        rotation = self.matrix()
+        loc, scale = self.base(x_noisy, log_snr)
+        return rotation @ loc, rotation * scale if scale.ndim == 1 else rotation @ scale
+
+    def log_prob(
+        self, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
+    ) -> Float[Array, ""]:
+        return self.base.log_prob(self.matrix().T @ z, x_noisy, log_snr)
+
+
+class RotatedEncoder(AbstractRotation):
+    """A rotation that is given, and kept while the encoder behind it is trained: what gauge fixing makes."""
+
+    base: AbstractEncoder
+    rotation: Float[Array, "D D"]
+
+    def __init__(self, base: AbstractEncoder, rotation: Float[Array, "D D"]):
+        self.base, self.rotation = base, rotation
+
+    def matrix(self) -> Float[Array, "D D"]:
+        """The rotation, without a gradient."""
+        return jax.lax.stop_gradient(self.rotation)
+
+
+def check_latents(encoder: AbstractEncoder, latents: Latents) -> None:
+    """Raise ValueError unless the encoder's code is that of the prior's sites, each in a family that can hold it."""
+    if encoder.latent_size != latents.size:
+        raise ValueError(
+            f"encoder.latent_size is {encoder.latent_size} but the prior has {latents.size} "
+            f"unconstrained coordinates ({', '.join(latents.axes)}): build the encoder with "
+            f"latent_size=read_prior(prior).size"
+        )
+    gaussian = isinstance(encoder, DiagonalEncoder | AbstractRotation)
+    for site in latents.sites:
+        if site.manifold is not None and gaussian:
+            raise ValueError(
+                f"prior site {site.name!r} lives on a {site.manifold}, where a Gaussian would tear: build the "
+                "encoder with encoder_for(prior, network, ...)"
+            )
+        if site.categories and not isinstance(encoder, FamilyEncoder):
+            raise ValueError(
+                f"prior site {site.name!r} is discrete, with {site.categories} values, which needs a classifier in "
+                "the encoder: build it with encoder_for(prior, network, ...)"
+            )

@@ -1,0 +1,1 @@
+"""Fits: stages, plans of stages, where they start, their checkpoints."""

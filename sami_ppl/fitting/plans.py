@@ -1,0 +1,349 @@
+"""Plans of a fit: which parts are trained in which order, by stages whose settings follow from program and data.
+
+`fit` runs a plan, or a single `Stage`. A stage that a plan is not given has sizes by the data: a batch of no more than
+there are observations, steps for so many epochs, the learning rate of the kind of network.
+"""
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Float, Key
+import numpy as np
+import xarray as xr
+
+from sami_ppl._util.history import History
+from sami_ppl.data.checks import training_part
+from sami_ppl.diagnostics.fitted import not_fitted
+from sami_ppl.fitting.gauge import align, symmetric_axes
+from sami_ppl.fitting.loop import Target, check_stage, fit_stage
+from sami_ppl.fitting.stage import Stage
+from sami_ppl.fitting.start import check_clusters, warm_start
+from sami_ppl.nn import UNet
+from sami_ppl.program.build import as_data
+from sami_ppl.program.program import NETWORKS, Program
+
+EPOCHS = 150
+"""Passes through the data that a stage takes, within its least and most steps."""
+
+
+class Run(NamedTuple):
+    """What the stages of a plan share: the data, and where they write and report to."""
+
+    train: Any
+    held_out: Any
+    count: int
+    options: dict[str, Any]
+
+    @property
+    def progress(self) -> bool:
+        """Whether to say what is done."""
+        return self.options["progress"]
+
+    def stage(
+        self, program: Program, stage: Stage, name: str, *, key: Key[Array, ""], **what: Any
+    ) -> tuple[Program, History]:
+        """One stage."""
+        if self.progress:
+            print(
+                f"{name}: {stage.count(self.count):,} steps of {stage.batch}, learning rate {stage.learning_rate:g}"
+                + (f", beta {stage.beta:g}" if what.get("target") != "marginal" else "")
+            )
+        return fit_stage(program, self.train, stage, key=key, held_out=self.held_out, name=name, **what, **self.options)
+
+
+class AbstractPlan(abc.ABC):
+    """The stages of a fit. Subclasses are frozen dataclasses of `Stage`s; None is one whose sizes suit the data."""
+
+    @abc.abstractmethod
+    def settled(self, program: Program, count: int) -> "AbstractPlan":
+        """The plan with every stage given: one that is None follows from the program and `count` observations."""
+
+    @abc.abstractmethod
+    def check(self, program: Program, count: int) -> None:
+        """Raise ValueError where a later stage could not be run; cheap, it is called before the first."""
+
+    @abc.abstractmethod
+    def run(self, program: Program, run: Run, *, key: Key[Array, ""]) -> tuple[Program, list[History]]:
+        """Take the stages, all given, one after another."""
+
+
+@dataclass(frozen=True)
+class TwoStage(AbstractPlan):
+    """The denoiser as a model of the observations alone, then the encoder against the frozen denoiser (default).
+
+    The denoiser cannot absorb what the encoder gets wrong; the encoder starts warm (`warm_start`, `warm_steps` steps; 0
+    leaves it out; `warm_clusters`: discrete sites from clusters). `align`: fix the gauge at the end where the prior
+    has the symmetry.
+    """
+
+    denoiser: Stage | None = None
+    encoder: Stage | None = None
+    warm_steps: int = 500
+    warm_clusters: bool = False
+    align: bool = False
+
+    def settled(self, program: Program, count: int) -> "TwoStage":
+        return replace(
+            self,
+            denoiser=self.denoiser or denoiser_stage(program, count),
+            encoder=self.encoder or encoder_stage(program, count),
+        )
+
+    def check(self, program: Program, count: int) -> None:
+        check_stage(program, _given(self.denoiser), count, target="marginal")
+        self._second.check(program, count, fitted=True)
+
+    @property
+    def _second(self) -> "EncoderOnly":
+        return EncoderOnly(self.encoder, self.warm_steps, self.warm_clusters, self.align)
+
+    def run(self, program: Program, run: Run, *, key: Key[Array, ""]) -> tuple[Program, list[History]]:
+        denoiser_key, *keys = jax.random.split(key, 3)
+        program, first = run.stage(program, _given(self.denoiser), "denoiser", key=denoiser_key, target="marginal")
+        program, rest = self._second.encode(program, run, *keys)
+        return program, [first, *rest]
+
+
+@dataclass(frozen=True)
+class EncoderOnly(AbstractPlan):
+    """The encoder against a denoiser that is fitted already: after `with_prior`, or with a loaded denoiser.
+
+    `warm_steps`, `warm_clusters`, `align` as in `TwoStage`.
+    """
+
+    encoder: Stage | None = None
+    warm_steps: int = 500
+    warm_clusters: bool = False
+    align: bool = False
+
+    def settled(self, program: Program, count: int) -> "EncoderOnly":
+        return replace(self, encoder=self.encoder or encoder_stage(program, count))
+
+    def check(self, program: Program, count: int, *, fitted: bool = False) -> None:
+        if self.warm_steps < 0:
+            raise ValueError(f"warm_steps must be at least 0, got {self.warm_steps}")
+        if not fitted and "denoiser" in not_fitted(program):
+            raise ValueError(
+                "EncoderOnly needs a fitted denoiser, and this one has never been: write sp.fit(program, data, "
+                "sp.TwoStage(), key=key), which fits both"
+            )
+        check_stage(program, _given(self.encoder), count, train=("encoder",))
+        if self.warm_steps and self.warm_clusters:
+            check_clusters(program)
+
+    def run(self, program: Program, run: Run, *, key: Key[Array, ""]) -> tuple[Program, list[History]]:
+        return self.encode(program, run, *jax.random.split(key))
+
+    def encode(self, program: Program, run: Run, warm_key: Array, encoder_key: Array) -> tuple[Program, list[History]]:
+        """The warm start and the stage."""
+        stage = _given(self.encoder)
+        if self.warm_steps:
+            program = warm_start(
+                program, run.train, key=warm_key, clusters=self.warm_clusters, steps=self.warm_steps,
+                batch=stage.batch, progress=run.progress,
+            )  # fmt: skip
+        program, history = run.stage(program, stage, "encoder", key=encoder_key, train=("encoder",))
+        return _aligned(program, run) if self.align else program, [history]
+
+
+@dataclass(frozen=True)
+class Joint(AbstractPlan):
+    """Both networks by the guided bound, as in the paper; the denoiser may absorb what the encoder gets wrong."""
+
+    both: Stage | None = None
+    align: bool = False
+
+    def settled(self, program: Program, count: int) -> "Joint":
+        return replace(self, both=self.both or joint_stage(program, count))
+
+    def check(self, program: Program, count: int) -> None:
+        check_stage(program, _given(self.both), count)
+
+    def run(self, program: Program, run: Run, *, key: Key[Array, ""]) -> tuple[Program, list[History]]:
+        return _both(program, run, "guided", _given(self.both), align=self.align, key=key)
+
+
+@dataclass(frozen=True)
+class Decoupled(AbstractPlan):
+    """Both networks at once, the denoiser by its own unguided loss, the encoder by the guided one.
+
+    One pass of the denoiser serves both; it stays a model of the observations, as in two stages.
+    """
+
+    both: Stage | None = None
+    align: bool = False
+
+    def settled(self, program: Program, count: int) -> "Decoupled":
+        return replace(self, both=self.both or joint_stage(program, count))
+
+    def check(self, program: Program, count: int) -> None:
+        check_stage(program, _given(self.both), count)
+
+    def run(self, program: Program, run: Run, *, key: Key[Array, ""]) -> tuple[Program, list[History]]:
+        return _both(program, run, "own", _given(self.both), align=self.align, key=key)
+
+
+@dataclass(frozen=True)
+class PriorOnly(AbstractPlan):
+    """The prior's parameters to the posteriors of a fitted program, by their KL alone; the denoiser is not called."""
+
+    fit: Stage | None = None
+
+    def settled(self, program: Program, count: int) -> "PriorOnly":
+        return replace(self, fit=self.fit or prior_stage(count))
+
+    def check(self, program: Program, count: int) -> None:
+        check_stage(program, _given(self.fit), count, train=("prior",))
+
+    def run(self, program: Program, run: Run, *, key: Key[Array, ""]) -> tuple[Program, list[History]]:
+        (key,) = jax.random.split(key, 1)
+        program, history = run.stage(program, _given(self.fit), "fit", key=key, train=("prior",))
+        return program, [history]
+
+
+def fit(
+    program: Program,
+    data: xr.Dataset | Float[Array | np.ndarray, "obs *event"],
+    plan: AbstractPlan | Stage | None = None,
+    *,
+    key: Key[Array, ""],
+    held_out: xr.Dataset | Float[Array | np.ndarray, "obs *event"] | None = None,
+    target: Target = "joint",
+    train: tuple[str, ...] = NETWORKS,
+    name: str = "fit",
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+) -> tuple[Program, History]:
+    """Fit a program to observations: a plan of several stages, or one stage.
+
+        program, history = sp.fit(program, data, key=key)                                   # TwoStage()
+        program, history = sp.fit(program, data, sp.TwoStage(align=True), key=key)
+        program, history = sp.fit(program, data, sp.Stage(steps=500), key=key, train=("encoder",))
+
+    Args:
+        program: the program; it is not changed.
+        data: observations x, an array (obs, *event) or a Dataset, which holds the variables that the prior takes too.
+            Of a Dataset whose `split` has both parts the test part is left alone.
+        plan: `TwoStage` (default), `EncoderOnly`, `Joint`, `Decoupled` or `PriorOnly`; or a single `Stage`.
+        key: random key of weights, batches and noise.
+        held_out: observations for validation; default the last tenth of the training part, not trained on then.
+        target: of a single stage: "joint", the program itself, or "marginal", its denoiser alone as a model of x.
+        train: of a single stage: the parts that are trained, of "denoiser", "encoder", "prior".
+        name: of a single stage, in the log and for its checkpoints.
+        out: folder for checkpoints, `out/checkpoints/<stage>`, and the log, `out/log.jsonl`; None writes nothing.
+        resume: go on from the latest checkpoints in `out`, of the same settings, data and prior.
+        progress: print the settings of every stage of a plan, and show progress bars.
+        callback: receives every record of the log.
+
+    Returns:
+        The program with its averaged weights, and the log of all stages.
+
+    Raises:
+        TypeError: a plan that is none, options of a single stage given with a plan.
+        ValueError: what cannot be run, before the first step; a single observation without `held_out`.
+        CheckpointError: checkpoints in `out` of another run, or any without `resume`.
+        NonFiniteLoss: the loss is NaN or infinite; it names the site and carries the best program so far.
+    """
+    options: dict[str, Any] = {"out": out, "resume": resume, "progress": progress, "callback": callback}
+    if isinstance(plan, Stage):
+        return fit_stage(
+            program, data, plan, key=key, held_out=held_out, target=target, train=train, name=name, **options
+        )
+    plan = TwoStage() if plan is None else plan
+    if not isinstance(plan, AbstractPlan):
+        raise TypeError(
+            f"plan must be a plan, such as sp.TwoStage(), or a sp.Stage, got {type(plan).__name__}: write "
+            "sp.fit(program, data, key=key) for the default"
+        )
+    if (target, tuple(train), name) != ("joint", NETWORKS, "fit"):
+        raise TypeError("target, train and name are of a single stage, a plan has its own: leave them out")
+    part = training_part(as_data(data))
+    if held_out is None:
+        part, held_out = _parted(part)
+    count = part.sizes["obs"] if isinstance(part, xr.Dataset) else len(part)
+    # What cannot be run is said now, not after the first stage.
+    for some in (part, held_out):
+        program.observations(_rows(some, slice(1)))
+    plan = plan.settled(program, count)
+    plan.check(program, count)
+    program, histories = plan.run(program, Run(part, held_out, count, options), key=key)
+    return program, History.joined(histories)
+
+
+def denoiser_stage(program: Program, count: int) -> Stage:
+    """The stage of a denoiser, for `count` observations."""
+    batch, most, rate = (64, 2500, 1e-3) if _is_convolutional(program) else (256, 3000, 3e-3)
+    return _stage(count, batch, most, learning_rate=rate)
+
+
+def encoder_stage(program: Program, count: int) -> Stage:
+    """The stage of an encoder against a fitted denoiser, for `count` observations."""
+    batch, most = (64, 1500) if _is_convolutional(program) else (128, 3000)
+    warmup = min(300, _steps(count, batch, 500, most) // 5)
+    return _stage(count, batch, most, learning_rate=8e-4, warmup=warmup, beta=0.2, clip=150.0)
+
+
+def joint_stage(program: Program, count: int) -> Stage:
+    """The stage of both networks at once, for `count` observations."""
+    batch, most = (64, 3000) if _is_convolutional(program) else (128, 5000)
+    return _stage(count, batch, most, learning_rate=1e-3, clip=150.0)
+
+
+def _stage(count: int, batch: int, most: int, **settings: Any) -> Stage:
+    steps = _steps(count, batch, 500, most)
+    return Stage(steps=steps, batch=min(batch, count), validate_every=max(100, steps // 6), **settings)
+
+
+def prior_stage(count: int) -> Stage:
+    """The stage of a prior's parameters, for `count` observations."""
+    steps, batch = _steps(count, 512, 200, 1500), min(512, count)
+    return Stage(steps=steps, batch=batch, learning_rate=3e-3, beta=1.0, validate_every=max(100, steps // 3))
+
+
+def _steps(count: int, batch: int, least: int, most: int) -> int:
+    return min(most, max(least, EPOCHS * count // min(batch, count)))
+
+
+def _given(stage: Stage | None) -> Stage:
+    assert stage is not None, "plans are settled before they are checked and run"
+    return stage
+
+
+def _is_convolutional(program: Program) -> bool:
+    nodes = jax.tree.leaves(program.denoiser, is_leaf=lambda node: isinstance(node, UNet))
+    return any(isinstance(node, UNet) for node in nodes)
+
+
+def _both(
+    program: Program, run: Run, loss: Any, stage: Stage, *, align: bool, key: Key[Array, ""]
+) -> tuple[Program, list[History]]:
+    (key,) = jax.random.split(key, 1)
+    program, history = run.stage(program.replace(denoiser_loss=loss), stage, "both", key=key)
+    return _aligned(program, run) if align else program, [history]
+
+
+def _aligned(program: Program, run: Run) -> Program:
+    if symmetric_axes(program).sum() < 2:
+        return program
+    return align(program, program.observed(run.train)).program
+
+
+def _rows(data: Any, rows: slice) -> Any:
+    return data.isel(obs=rows) if isinstance(data, xr.Dataset) else data[rows]
+
+
+def _parted(data: Any) -> tuple[Any, Any]:
+    """Observations to train on, and the last tenth, for validation."""
+    count = data.sizes["obs"] if isinstance(data, xr.Dataset) else len(data)
+    if count < 2:
+        raise ValueError(
+            f"data hold {count} observation{'s' * (count != 1)} for training, and one of them is held out: give more"
+        )
+    cut = count - max(1, count // 10)
+    return _rows(data, slice(cut)), _rows(data, slice(cut, None))

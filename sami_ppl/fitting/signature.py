@@ -1,0 +1,37 @@
+"""What a checkpoint is of: the settings of a stage, the program, and the data. A fit goes on from no other."""
+
+from dataclasses import asdict
+import hashlib
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from sami_ppl.distributions.supports import described
+from sami_ppl.fitting.stage import Stage
+from sami_ppl.priors.read import Given
+from sami_ppl.program.program import Program
+
+
+def signature(
+    program: Program, stage: Stage, data: tuple[Any, Given], held_out: tuple[Any, Given], **settings: Any
+) -> dict[str, Any]:
+    """What a run must have in common with the one that it continues; plain values, for `Checkpoints`.
+
+    `data` and `held_out`: x and the variables that the prior takes, on the host.
+    """
+    sites = (*program.latents.sites, *program.latents.shared)
+    weights = {network: sum(leaf.size for leaf in jax.tree.leaves(p)) for network, p in program.params().items()}
+    return asdict(stage) | settings | weights | {
+        "denoiser_loss": program.denoiser_loss,
+        "schedule": eqx.tree_pformat(program.denoiser.schedule, short_arrays=False),
+        "sites": {site.name: [site.law, described(site.transform)] for site in sites},
+        "data": digests(*data), "held_out": digests(*held_out),
+    }  # fmt: skip
+
+
+def digests(x: Any, given: Given) -> dict[str, str]:
+    """The first 16 digits of the SHA-256 of every array."""
+    arrays = {"x": x, **given}
+    return {name: hashlib.sha256(np.ascontiguousarray(array)).hexdigest()[:16] for name, array in arrays.items()}

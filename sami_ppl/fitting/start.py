@@ -1,0 +1,196 @@
+"""Warm starts of the encoder: a smooth, unfolded code to begin with, found without labels.
+
+Trained from random weights, an encoder may fold the space of factors: two places of an object share a code, and no
+later gradient unfolds it. Two starts prevent that and save most of the time. `transfer` copies the denoiser's own
+features. `fit_codes` then fits q(z | x_λ, λ), at every noise level, by maximum likelihood to the leading principal
+components of low-pass filtered observations: a blurred image changes monotonically as an object moves, where the
+components of the sharp image turn over.
+"""
+
+import itertools
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+import numpy as np
+import optax
+from scipy.ndimage import gaussian_filter
+from tqdm.auto import trange
+import xarray as xr
+
+from sami_ppl.diagnostics.dimension import manifold_dimension
+from sami_ppl.encoders.encoder import AbstractEncoder
+from sami_ppl.encoders.frames import FramewiseEncoder
+from sami_ppl.fitting.loop import batches
+from sami_ppl.fitting.start_prior import fit_prior, with_clusters
+from sami_ppl.priors.sites import Latents
+from sami_ppl.program.program import Program
+from sami_ppl.program.sequences import frames_of
+
+
+def transfer(source: eqx.Module, target: eqx.Module) -> eqx.Module:
+    """The target network with every array replaced that the source has at the same place in the same shape.
+
+    A half U-Net takes the descending half of a U-Net, a perceptron all layers but those at its ends that differ.
+    """
+    found = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(eqx.filter(source, eqx.is_inexact_array))
+    }
+
+    def take(path: tuple, leaf: Array) -> Array:
+        other = found.get(jax.tree_util.keystr(path))
+        return other if other is not None and other.shape == getattr(leaf, "shape", None) else leaf
+
+    return jax.tree_util.tree_map_with_path(take, target)
+
+
+def low_pass_codes(
+    x: Float[Array | np.ndarray, "obs *event"], size: int, components: int, *, width: float = 0.25, seed: int = 0
+) -> Float[np.ndarray, "obs D"]:
+    """Codes of `size` axes, each of mean 0 and variance 1: the leading principal components of blurred observations.
+
+    Only `components` axes carry one; the others are noise, as the prior is, so that no factor starts out spread over
+    more axes than it needs. `width`: standard deviation of the blur in units of the image's side; vectors are not
+    blurred.
+    """
+    flat = np.asarray(x, dtype=np.float32)
+    if flat.ndim == 4:
+        pixels = width * flat.shape[-1]
+        flat = gaussian_filter(flat, (0, 0, pixels, pixels), mode="nearest")
+        step = max(1, int(pixels / 4))  # a blurred image holds nothing finer
+        flat = flat[..., ::step, ::step]
+    flat = flat.reshape(len(flat), -1)
+    components = min(components, size, flat.shape[1])
+    centred = flat - flat.mean(0)
+    values, vectors = np.linalg.eigh(centred.T @ centred / len(flat))
+    leading = np.argsort(values)[::-1][:components]
+    codes = np.random.default_rng(seed).standard_normal((len(flat), size))
+    codes[:, :components] = centred @ vectors[:, leading] / np.sqrt(np.maximum(values[leading], 1e-12))
+    return codes.astype(np.float32)
+
+
+def arrange(codes: Float[np.ndarray, "obs D"], latents: Latents, components: int) -> Float[np.ndarray, "obs D"]:
+    """Columns of codes in another order: those that lie on a circle or sphere together at the sites of directions.
+
+    A factor that goes round shows in components of equal weight, whose squares add up to a constant. Discrete sites
+    take the last columns: a place, cut into sectors, is no kind.
+    """
+    left, order = list(range(codes.shape[1])), np.full(codes.shape[1], -1)
+    for site in latents.sites:
+        if site.manifold is None:
+            continue
+        dim = site.unconstrained_shape[-1]
+        for start in range(site.start, site.start + site.size, dim):
+            sets = list(itertools.combinations([c for c in left if c < components], dim)) or [tuple(left[:dim])]
+            squares = [np.sum(codes[:, list(columns)] ** 2, 1) for columns in sets]
+            best = sets[int(np.argmin([square.std() / square.mean() for square in squares]))]
+            order[start : start + dim] = best
+            left = [c for c in left if c not in best]
+    discrete = np.concatenate([np.full(site.size, bool(site.categories)) for site in latents.sites])
+    free = np.flatnonzero(order < 0)
+    order[np.concatenate([free[~discrete[free]], free[discrete[free]]])] = left
+    return codes[:, order]
+
+
+def fit_codes(
+    program: Program,
+    x: Float[Array | np.ndarray, "obs *event"],
+    codes: Float[np.ndarray, "obs D"],
+    *,
+    key: Key[Array, ""],
+    steps: int = 500,
+    batch: int = 128,
+    learning_rate: float = 2e-3,
+    noise: float = 0.05,
+    progress: bool = True,
+) -> Program:
+    """The program with its encoder fitted to codes of the observations by maximum likelihood, at all noise levels.
+
+    `noise`: standard deviation added to the codes, so that the clean posterior keeps a width.
+    """
+    batch = min(batch, len(x))
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, min(50, steps // 2 + 1), steps + 1, learning_rate / 10
+    )
+    optimiser = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(rate, b2=0.99))
+    params, static = eqx.partition(program.encoder, eqx.is_inexact_array)
+    seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
+
+    def loss(params: AbstractEncoder, x: Array, codes: Array, key: Array) -> Array:
+        encoder: AbstractEncoder = eqx.combine(params, static)
+        level_key, eps_key, code_key = jax.random.split(key, 3)
+        log_snr, _ = encoder.schedule.stratified(level_key, len(x))
+        eps = jax.random.normal(eps_key, x.shape, x.dtype)
+        z = program.latents.onto_support(codes + noise * jax.random.normal(code_key, codes.shape, codes.dtype))
+        x_noisy = jax.vmap(encoder.schedule.add_noise)(x, log_snr, eps)
+        return -jnp.mean(jax.vmap(encoder.log_prob)(z, x_noisy, log_snr))
+
+    @jax.jit
+    def update(params: Any, state: optax.OptState, rows: Array, key: Array) -> tuple:
+        gradient = jax.grad(loss)(params, observations[rows], targets[rows], key)
+        updates, state = optimiser.update(gradient, state)
+        return optax.apply_updates(params, updates), state
+
+    observations, targets = jnp.asarray(x), jnp.asarray(codes)
+    state = optimiser.init(params)
+    for step in trange(steps, desc="warm start", disable=not progress, mininterval=1.0):
+        rows = batches(seed, len(x), batch, step, 1)[0]
+        params, state = update(params, state, rows, jax.random.fold_in(key, step))
+    return program.replace(encoder=eqx.combine(params, static))
+
+
+def check_clusters(program: Program) -> None:
+    """Raise ValueError where `warm_start` cannot start a program on clusters."""
+    if program.latents.shared or not (program.latents.discrete or program.latents.params):
+        raise ValueError(
+            "clusters is for priors with discrete sites or learned parameters (numpyro.param), without global sites: "
+            "leave it out"
+        )
+    if isinstance(program.encoder, FramewiseEncoder):
+        raise ValueError("clusters is for programs of single observations, this one is of sequences: leave it out")
+
+
+def warm_start(
+    program: Program,
+    data: xr.Dataset | Float[Array | np.ndarray, "obs *event"],
+    *,
+    key: Key[Array, ""],
+    steps: int = 500,
+    batch: int = 128,
+    clusters: bool = False,
+    progress: bool = True,
+) -> Program:
+    """The program with its encoder started from its fitted denoiser and from low-pass codes of the observations.
+
+    As many axes as the denoiser has found dimensions in the data carry a component; spare ones start at the prior. Of
+    sequences, the encoder of frames is started, from all frames that are seen. With `clusters`, discrete sites start on
+    clusters of the observations, else at random; and what the prior learns starts at its most likely value for these
+    codes. `data`: observations, as an array or a Dataset, which holds the variables that the prior takes too.
+
+    Raises ValueError for `clusters` with a prior that has global sites or nothing to learn, or is of sequences.
+    """
+    x, given = program.observations(data)
+    if clusters:
+        check_clusters(program)
+    if isinstance(program.encoder, FramewiseEncoder):
+        frames, x = frames_of(program), x.reshape(-1, *program.event_shape[1:])
+        seen = x[~np.isnan(x.reshape(len(x), -1)).any(1)]
+        begun = warm_start(frames, seen, key=key, steps=steps, batch=batch * program.encoder.frames, progress=progress)
+        return program.replace(encoder=FramewiseEncoder(begun.encoder, program.encoder.frames))
+    dimension_key, code_key = jax.random.split(key)
+    source, target = (getattr(part, "network", None) for part in (program.denoiser, program.encoder))
+    if source is not None and target is not None:
+        encoder = eqx.tree_at(lambda encoder: encoder.network, program.encoder, transfer(source, target))
+        program = program.replace(encoder=encoder)
+    components = max(1, manifold_dimension(program.denoiser, x[:32], key=dimension_key))
+    spare = sum(site.size // site.unconstrained_shape[-1] for site in program.latents.sites if site.manifold)
+    continuous = program.latents.size - sum(site.categories for site in program.latents.sites)
+    components = min(components + spare, continuous)
+    codes = arrange(low_pass_codes(x, program.latents.size, components), program.latents, components)
+    if clusters:
+        codes = with_clusters(program, x, given, codes)
+        program = fit_prior(program, codes, given)
+    return fit_codes(program, x, codes, key=code_key, steps=steps, batch=batch, progress=progress)

@@ -1,0 +1,214 @@
+"""What the groups of a posterior hold: draws and their densities, one chunk of observations after another."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+import numpy as np
+import numpyro
+from numpyro import handlers
+from numpyro.infer import Predictive, log_likelihood
+
+from sami_ppl.decoders.decoder import NoisePass, ScoreDecoder
+from sami_ppl.encoders.frames import FramewiseEncoder
+from sami_ppl.evidence.elbo import draw_latents
+from sami_ppl.evidence.iwae import weight_tails
+from sami_ppl.priors.read import Given
+from sami_ppl.program.kl import shared_kl
+from sami_ppl.program.program import Program
+from sami_ppl.program.tabulated import (
+    NoiseTerms,
+    Table,
+    ends,
+    follows_parameters,
+    noise_terms,
+    parameter_count,
+    tabulated_log_likelihood,
+)
+
+TABULATED_LEVELS, LEVELS = 64, 8
+"""Noise levels of the bound unless asked for: where it can be tabulated, and where every draw calls the encoder."""
+
+Groups = dict[str, dict[str, np.ndarray]]
+"""Arrays by group and variable, with the dims of `layout`."""
+
+
+def layout(program: Program) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Dims of every variable of every group."""
+    draw, each = ("chain", "draw"), ("chain", "draw", "obs")
+    sites = {site.name: (*each, *site.dims) for site in program.latents.sites}
+    sites |= {site.name: (*draw, *site.dims) for site in program.latents.shared}
+    image = {"x": (*each, *program.event_dims)}
+    densities: dict[str, tuple[str, ...]] = {site.name: each for site in program.latents.sites}
+    return {
+        "posterior": sites,
+        "prior": sites,
+        "unconstrained_posterior": {"code": (*each, "axis"), "shared_code": (*draw, "shared_axis")},
+        "posterior_predictive": image,
+        "prior_predictive": image,
+        "log_likelihood": {"x": each},
+        "log_prior": densities | {site.name: draw for site in program.latents.shared},
+        "sample_stats": {
+            "kl": ("chain", "obs", "site"), "kl_axis": ("chain", "obs", "axis"), "kl_shared": ("chain", "shared_site"),
+            "lp": each, "log_weight": each, "pareto_k": ("chain", "obs"), "importance_ess": ("chain", "obs"),
+        },
+        "observed_data": {"x": ("obs", *program.event_dims)},
+    }  # fmt: skip
+
+
+def concatenate(program: Program, chunks: list[Groups]) -> Groups:
+    """Chunks of observations behind one another."""
+    dims = layout(program)
+    return {
+        group: {
+            name: np.concatenate([chunk[group][name] for chunk in chunks], axis=dims[group][name].index("obs"))
+            for name in variables
+        }
+        for group, variables in chunks[0].items()
+    }
+
+
+class Sampler:
+    """Draws the groups of chunks of at most `size` observations; every function is compiled once.
+
+    Global sites are drawn once, for all chunks: `shared_groups` holds what there is of them.
+    """
+
+    def __init__(
+        self, program: Program, size: int, *, key: Key[Array, ""], draws: int, predictive: int, levels: int | None
+    ):
+        self.program, self.size, self.draws, self.predictive = program, size, draws, predictive
+        self.tabulated = levels != 0 and _can_tabulate(program, draws)
+        self.levels = levels if levels is not None else TABULATED_LEVELS if self.tabulated else LEVELS
+        # Keys of their own for what is drawn once: those of chunks are folded, and fold_in(k, i) is split(k, n)[i].
+        *self.keys, shared_key, shared_prior_key = jax.random.split(key, 6)
+        self.shared, self.shared_prior, self.shared_groups = _shared(program, draws, shared_key, shared_prior_key)
+        self._posterior, self._prior = jax.jit(self._draw_posterior), jax.jit(self._draw_prior)
+        self._observations, self._bound = jax.jit(self._draw_observations), jax.jit(self._score_observations)
+
+    def __call__(self, i: int, x: np.ndarray, given: Given) -> Groups:
+        """All groups of chunk number i."""
+        rows, count = np.minimum(np.arange(self.size), len(x) - 1), len(x)  # a short chunk is filled up
+        whole = jnp.asarray(x[rows])
+        at = {name: jnp.asarray(value[rows]) for name, value in given.items()}
+        keys = [jax.random.fold_in(key, i) for key in self.keys]
+        drawn = self._posterior(keys[0], whole, at, self.shared)
+        prior = self._prior(keys[1], at, self.shared_prior)
+        host = partial(jax.tree.map, lambda leaf: np.asarray(leaf)[:, :count][None])
+        groups: Groups = {
+            "posterior": host(drawn["values"]), "prior": host(prior), "log_prior": host(drawn["log_p"]),
+            "unconstrained_posterior": {"code": host(drawn["z"])},
+            "sample_stats": self._kl(np.asarray(drawn["kl"])[:count]),
+        }  # fmt: skip
+        if self.predictive:
+            for group, key, values, shared in (
+                ("posterior_predictive", keys[2], drawn["values"], self.shared),
+                ("prior_predictive", keys[3], prior, self.shared_prior),
+            ):
+                first = {name: value[: self.predictive] for name, value in (values | shared).items()}
+                groups[group] = {"x": host(self._observations(key, at, first))}
+        if self.levels:
+            bound = self._bound(whole, at, drawn, self.shared)
+            groups["log_likelihood"] = {"x": host(bound)}
+            lp = np.asarray(bound + sum(drawn["log_p"].values()))[:, :count]
+            log_weight = lp - np.asarray(drawn["log_q"])[:, :count]
+            pareto_k, ess = weight_tails(log_weight.astype(float))
+            stats = {"lp": lp, "log_weight": log_weight, "pareto_k": pareto_k, "importance_ess": ess}
+            groups["sample_stats"] |= {name: value[None] for name, value in stats.items()}
+        return groups
+
+    def _kl(self, axes: np.ndarray) -> dict[str, np.ndarray]:
+        sites = [axes[:, site.code].sum(1) for site in self.program.latents.sites]
+        return {"kl": np.stack(sites, axis=1)[None], "kl_axis": axes[None]}
+
+    def _draw_posterior(self, key: Array, x: Array, given: Given, shared: dict[str, Array]) -> dict[str, Any]:
+        def one(key: Array, shared: dict[str, Array]) -> dict[str, Any]:
+            return draw_latents(self.program, x, key, given, shared)._asdict()
+
+        drawn = jax.vmap(one)(jax.random.split(key, self.draws), shared)
+        return drawn | {"kl": drawn["kl"].mean(0)}
+
+    def _draw_prior(self, key: Array, given: Given, shared: dict[str, Array]) -> dict[str, Array]:
+        program = self.program
+
+        def one(key: Array, shared: dict[str, Array]) -> dict[str, Array]:
+            run = handlers.seed(handlers.substitute(program.sample_prior, data=shared), key)
+            trace = handlers.trace(run).get_trace(numpyro.plate("obs", self.size), self.size, given)
+            return {site.name: trace[site.name]["value"] for site in program.latents.sites}
+
+        return jax.vmap(one)(jax.random.split(key, self.draws), shared)
+
+    def _draw_observations(self, key: Array, given: Given, values: dict[str, Array]) -> Array:
+        params = self.program.params()
+        sampler = Predictive(self.program.model, values, params=params, return_sites=["x"])
+        return sampler(key, size=self.size, given=given)["x"]
+
+    def _score_observations(self, x: Array, given: Given, drawn: dict[str, Any], shared: dict[str, Array]) -> Array:
+        program = self.program.replace(discount=0.0)  # which shapes training; with it this would be no bound
+        if not self.tabulated:
+            model = handlers.substitute(program.model, data=program.params())
+            return log_likelihood(model, drawn["values"] | shared, x, levels=self.levels, given=given)["x"]
+        table = _tabulate(program, x, self.levels)
+        return jax.vmap(jax.vmap(partial(tabulated_log_likelihood, program.encoder)), in_axes=(None, 0))(
+            table, drawn["z"]
+        )
+
+
+def _can_tabulate(program: Program, draws: int) -> bool:
+    """Whether the bound follows from the encoder's parameters, and these are fewer than the draws."""
+    encoder = program.encoder
+    if isinstance(encoder, FramewiseEncoder) or parameter_count(encoder) > draws:
+        return False
+    return follows_parameters(encoder, jnp.zeros(program.event_shape), key=jax.random.key(0))
+
+
+def _tabulate(program: Program, x: Array, levels: int) -> Table:
+    """The table of every observation, on the noise set that NumPyro's `log_likelihood` takes."""
+    denoiser, encoder = program.denoiser, program.encoder
+    decoder = ScoreDecoder(denoiser, None, None, sampler=program.sampler, levels=levels, batch_shape=(len(x),))
+
+    def one_pass(noise: NoisePass) -> NoiseTerms:
+        eps = jax.random.normal(noise.key, x.shape, x.dtype)
+        return jax.vmap(partial(noise_terms, denoiser, encoder))(x, noise.log_snr, eps)
+
+    passes = decoder.passes(len(x))
+    terms = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), jax.lax.map(one_pass, passes))
+    return Table(terms, passes.weight.T / levels, jax.vmap(partial(ends, encoder))(x))
+
+
+def _shared(
+    program: Program, draws: int, key: Array, prior_key: Array
+) -> tuple[dict[str, Array], dict[str, Array], Groups]:
+    """Draws of the global sites from their guide and from the prior, and what there is of them in each group."""
+    sites = program.latents.shared
+    if not sites:
+        return {}, {}, {}
+    given = program.given.rows(slice(1))
+
+    def prior(values: dict[str, Array], key: Array) -> dict[str, Any]:
+        run = handlers.seed(handlers.substitute(program.sample_prior, data=values), key)
+        return handlers.trace(run).get_trace(numpyro.plate("obs", 1), 1, given)
+
+    def one(key: Array, prior_key: Array) -> tuple[dict[str, Any], dict[str, Array]]:
+        q = handlers.trace(handlers.seed(program.sample_shared, key)).get_trace()
+        values = {site.name: q[site.name]["value"] for site in sites}
+        p = prior(values, prior_key)
+        told = {
+            "posterior": values,
+            "log_prior": {name: p[name]["fn"].log_prob(value) for name, value in values.items()},
+            "kl": jnp.stack([shared_kl(q[name]["fn"], p[name]["fn"], value) for name, value in values.items()]),
+            "code": jnp.concatenate([site.to_code(values[site.name]) for site in sites]),
+        }
+        drawn = prior({}, prior_key)
+        return told, {site.name: drawn[site.name]["value"] for site in sites}
+
+    told, drawn = jax.jit(jax.vmap(one))(*(jax.random.split(k, draws) for k in (key, prior_key)))
+    host = partial(jax.tree.map, lambda leaf: np.asarray(leaf)[None])
+    groups: Groups = {
+        "posterior": host(told["posterior"]), "prior": host(drawn), "log_prior": host(told["log_prior"]),
+        "unconstrained_posterior": {"shared_code": host(told["code"])},
+        "sample_stats": {"kl_shared": np.asarray(told["kl"].mean(0))[None]},
+    }  # fmt: skip
+    return told["posterior"], drawn, groups

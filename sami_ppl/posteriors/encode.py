@@ -1,0 +1,127 @@
+"""Posteriors of more observations than fit in memory: from one zarr store to another, batch by batch."""
+
+from collections.abc import Iterator
+from pathlib import Path
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from sami_ppl._util.history import progress_bar
+from sami_ppl.data import check_shape, open_data, scale_bytes
+from sami_ppl.data.checks import faulty
+from sami_ppl.diagnostics.fitted import warn_if_not_fitted
+from sami_ppl.encoders.frames import floating
+from sami_ppl.program.program import Program
+
+
+def encode(
+    program: Program,
+    data: xr.Dataset | str | Path,
+    out: str | Path,
+    *,
+    chunk: int = 1024,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Location and scale of the posterior of the code z, for every observation of a store: `Program.encode` to disk.
+
+        codes = sp.encode(program, "images.zarr", "codes.zarr")
+
+    `data`: the path of a `.zarr` or `.nc` file, or a Dataset opened by `open_data`, with the variable x (obs, *event);
+    uint8 is scaled as `load_data` does. `out`: a new zarr store for `location` (obs, axis) and `scale` (obs, axis), or
+    (obs, axis, column) where it is a factor A with cov = A Aᵀ; `axis` is labelled, `obs` as in the data. It appears
+    when it is complete. Returns it, opened but not read.
+
+    The encoder takes `chunk` observations at a time and is compiled once; the store is read in whole chunks of its
+    own. Memory holds those two and the labels of obs, however many observations there are.
+
+    Raises FileExistsError where `out` exists, TypeError and ValueError for an x that `check_data` would refuse for
+    its type or shape, and for values that are not finite.
+    """
+    out = Path(out)
+    if out.exists():
+        raise FileExistsError(f"out {out} exists and is not overwritten: give a new folder")
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1 observation, got {chunk}")
+    warn_if_not_fitted(program)
+    data = opened(program, data)
+    count = data.sizes["obs"]
+    size = min(chunk, count)
+    moments = jax.jit(lambda x: program.moments(x))
+    part = out.with_name(out.name + ".part")
+    arrays, start = _create(part, program, data, size), 0
+    with progress_bar(count, 0, "encode", show=progress) as bar:
+        for batch in batches(data["x"], size):
+            batch = floating(batch, program.encoder)
+            rows = np.minimum(np.arange(size), len(batch) - 1)  # the last batch is filled up
+            for array, values in zip(arrays, jax.device_get(moments(jnp.asarray(batch[rows]))), strict=True):
+                array[start : start + len(batch)] = values[: len(batch)]
+            start += len(batch)
+            bar.update(len(batch))
+    part.rename(out)
+    return xr.open_dataset(out, engine="zarr", consolidated=False)
+
+
+def opened(program: Program, data: Any) -> xr.Dataset:
+    """Data opened by their path, or as they are, checked as `encode` says, without reading any values."""
+    if not isinstance(data, str | Path | xr.Dataset):
+        raise TypeError(
+            f"data must be a path or an xarray.Dataset to be streamed, got {type(data).__name__}: write "
+            'xr.Dataset({"x": (("obs", "feature"), array)})'
+        )
+    if not isinstance(data, xr.Dataset):
+        data = open_data(data)
+    if "x" in data and {*data["x"].dims} == {"obs", *program.event_dims}:
+        data = data.assign(x=data["x"].transpose("obs", *program.event_dims))  # matched by name
+    check_shape(data, event_shape=program.event_shape)
+    if data["x"].dtype != np.uint8 and data["x"].dtype.kind != "f":
+        raise TypeError(f"x must be floating point or uint8, got {data['x'].dtype}: store it as one of them")
+    return data
+
+
+def _create(folder: Path, program: Program, data: xr.Dataset, size: int) -> list:
+    """A store with the labels, and its arrays `location` and `scale`, to be filled."""
+    import zarr
+
+    shutil.rmtree(folder, ignore_errors=True)
+    labels = {"axis": list(program.latents.axes), **({"obs": data["obs"]} if "obs" in data.coords else {})}
+    xr.Dataset(coords=labels, attrs={"description": "posterior of the code z"}).to_zarr(folder, consolidated=False)
+    group, dims = zarr.open_group(folder, mode="a"), ("obs", "axis", "column")
+    x = jax.ShapeDtypeStruct((1, *program.event_shape), jnp.float32)
+    return [
+        group.create_array(
+            name, shape=(data.sizes["obs"], *one.shape[1:]), chunks=(size, *one.shape[1:]), dtype=one.dtype,
+            fill_value=np.nan, dimension_names=dims[: one.ndim],
+        )
+        for name, one in zip(("location", "scale"), jax.eval_shape(program.moments, x), strict=True)
+    ]  # fmt: skip
+
+
+def batches(x: xr.DataArray, size: int) -> Iterator[np.ndarray]:
+    """Batches of `size` observations in float32, the last one shorter, cut from whole chunks of the store."""
+    stored = x.encoding.get("preferred_chunks", {}).get("obs", size)
+    block = -(-size // stored) * stored
+    blocks = (x.isel(obs=slice(start, start + block)).values for start in range(0, len(x), block))
+    top = _largest_byte(x, block) if x.dtype == np.uint8 else None
+    left, seen = np.empty((0, *x.shape[1:]), np.float32), 0
+    for values in blocks:
+        values = values.astype(np.float32) if top is None else scale_bytes(values, top)
+        if (wrong := faulty(values, x.dims)).any():
+            first = seen + int(np.argwhere(wrong)[0, 0])
+            raise ValueError(f"x is NaN or infinite at observation {first}, the first such: fill it or leave it out")
+        seen += len(values)
+        left = np.concatenate([left, values])
+        while len(left) >= size:
+            yield left[:size]
+            left = left[size:]
+    if len(left):
+        yield left
+
+
+def _largest_byte(x: xr.DataArray, block: int) -> int:
+    """1 for masks of zeros and ones, else 255; as a rule the first block tells."""
+    starts = range(0, len(x), block)
+    return 255 if any(x.isel(obs=slice(start, start + block)).values.max() > 1 for start in starts) else 1

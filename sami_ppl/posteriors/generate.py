@@ -1,0 +1,92 @@
+"""Samples of a program: given codes, given images, from the prior, or from the denoiser alone."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+import numpy as np
+
+from sami_ppl._util.chunks import padded_chunks
+from sami_ppl.decoders.guidance import GuidedDenoiser
+from sami_ppl.diagnostics.fitted import warn_if_not_fitted
+from sami_ppl.diagnostics.gain import draw_code
+from sami_ppl.diffusion.denoiser import AbstractDenoiser
+from sami_ppl.diffusion.sampler import AbstractSampler
+from sami_ppl.encoders.encoder import AbstractEncoder
+from sami_ppl.program.program import Program
+
+CHUNK = 64
+
+
+def decode(
+    program: Program,
+    z: Float[Array | np.ndarray, "n D"],
+    keys: Key[Array, " n"],
+    *,
+    sampler: AbstractSampler | None = None,
+) -> Float[np.ndarray, "n *event"]:
+    """Observations given codes z, one key each: equal keys are common random numbers. Chunk by chunk on the host.
+
+    Raises ValueError for codes of another width, and for more or fewer keys than codes. Warns where the program has
+    never been fitted.
+    """
+    z = jnp.asarray(z)
+    if z.ndim != 2 or z.shape[1] != program.latents.size:
+        raise ValueError(
+            f"z must have shape (n, {program.latents.size}), one column per axis "
+            f"({', '.join(program.latents.axes)}), got {z.shape}; for site values use program.latents.to_code(values)"
+        )
+    if jnp.shape(keys) != (len(z),):
+        raise ValueError(
+            f"keys must be one per code, ({len(z)},), got {jnp.shape(keys)}: jax.random.split(key, {len(z)})"
+        )
+    warn_if_not_fitted(program)
+    sampler = program.sampler if sampler is None else sampler
+    return _in_chunks(lambda keys, z: _decode(sampler, program.denoiser, program.encoder, keys, z), keys, z)
+
+
+@eqx.filter_jit
+def _decode(sampler: AbstractSampler, denoiser: AbstractDenoiser, encoder: AbstractEncoder, keys: Array, z: Array):
+    return jax.vmap(lambda key, z: sampler.sample(GuidedDenoiser(denoiser, encoder, z), key))(keys, z)
+
+
+def generate(
+    program: Program,
+    *,
+    key: Key[Array, ""],
+    z: Float[Array | np.ndarray, "n D"] | None = None,
+    x: Float[Array | np.ndarray, "n *event"] | None = None,
+    size: int | None = None,
+    guided: bool = True,
+    sampler: AbstractSampler | None = None,
+) -> Float[np.ndarray, "n *event"]:
+    """Samples, given exactly one of: codes `z`; images `x`, whose posteriors give a code each; a `size`.
+
+    With `size`, codes are drawn from the prior, or, with `guided=False`, there are none and the denoiser alone
+    samples. `sampler` replaces the program's own. Raises ValueError unless one of the three is given, and for
+    `guided=False` with z or x.
+    """
+    if sum(given is not None for given in (z, x, size)) != 1:
+        raise ValueError(
+            "give exactly one of z (codes), x (images whose posteriors give codes), size (number of samples)"
+        )
+    if size is None and not guided:
+        raise ValueError("guided=False samples the denoiser alone, without codes: give size, not z or x")
+    code_key, sample_key = jax.random.split(key)
+    if size is not None and not guided:
+        warn_if_not_fitted(program)
+        plain = program.sampler if sampler is None else sampler
+        alone = jax.jit(jax.vmap(lambda key: plain.sample(program.denoiser, key)))
+        return _in_chunks(alone, jax.random.split(sample_key, size))
+    if size is not None:
+        z = program.prior_codes(code_key, size)
+    elif x is not None:
+        z = jax.jit(lambda x, key: draw_code(program, x, key))(jnp.asarray(program.observed(x)), code_key)
+    assert z is not None
+    return decode(program, z, jax.random.split(sample_key, len(z)), sampler=sampler)
+
+
+def _in_chunks(function, *arrays: Array) -> np.ndarray:
+    """Apply in chunks of one size, the last one padded, so that the function is compiled once."""
+    chunks = padded_chunks(len(arrays[0]), CHUNK)
+    return np.concatenate([np.asarray(function(*(array[rows] for array in arrays)))[:count] for rows, count in chunks])

@@ -1,0 +1,348 @@
+"""Reads a prior: a NumPyro function over the latent factors of one observation.
+
+A prior is a function that calls `numpyro.sample`. From one trace of it follow the sites, their supports and shapes,
+and from these the code z: all sites mapped to unconstrained space by `biject_to(support)`, centred and scaled by the
+prior's own location and spread, and concatenated. Discrete sites with finitely many values have one-hot codes.
+
+With an argument `obs`, the plate over observations, a prior is hierarchical: sites outside the plate are global, shared
+by all observations. What it makes by `numpyro.param` or `eqx_module` is learned. Any other argument, such as u, is data
+on the observations, a label or a time: the prior is p(z | u).
+"""
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
+import functools
+import inspect
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+import numpy as np
+import numpyro
+from numpyro import distributions as dist
+from numpyro import handlers
+from numpyro.distributions.transforms import biject_to
+import xarray as xr
+
+from sami_ppl.distributions.matern import Matern
+from sami_ppl.distributions.relaxed import RelaxedOneHotCategorical
+from sami_ppl.distributions.supports import described, manifold, mixture_components, normal_base, unwrapped
+from sami_ppl.priors.dependence import Dependence, Names, dependences
+from sami_ppl.priors.discrete import OneHotTransform, categories, check_combinations, partly_observed
+from sami_ppl.priors.factors import default_dims
+from sami_ppl.priors.sites import Latents, LatentSite, check_site_dims
+
+Prior = Callable[..., Any]
+"""A function of no arguments, or of the plate `obs`, or of variables of the data, each with a leading dim obs."""
+
+Given = Mapping[str, Array | np.ndarray]
+"""The variables that a prior takes, by name, each (obs, ...)."""
+
+
+def read_prior(prior: Prior, given: "Given | Frozen | None" = None) -> Latents:
+    """Read a prior from its trace; reading the same function again gives the same object.
+
+    `given`: for a prior p(z | u), the u of some observations, over which the code is centred and scaled. Raises
+    TypeError if it is no function or takes an argument that is not given, ValueError if it has no site, an observed
+    one, a discrete one that cannot be summed over, or one whose support has no bijection from unconstrained space. The
+    message names the site.
+    """
+    if not callable(prior) or isinstance(prior, dist.Distribution):
+        raise TypeError(
+            f"prior must be a function that calls numpyro.sample, got {type(prior).__name__}; write for instance\n"
+            '    def prior():\n        numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1))'
+        )
+    arguments = prior_arguments(prior)
+    frozen = given if isinstance(given, Frozen) else Frozen.of(given or {})
+    if missing := [name for name in arguments if name not in frozen.names]:
+        raise TypeError(
+            f"prior takes the argument {missing[0]!r}, which is not given: pass the values of some observations, "
+            f"given={{{missing[0]!r}: array of shape (obs, ...)}}; bind constants with functools.partial"
+        )
+    if unused := sorted(set(frozen.names) - set(arguments)):
+        raise TypeError(f"given holds {', '.join(unused)}, but the prior takes {', '.join(arguments) or 'none'}")
+    # A program may be built inside a transformation, such as eval_shape when it is loaded; a prior has no inputs.
+    with jax.ensure_compile_time_eval():
+        return _read(prior, frozen) if isinstance(prior, Hashable) else _read.__wrapped__(prior, frozen)
+
+
+def check_numbers(given: Given) -> None:
+    """Raise ValueError for variables that are no numbers, or not finite."""
+    for name, value in given.items():
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            raise ValueError(
+                f"the prior takes {name!r} as numbers, got {array.dtype}: write "
+                f"np.unique({name}, return_inverse=True)[1]"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name!r}, which the prior takes, is NaN or infinite somewhere: drop these observations")
+
+
+def check_variable(data: xr.Dataset, name: str) -> None:
+    """Raise ValueError unless the data have a variable with leading dim obs: x, or one that the prior takes."""
+    if name in data.data_vars and data[name].dims[:1] == ("obs",):
+        return
+    taken, write = (
+        ("the observations", 'rename({"<name>": "x"}) or data.transpose("obs", ...)')
+        if name == "x"
+        else ("which the prior takes", f'assign({name}=("obs", values))')
+    )
+    raise ValueError(
+        f"data has no variable {name!r} on obs, {taken}; its variables are {', '.join(map(str, data.data_vars))}: "
+        f"write data.{write}"
+    )
+
+
+class Frozen:
+    """Named arrays that compare and hash by their content."""
+
+    def __init__(self, names: tuple[str, ...], arrays: tuple[np.ndarray, ...]):
+        self.names, self.arrays = names, arrays
+        self._content = (names, tuple((a.shape, str(a.dtype), a.tobytes()) for a in arrays))
+
+    @classmethod
+    def of(cls, given: Given) -> "Frozen":
+        """Raises ValueError unless all are numbers, finite, and of one length."""
+        check_numbers(given)
+        arrays = tuple(np.asarray(value) for value in given.values())
+        if len({array.shape[:1] for array in arrays}) > 1 or any(array.ndim == 0 for array in arrays):
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in zip(given, arrays, strict=True))
+            raise ValueError(f"given must hold arrays of shape (obs, ...) for the same observations, got {shapes}")
+        return cls(tuple(given), arrays)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Frozen) and self._content == other._content
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+    def rows(self, rows: Any) -> dict[str, Array]:
+        """The values of single observations."""
+        return {name: jnp.asarray(array)[rows] for name, array in zip(self.names, self.arrays, strict=True)}
+
+    def __len__(self) -> int:
+        return len(self.arrays[0]) if self.arrays else 1
+
+
+def sample_prior(prior: Prior, plate: Any, given: Given | None = None) -> None:
+    """Sample all sites of a prior for the observations of a plate."""
+    with partly_observed():
+        if "obs" in _arguments(prior):
+            prior(obs=plate, **(given or {}))
+        else:
+            with plate:
+                prior(**(given or {}))
+
+
+def prior_arguments(prior: Prior) -> tuple[str, ...]:
+    """The variables of the data that a prior takes."""
+    return tuple(name for name in _arguments(prior) if name != "obs")
+
+
+def _arguments(prior: Prior) -> list[str]:
+    """The arguments that a prior needs."""
+    known = inspect.signature(prior).parameters.values()
+    return [p.name for p in known if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
+@functools.lru_cache(maxsize=128)
+def _read(prior: Prior, given: Frozen) -> Latents:
+    trace, params = _trace(prior, given)
+    is_shared = {name: not site["cond_indep_stack"] for name, site in trace.items()}
+    if all(is_shared.values()):
+        plate = "    with obs:\n    " if is_shared else ""
+        raise ValueError(
+            f"prior has no latent site{' in the plate obs' if is_shared else ''}: call numpyro.sample at least once "
+            f'in it, for instance\n{plate}    numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1))'
+        )
+    draws, constants = _marginal_draws(prior, given, trace)
+    depends = _dependences(prior, given, trace, params)
+    sites, shared, start = [], [], 0
+    kinds = _kinds(trace, depends)
+    for name, traced in trace.items():
+        first = 0 if is_shared[name] else start
+        site = _read_site(name, traced, draws[name], constants.get(name), depends[name].law, first)
+        site = replace(site, kinds=kinds[name])
+        if is_shared[name] and site.manifold is not None:
+            raise ValueError(
+                f"global prior site {name!r} lives on a {site.manifold}, but the guide of global sites is Gaussian: "
+                "sample it in the plate obs, or give it a support without one, such as dist.Uniform"
+            )
+        (shared if is_shared[name] else sites).append(site)
+        start += 0 if is_shared[name] else site.size
+    check_site_dims((*sites, *shared))
+    return Latents(tuple(sites), tuple(shared), params, given.names)
+
+
+def _one_observation(prior: Prior, key: Array, given: Given) -> dict[str, Any]:
+    """The trace of a prior for one observation; sites in its plate have a leading dim of 1."""
+
+    def run() -> None:
+        sample_prior(prior, numpyro.plate("obs", 1), given)
+
+    return handlers.trace(handlers.seed(run, key)).get_trace()
+
+
+def _trace(prior: Prior, given: Frozen) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        trace = _one_observation(prior, jax.random.key(0), given.rows(slice(1)))
+    except NotImplementedError as error:
+        raise ValueError(
+            "the prior cannot be drawn from, as a generative model must: one of its distributions is improper or has "
+            "no sampler. Use a proper one, such as a wide dist.Normal"
+        ) from error
+    for name, site in trace.items():
+        if site["type"] == "sample" and site["is_observed"]:
+            raise ValueError(f"prior site {name!r} is observed: a prior has latent sites only; take its obs= away")
+        if name == "x" and site["type"] == "sample":
+            raise ValueError("prior site 'x' takes the name of the observation: give it another name")
+        if site["type"] == "param" and name.removesuffix("$params") in ("denoiser", "encoder"):
+            raise ValueError(f"prior parameter {name!r} takes the name of a network of the program: rename it")
+        if site["type"] == "sample":
+            _check_site(name, site)
+    check_combinations(_sizes({name: site for name, site in trace.items() if site["type"] == "sample"}))
+    params = {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
+    return {name: site for name, site in trace.items() if site["type"] == "sample"}, params
+
+
+def _check_site(name: str, traced: dict[str, Any]) -> None:
+    fn: Any = traced["fn"]
+    size = categories(name, fn, _kind(fn))
+    if size and not traced["cond_indep_stack"]:
+        raise ValueError(
+            f"global prior site {name!r} is discrete ({_kind(fn)}), but the guide of global sites is Gaussian: sample "
+            "it in the plate obs, or fit a program for each value"
+        )
+    if "known" in traced and not size:
+        raise ValueError(
+            f"prior site {name!r} is continuous and observed for some observations (obs_mask): only discrete sites may "
+            "be. Take obs and obs_mask away"
+        )
+    plates = [frame.name for frame in traced["cond_indep_stack"]]
+    if plates not in ([], ["obs"]) or fn.batch_shape != (1,) * len(plates):
+        shape = fn.batch_shape if fn.batch_shape[-1:] != (1,) else fn.batch_shape[:-1]
+        raise ValueError(
+            f"prior site {name!r} has batch shape {shape}; a prior describes one observation, so every dim of a site "
+            f"is an event dim: write dist.{_kind(fn)}(...).to_event({len(shape)}), without plates but obs"
+        )
+
+
+def _sizes(trace: dict[str, Any]) -> dict[str, int]:
+    """The number of values of every discrete site."""
+    sizes = {name: categories(name, site["fn"], _kind(site["fn"])) for name, site in trace.items()}
+    return {name: size for name, size in sizes.items() if size}
+
+
+def _kinds(trace: dict[str, Any], depends: Mapping[str, Dependence]) -> dict[str, tuple[str, ...]]:
+    """The discrete sites that continuous ones depend on, directly or through continuous ones."""
+    sizes = _sizes(trace)
+    found: dict[str, tuple[str, ...]] = {}
+    for name in trace:
+        parents = depends[name].law["sites"] if name not in sizes else ()
+        reached = {kind for parent in parents for kind in ((parent,) if parent in sizes else found[parent])}
+        found[name] = tuple(kind for kind in sizes if kind in reached)
+    return found
+
+
+def _kind(fn: Any) -> str:
+    """The name of a distribution's class; a plate wraps it."""
+    return type(fn.base_dist if isinstance(fn, dist.ExpandedDistribution) else fn).__name__
+
+
+def _marginal_draws(
+    prior: Prior, given: Frozen, trace: dict[str, Any], count: int = 4096
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Draws of every site, dependences included, and location and scale of the Normal sites that depend on none."""
+    normals = [name for name, site in trace.items() if normal_base(site["fn"]) is not None]
+
+    def draw(key: Array, row: Array) -> tuple[dict[str, Array], dict[str, Any]]:
+        sites = _one_observation(prior, key, given.rows(row[None]))
+        moments = {name: _moments(sites[name]["fn"]) for name in normals}
+        return {name: sites[name]["value"] for name in trace}, moments
+
+    draws, moments = jax.vmap(draw)(jax.random.split(jax.random.key(0), count), jnp.arange(count) % len(given))
+    draws = {name: value.reshape(count, *trace[name]["fn"].event_shape) for name, value in draws.items()}
+    moments = {name: tuple(np.asarray(p) for p in pair) for name, pair in moments.items()}
+    constants = {
+        name: tuple(p[0] for p in pair)
+        for name, pair in moments.items()
+        if all(np.array_equal(p, np.broadcast_to(p[:1], p.shape)) for p in pair)
+    }
+    return draws, constants
+
+
+def _dependences(prior: Prior, given: Frozen, trace: dict[str, Any], params: dict[str, Any]) -> dict[str, Dependence]:
+    """What the law of every site depends on. Raises ValueError for a support that is not fixed."""
+
+    def trace_of(held: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        # From outside, where partly observed sites have one name.
+        with handlers.substitute(data=held["sites"] | held["params"]):
+            return _one_observation(prior, jax.random.key(0), held["given"])
+
+    sites = {name: site["value"] for name, site in trace.items()}
+    found = dependences(trace_of, {"sites": sites, "params": params, "given": given.rows(slice(1))})
+    for name, dependence in found.items():
+        if moving := sorted(frozenset().union(*dependence.support.values())):
+            raise ValueError(
+                f"the support of prior site {name!r} moves with {', '.join(moving)}, but its code is made by one fixed "
+                "bijection: take a law on all of space, such as dist.Normal or dist.Laplace, or sample the noise and "
+                "compute from it"
+            )
+    return found
+
+
+def _moments(fn: dist.Distribution) -> tuple[Array, Array]:
+    base = normal_base(fn)
+    assert base is not None
+    loc, scale = (jnp.broadcast_to(jnp.asarray(p, jnp.float32), fn.shape()) for p in (base.loc, base.scale))
+    return loc.reshape(fn.event_shape), scale.reshape(fn.event_shape)
+
+
+def _read_site(
+    name: str, traced: dict[str, Any], draws: Array, constant: Any, depends: Names, start: int
+) -> LatentSite:
+    fn: Any = traced["fn"]
+    law = described(fn, numbers=not any(depends.values()))
+    if size := categories(name, fn, _kind(fn)):
+        return LatentSite(
+            name, (), (), OneHotTransform(size), (size,), start, np.zeros(size), np.ones(size), False,
+            parents=tuple(sorted(depends["sites"])), categories=size, law=law,
+        )  # fmt: skip
+    on, transform = manifold(fn.support)
+    try:
+        transform = biject_to(fn.support) if transform is None else transform
+    except NotImplementedError as error:
+        raise ValueError(
+            f"prior site {name!r} ({_kind(fn)}) has support {fn.support}, which has no bijection from "
+            "unconstrained space (numpyro's biject_to): use a distribution on such a space"
+        ) from error
+    shape, process = tuple(transform.inverse_shape(fn.event_shape)), isinstance(fn, Matern)
+    if on is not None or process:
+        shift, scale = np.zeros(math.prod(shape)), np.ones(math.prod(shape))
+    elif constant is not None:
+        shift, scale = (np.array(p, dtype=float).reshape(-1) for p in constant)
+    else:
+        # Median and interquartile range exist for every prior, heavy tails included, and the centre and scale of the
+        # code need not be exact.
+        unconstrained = np.asarray(transform.inv(draws)).reshape(len(draws), math.prod(shape))
+        low, shift, high = np.quantile(unconstrained, [0.25, 0.5, 0.75], axis=0)
+        scale = np.maximum((high - low) / 1.349, 1e-6)
+    default = ("time", "factor") if process else default_dims(name, tuple(fn.event_shape))
+    dims = traced["infer"].get("event_dims") or default
+    if len(dims) != len(fn.event_shape):
+        raise ValueError(
+            f"prior site {name!r} has {len(fn.event_shape)} event dims but infer={{'event_dims': {list(dims)}}} names "
+            f"{len(dims)}: give one name per dim"
+        )
+    coords = {dim: tuple(labels) for dim, labels in (traced["infer"].get("coords") or {}).items() if dim in dims}
+    # A coefficient or a mean that is learned may leave its start.
+    standard = constant is not None and not any(depends.values())
+    base = unwrapped(fn)
+    return LatentSite(
+        name, tuple(fn.event_shape), tuple(dims), transform, shape, start, shift, scale, standard, on,
+        mixture_components(fn), tuple(sorted(depends["sites"])), process,
+        temperature=base.temperature if isinstance(base, RelaxedOneHotCategorical) else None, law=law, coords=coords,
+    )  # fmt: skip

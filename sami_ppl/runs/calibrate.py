@@ -1,0 +1,179 @@
+"""Whether the posterior of a finished run can be believed: what `sami calibrate` writes and prints."""
+
+from pathlib import Path
+from typing import Any
+
+import arviz as az
+import jax
+from matplotlib.figure import Figure
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+
+from sami_ppl.calibration import (
+    calibration_table,
+    describe,
+    factor_recovery,
+    pictures,
+    simulation_based_calibration,
+    typicality,
+)
+from sami_ppl.data import check_data, load_data, real_factors, split, train_test
+from sami_ppl.evidence import first, importance_proposal, importance_weighted_bound
+from sami_ppl.plots import COLOURS
+from sami_ppl.posteriors import save_tree
+from sami_ppl.program.program import Program
+from sami_ppl.runs.run import open_run, write_json
+from sami_ppl.saving.files import UserError
+
+TRAIN, REFERENCE, PILOT, ODD = 5000, 1000, 256, 0.01
+
+
+def calibrate_run(
+    out: Path,
+    *,
+    data: Path | None = None,
+    simulations: int = 512,
+    draws: int = 200,
+    limit: int = 500,
+    weighted: int = 32,
+    seed: int = 0,
+    progress: bool = False,
+) -> str:
+    """Calibrate a finished run, write `calibration/` in its folder, and return the tables as text.
+
+    `calibration.nc` holds the ranks and moments of the simulations, the table made of them, the recovery of true
+    factors where there are any, and of each observation its bound, how typical that is, and Pareto k̂. Observations are
+    the run's test part, beside its training part; with `data`, those, beside the run's test part.
+
+    Raises UserError where the folder holds no finished run or an option is out of range, ValueError for data that do
+    not fit the program.
+    """
+    bounds = {"simulations": (simulations, 20), "draws": (draws, 2), "limit": (limit, 2), "weighted": (weighted, 0)}
+    for name, (value, least) in bounds.items():
+        if value < least:
+            raise UserError(f"--{name} must be at least {least}, got {value}")
+    run = open_run(Path(out))
+    program = run.program
+    train, test = train_test(run.data if "split" in run.data.coords else split(run.data, key=run.key))
+    observed, reference = test, train
+    if data is not None:
+        observed, reference = check_data(load_data(data), event_shape=program.event_shape), test
+    rank_key, factor_key, typical_key, weight_key = jax.random.split(jax.random.key(seed), 4)
+
+    tree = simulation_based_calibration(program, key=rank_key, simulations=simulations, draws=draws, progress=progress)
+    found = calibration_table(tree)
+    tree["table"] = xr.DataTree(found)
+    lines = [describe(found)]
+    figures: dict[str, Any] = {"calibration": _plain(found) | found.attrs}
+
+    cut = [part.isel(obs=slice(count)) for part, count in ((train, TRAIN), (test, limit))]
+    if real_factors(*reversed(cut)):
+        recovered = factor_recovery(program, *cut, key=factor_key)
+        tree["factors"] = xr.DataTree(recovered)
+        lines.append(_factor_lines(recovered))
+        figures["factors"] = _plain(recovered.drop_dims("obs")) | recovered.attrs
+
+    observed = first(observed, limit)
+    each = typicality(program, observed, first(reference, REFERENCE), key=typical_key)
+    if weighted:
+        weights = _weights(program, first(observed, weighted), key=weight_key)
+        each = each.merge(weights.reindex(obs=range(observed.sizes["obs"])))
+    tree["observations"] = xr.DataTree(each)
+    figures["observations"] = _observation_figures(each)
+    lines.append(_observation_lines(figures["observations"], "training" if data is None else "held-out"))
+
+    folder = Path(out) / "calibration"
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "calibration.json", figures)
+    save_tree(tree, folder / "calibration.nc")
+    _pictures(tree, folder)
+    return "\n".join([*lines, f"figures: {folder}"])
+
+
+def _weights(program: Program, data: xr.Dataset, *, key: jax.Array) -> xr.Dataset:
+    proposal = importance_proposal(program, first(data, PILOT), key=key)
+    weights = importance_weighted_bound(program, data, key=key, proposal=proposal)
+    return weights[["pareto_k", "ess", "weight_noise"]].assign_coords(obs=range(data.sizes["obs"]))
+
+
+def _observation_figures(each: xr.Dataset) -> dict[str, Any]:
+    level = max(ODD, 2 / (each.attrs["reference"] + 1))  # no p-value is smaller
+    odd = np.flatnonzero(each["p_value"].values <= level)
+    figures: dict[str, Any] = {
+        "observations": each.sizes["obs"], "reference": each.attrs["reference"], "odd_level": level,
+        "median_bound": float(each["bound"].median()), "odd": odd[np.argsort(each["p_value"].values[odd])].tolist(),
+    }  # fmt: skip
+    if "pareto_k" in each:
+        k = each["pareto_k"].dropna("obs")
+        figures |= {
+            "weighted": len(k), "pareto_k_median": float(k.median()), "pareto_k_above_07": float((k > 0.7).mean()),
+            "weight_noise": float(each["weight_noise"].mean()),
+        }  # fmt: skip
+    return figures
+
+
+def _observation_lines(found: dict[str, Any], beside: str) -> str:
+    count, odd = found["observations"], found["odd"]
+    shown = ", ".join(map(str, odd[:8])) + (", …" if len(odd) > 8 else "")
+    lines = [
+        f"{count} observations beside {found['reference']} {beside} ones: the bounds of {len(odd)} are among the "
+        f"{100 * found['odd_level']:.2g}% most unusual; {found['odd_level'] * count:.0f} would be by chance"
+        + (f" (obs {shown})" if odd else "")
+    ]
+    if "weighted" in found:
+        lines.append(
+            f"Pareto k̂ of the importance weights of {found['weighted']} of them: median "
+            f"{found['pareto_k_median']:.2f}, above .7 for {found['pareto_k_above_07']:.0%}; variance of log weights "
+            f"owed to noise {found['weight_noise']:.2f} nats²"
+        )
+    return "\n".join(lines)
+
+
+def _factor_lines(found: xr.Dataset) -> str:
+    levels = ", ".join(f"{level:.0%}" for level in found["level"].values)
+    width = max(len(str(name)) for name in found["factor"].values)
+    lines = [
+        "true factors, by kernel ridge regression on the code; width and coverage are of posterior draws through that "
+        "map, whose own error they leave out",
+        f"  {'':<{width}}{'R²':>9}{'corr':>9}{'error':>9}{'width':>9}  coverage of {levels}",
+    ]
+    for name in found["factor"].values:
+        row: Any = found.sel(factor=name)
+        covered = ", ".join(f"{float(value):.0%}" for value in row["coverage"].values)
+        lines.append(
+            f"  {name:<{width}}{float(row['r2']):>9.4f}{float(row['correlation']):>9.4f}{float(row['error']):>9.4f}"
+            f"{float(row['width']):>9.4f}  {covered}"
+        )
+    return "\n".join(lines)
+
+
+def _plain(found: xr.Dataset) -> dict[str, Any]:
+    """A data set as JSON: numbers that are not defined are null."""
+    return {str(name): _null(v.values.tolist()) for name, v in {**found.coords, **found.data_vars}.items()}
+
+
+def _null(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_null(one) for one in value]
+    return None if value != value else value
+
+
+def _pictures(tree: xr.DataTree, folder: Path) -> None:
+    ranks, simulated = tree["prior_sbc"].to_dataset().isel(chain=0), tree["simulations"].to_dataset()
+    axes = [str(axis) for axis in ranks["axis"].values]
+    shown = axes[: len(COLOURS) - 1]
+    contents = {axis: np.abs(2 * ranks["code"].sel(axis=axis).values - 1) for axis in shown}
+    drawn = {"coverage": pictures.coverage(contents | {"joint": 1 - ranks["joint"].values})}
+    codes = (simulated[name].values for name in ("z", "mean", "sd"))
+    drawn["recovery"] = pictures.recovery(*codes, names=axes)
+    if "factors" in tree.children:
+        found = tree["factors"].to_dataset()
+        factors = (found[name].values for name in ("truth", "predicted", "sd"))
+        drawn["factors"] = pictures.recovery(*factors, names=[str(name) for name in found["factor"].values])
+    for name, figure in drawn.items():
+        figure.savefig(folder / f"{name}.png", dpi=150)
+    plot: Any = az.plot_ecdf_pit(tree, coords={"axis": shown}, visuals={"p_value_text": False}, backend="matplotlib")
+    ecdf: Figure = plot.viz["figure"].item()
+    ecdf.savefig(folder / "ecdf_pit.png", dpi=150, bbox_inches="tight")
+    plt.close(ecdf)

@@ -1,0 +1,301 @@
+"""The command line: `sami ls`, `sami cp`, `sami run`, `sami report`, `sami evaluate`,
+`sami compare`, `sami calibrate`, `sami refine`.
+"""
+
+import os
+from pathlib import Path
+import sys
+from typing import Annotated
+
+import cyclopts
+from cyclopts import Parameter
+
+app = cyclopts.App(
+    name="sami",
+    help="Score-based autoencoders as probabilistic programs: fit a program to data, inspect its posterior.",
+    version_flags=["--version"],
+    suppress_keyboard_interrupt=False,
+)
+
+
+@app.command(name="ls")
+def ls() -> None:
+    """List the programs (models) and the inferences, with one line on each."""
+    from sami_ppl.saving import files as programs
+
+    for kind in programs.KINDS:
+        print(f"{kind}/")
+        listed = programs.list_files(kind)
+        width = max(map(len, listed), default=0)
+        for name, (_, description) in listed.items():
+            print(f"  {name.ljust(width)}  {description}")
+
+
+@app.command(name="cp")
+def cp(name: str, file: Path, /) -> None:
+    """Copy a program or inference file NAME to FILE, to be edited. Never overwrites."""
+    from sami_ppl.saving import files as programs
+
+    copied = programs.copy(name, file)
+    use = f"MODEL --with {copied}" if Path(name).stem in programs.list_files("inference") else copied
+    print(f"{copied}: edit it, then `sami run {use} --out DIR`")
+
+
+@app.command(name="run")
+def run(
+    model: str,
+    /,
+    *,
+    with_: Annotated[str, Parameter(name="--with")] = "two_stage",
+    data: Path | None = None,
+    set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None,
+    seed: int = 0,
+    out: Path,
+    resume: bool = False,
+    quiet: bool = False,
+    devices: int | None = None,
+    distributed: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Fit a program, draw its posterior, measure it, and write a report.
+
+    Parameters
+    ----------
+    model
+        Name of a program (`sami ls`) or path of a program file.
+    with_
+        Name or path of an inference.
+    data
+        Your own data: a .npz, .nc or .zarr with a variable x, or a folder of images; default, the program's own.
+    set_
+        A setting KEY=VALUE of the program or the inference, such as latents=6 or encoder.steps=2000; may be repeated.
+    seed
+        Seed of everything random.
+    out
+        Folder for all results.
+    resume
+        Continue an interrupted run in the same folder.
+    quiet
+        No progress bars.
+    devices
+        Split every batch over so many devices.
+    distributed
+        One of several processes, started with the same command on every host: all devices of all hosts are used. Who
+        takes part is found out from the cluster (Slurm, Kubernetes, cloud TPUs) or read from JAX_COORDINATOR_ADDRESS,
+        JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    """
+    if distributed:
+        from sami_ppl._util.parallel import join_processes
+
+        join_processes()
+    from sami_ppl.runs.run import run as run_program
+
+    settings = {}
+    for item in set_ or []:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise _user_error(f"--set {item}: write KEY=VALUE, for instance --set latents=6")
+        settings[key.strip()] = value.strip()
+    run_program(model, with_, data=data, settings=settings, seed=seed, out=out, resume=resume, progress=not quiet,
+                devices=devices)  # fmt: skip
+
+
+@app.command(name="report")
+def report(folder: Path, /) -> None:
+    """Write the report of a finished run again, from what is in its folder."""
+    from sami_ppl.runs.run import report as write
+
+    print(write(folder))
+
+
+@app.command(name="evaluate")
+def evaluate(
+    folder: Path,
+    /,
+    *,
+    data: Path | None = None,
+    limit: int = 1000,
+    levels: int = 64,
+    draws: int = 64,
+    weighted: int = 64,
+    flow: int = 0,
+    seed: int = 0,
+) -> None:
+    """Estimate the evidence of held-out observations under a finished run, in nats, with standard errors.
+
+    Parameters
+    ----------
+    folder
+        The run's --out folder; evidence.json and evidence.nc are written to it, with --data evidence_<its name>.
+    data
+        Observations: a .npz, .nc or .zarr with a variable x, or a folder of images; default, the run's own test part.
+    limit
+        At most so many observations, the first ones.
+    levels
+        Noise levels per observation.
+    draws
+        Draws of z per observation for the importance-weighted bound, a power of two, at least 32.
+    weighted
+        Number of observations for the importance-weighted bound; 0 leaves it out.
+    flow
+        Number of observations for the density of the probability flow, another model; 0 leaves it out.
+    seed
+        Seed of z, noise and noise levels.
+    """
+    from sami_ppl.runs.evidence import evaluate_run
+
+    print(evaluate_run(folder, data=data, limit=limit, levels=levels, draws=draws, weighted=weighted, flow=flow,
+                       seed=seed))  # fmt: skip
+
+
+@app.command(name="compare")
+def compare(
+    folders: list[Path],
+    /,
+    *,
+    data: Path | None = None,
+    limit: int = 1000,
+    levels: int = 64,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Compare finished runs by their evidence bounds on held-out observations, with paired standard errors.
+
+    Parameters
+    ----------
+    folders
+        The --out folders of two or more runs.
+    data
+        Observations to compare on; default, the runs' own test part, which must be the same.
+    limit
+        At most so many observations, the first ones.
+    levels
+        Noise levels per observation.
+    seed
+        Seed of z, noise and noise levels, the same for all runs.
+    out
+        Folder for comparison.json and comparison.png.
+    """
+    from sami_ppl.runs.compare import compare_runs
+
+    print(compare_runs(folders, data=data, limit=limit, levels=levels, seed=seed, out=out))
+
+
+@app.command(name="calibrate")
+def calibrate(
+    folder: Path,
+    /,
+    *,
+    data: Path | None = None,
+    simulations: int = 512,
+    draws: int = 200,
+    limit: int = 500,
+    weighted: int = 32,
+    seed: int = 0,
+    quiet: bool = False,
+) -> None:
+    """Can the posterior of a finished run be believed? Simulation-based calibration, true factors, odd observations.
+
+    Parameters
+    ----------
+    folder
+        The run's --out folder; calibration.json, calibration.nc and figures are written to its subfolder calibration.
+    data
+        Observations to be looked at beside the run's own: a .npz, .nc or .zarr with a variable x, or a folder of
+        images; default, the run's test part.
+    simulations
+        Codes drawn from the prior, each with an image by reverse diffusion.
+    draws
+        Draws from the posterior of each.
+    limit
+        At most so many observations, the first ones.
+    weighted
+        Number of observations for Pareto k, the tail of the importance weights; 0 leaves it out.
+    seed
+        Seed of everything random.
+    quiet
+        No progress bar.
+    """
+    from sami_ppl.runs.calibrate import calibrate_run
+
+    print(calibrate_run(folder, data=data, simulations=simulations, draws=draws, limit=limit, weighted=weighted,
+                        seed=seed, progress=not quiet))  # fmt: skip
+
+
+@app.command(name="refine")
+def refine(
+    folder: Path,
+    /,
+    *,
+    obs: str = "0,1,2,3",
+    with_: Annotated[str, Parameter(name="--with")] = "nuts",
+    data: Path | None = None,
+    draws: int = 500,
+    levels: int = 64,
+    seed: int = 0,
+    quiet: bool = False,
+) -> None:
+    """Refine the posteriors of chosen observations of a finished run, and say how far the amortised ones were off.
+
+    Parameters
+    ----------
+    folder
+        The run's --out folder; results are written to its subfolder refinement.
+    obs
+        Positions of the observations, separated by commas, in the run's test part or in --data.
+    with_
+        nuts, the No-U-Turn sampler over the code, or svi, a Gaussian of its own for each observation.
+    data
+        Observations: a .npz, .nc or .zarr with a variable x, or a folder of images; default, the run's own test part.
+    draws
+        Draws of each posterior, in each chain.
+    levels
+        Noise levels of the fixed noise set under which the posterior is refined, each with two signs of the noise.
+    seed
+        Seed of everything random.
+    quiet
+        No progress bar.
+    """
+    from sami_ppl.runs.refine import refine_run
+
+    print(refine_run(folder, obs, with_, data=data, draws=draws, levels=levels, seed=seed, progress=not quiet))
+
+
+def _user_error(message: str) -> Exception:
+    from sami_ppl.saving.files import UserError
+
+    return UserError(message)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one message on stderr and exit code 2, without a stack trace."""
+    from sami_ppl.fitting.checkpoint import CheckpointError
+    from sami_ppl.fitting.loop import NonFiniteLoss
+    from sami_ppl.runs.run import use_compilation_cache
+    from sami_ppl.saving.files import UserError
+    from sami_ppl.saving.save import LoadError
+
+    use_compilation_cache()
+    try:
+        app()
+    except (
+        UserError,
+        CheckpointError,
+        LoadError,
+        NonFiniteLoss,
+        FileExistsError,
+        FileNotFoundError,
+        ValueError,
+    ) as error:
+        if os.environ.get("SAMI_TRACE"):
+            raise
+        print(f"sami: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except (TypeError, ImportError) as error:
+        # Of the user's data or packages, most often; if a program file is at fault, its author needs the place.
+        if os.environ.get("SAMI_TRACE"):
+            raise
+        print(f"sami: {error}\n({type(error).__name__}; with SAMI_TRACE=1 the place is shown)", file=sys.stderr)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        print("sami: interrupted; the same command with --resume continues", file=sys.stderr)
+        raise SystemExit(130) from None

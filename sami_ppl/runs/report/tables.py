@@ -1,0 +1,185 @@
+"""The words and tables of a report: what was fitted, the verdict, the measures."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+import sys
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from numpyro.distributions.transforms import Transform
+import xarray as xr
+
+from sami_ppl.distributions.supports import elementwise_transform, is_unbounded
+from sami_ppl.encoders.encoder import AbstractRotation, FamilyEncoder
+from sami_ppl.program.program import Program
+from sami_ppl.runs.report import page
+from sami_ppl.runs.report.graph import draw_graph, read_graph
+from sami_ppl.runs.report.page import table, text
+
+SAMPLES = {
+    "sampler": "sampler",
+    "evaluations": "evaluations of the denoiser",
+    "mse_own": "error to the own image",
+    "mse_own_median": "the same, median",
+    "mse_other": "to another image",
+    "mse_mean_image": "of the mean image",
+    "mse_two_images": "between two images",
+    "reencoded_corr": "code of the sample, correlation",
+    "reencoded_factor_corr": "factor in the sample, correlation",
+    "rms_conditional": "distance to the nearest true image (rms), given codes",
+    "rms_unconditional": "the same, without codes",
+}
+"""Measures of `evaluation` in words."""
+
+
+def identity(program: Program, config: Any, out: Path) -> tuple[str, str]:
+    """The program's name and one sentence about it, from the file it was built in where that is known."""
+    module = sys.modules.get(program.prior.__module__)
+    doc = (getattr(module, "__doc__", None) or "").strip().split("\n")[0]
+    model = config.get("model") if isinstance(config, dict) else None
+    name = Path(model).stem if isinstance(model, str) else Path(getattr(module, "__file__", None) or out.resolve()).stem
+    shape = "×".join(map(str, program.event_shape))
+    return name, doc or f"{program.latents.size} latent axes behind observations of shape {shape}."
+
+
+def fitted(program: Program, data: xr.Dataset, tree: xr.DataTree) -> list[str]:
+    """Tables of the latent factors, networks and data; the graph of the program."""
+    nodes, families = read_graph(program), _families(program)
+    kinds = {node.name: node.kind for node in nodes}
+    sites = [
+        (s.name, kinds[s.name], "×".join(map(str, s.event_shape)) or "scalar", _support(s.transform), families[s.name],
+         ", ".join(s.axes))
+        for s in program.latents.sites
+    ]  # fmt: skip
+    parts = [("denoiser", program.denoiser), ("encoder", program.encoder), ("sampler", program.sampler)]
+    rows = [(name, type(part).__name__, _size(part)) for name, part in parts]
+    schedule, posterior = program.denoiser.schedule, tree["posterior"].sizes
+    dims = zip(program.event_shape, program.event_dims, strict=True)
+    facts = [
+        ("one observation", ", ".join(f"{size} {dim}{'s' * (size != 1)}" for size, dim in dims)),
+        ("observations", f"{data.sizes['obs']:,}"),
+        ("posterior", f"{posterior.get('obs', 0):,} observations, {posterior.get('draw', 0):,} draws each"),
+        ("noise levels", f"log-SNR {text(schedule.log_snr_min)} to {text(schedule.log_snr_max)}"),
+    ]
+    return [
+        draw_graph(program, nodes),
+        table(
+            ("site", "prior", "shape", "from unconstrained by", "posterior", "axes"),
+            sites,
+            "Latent factors of the prior",
+        ),
+        _shared(program, tree),
+        table(("part", "class", "parameters"), rows, "Parts of the program"),
+        table((), facts, "Data"),
+    ]
+
+
+def _shared(program: Program, tree: xr.DataTree) -> str:
+    """Global sites of a hierarchical prior: their posterior, one row per element."""
+    rows = []
+    for site in program.latents.shared:
+        draws = tree["posterior"][site.name].stack(sample=("chain", "draw")).transpose("sample", ...).values
+        for index in np.ndindex(site.event_shape):
+            label = f"{site.name}[{','.join(map(str, index))}]" if index else site.name
+            values = draws[(slice(None), *index)]
+            rows.append((label, float(values.mean()), float(values.std())))
+    return table(("global site", "mean", "standard deviation"), rows, "Shared by all observations") if rows else ""
+
+
+def _families(program: Program) -> dict[str, str]:
+    """The family of each site's posterior, or the encoder's class where it has one for the whole code."""
+    encoder, sites = program.encoder, program.latents.sites
+    if isinstance(encoder, FamilyEncoder):
+        return {site.name: type(f).__name__ for site, f in zip(sites, encoder.families, strict=True)}
+    if isinstance(encoder, AbstractRotation):
+        return {site.name: "Diagonal, rotated" for site in sites}
+    return {site.name: type(encoder).__name__.removesuffix("Encoder") for site in sites}
+
+
+def _support(transform: Transform) -> str:
+    single = elementwise_transform(transform)
+    return "no transform" if is_unbounded(transform) else type(transform if single is None else single).__name__
+
+
+def _size(part: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(part, eqx.is_inexact_array)))
+
+
+def verdict(metrics: Mapping[str, Any]) -> str:
+    """Whether the code collapsed, as the metrics' warnings say."""
+    if "warnings" not in metrics:
+        return page.verdict("Not checked", "for collapse.")
+    if metrics["warnings"]:
+        return page.verdict("Warning", "", map(str, metrics["warnings"]), good=False)
+    return page.verdict("No warning:", "no sign of collapse was found.", good=True)
+
+
+def seconds(metrics: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
+    """How long the parts of the run took."""
+    found = metrics.get("seconds") or {r["stage"]: r["seconds"] for r in log if "seconds" in r}
+    return table((), _flat(found), "Seconds") if found else ""
+
+
+def measures(metrics: Mapping[str, Any]) -> list[str]:
+    """Tables of those measures that are there."""
+    whole = {
+        "active axes": metrics.get("active_latents"),
+        "cost of another's z for the own, nats": metrics.get("z_gain"),
+        "bound on −log p(x), nats": metrics.get("bound_nats"),
+        "the same, bits per dim": metrics.get("bits_per_dim"),
+    }
+    lists = {
+        "The whole program; the lower the bound the better": {k: v for k, v in whole.items() if v is not None},
+        "Samples given codes, squared errors a pixel": _samples(metrics.get("samples") or {}),
+        "Probes: accuracy": metrics.get("probes"),
+    }
+    found = [_factors(metrics), _axes(metrics), _scores(metrics)]
+    return found + [table((), _flat(values), caption) for caption, values in lists.items() if values]
+
+
+def _samples(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The measures of samples that are there, in words and in order."""
+    return {name: found[key] for key, name in SAMPLES.items() if key in found}
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    """Nested values as rows, the names joined; a mean with its standard error stays one cell."""
+    rows = []
+    for name, value in values.items():
+        nested = isinstance(value, Mapping) and "mean" not in value
+        label = f"{before}{name.replace('_', ' ')}"
+        rows += _flat(value, f"{label}, ") if nested else [(label, value)]
+    return rows
+
+
+def _factors(metrics: Mapping[str, Any]) -> str:
+    kinds = {"linear R²": metrics.get("linear_r2"), "forest R²": metrics.get("forest_r2")}
+    kinds = {kind: values for kind, values in kinds.items() if values}
+    rows = [(f, *(v.get(f) for v in kinds.values())) for f in dict.fromkeys(f for v in kinds.values() for f in v)]
+    caption = "Each factor read off the whole code: 1 is perfect, 0 no better than its mean"
+    return table(("factor", *kinds), rows, caption) if rows else ""
+
+
+def _axes(metrics: Mapping[str, Any]) -> str:
+    kl, corr = metrics.get("kl_nats") or {}, metrics.get("corr") or {}
+    factors = list(corr.get("factors", []))
+    by_axis = dict(zip(corr.get("axes", []), corr.get("values", []), strict=True))
+    rows = []
+    for axis in dict.fromkeys([*kl, *by_axis]):
+        rows.append((axis, *([kl.get(axis)] if kl else []), *by_axis.get(axis, [None] * len(factors))))
+    captions = ["information in nats"] * bool(kl) + ["correlation with each factor"] * bool(corr)
+    head = ("axis", *["KL"] * bool(kl), *factors)
+    return table(head, rows, f"Each axis: {', '.join(captions)}", shade=1 + bool(kl)) if rows else ""
+
+
+def _scores(metrics: Mapping[str, Any]) -> str:
+    control = metrics.get("rotated_control")
+    kinds = {"fitted": metrics, "before rotation": metrics.get("raw"), "random rotation": control}
+    kinds = {kind: values for kind, values in kinds.items() if values}
+    scores = {"MIG": "mig", "DCI disentanglement": "dci_disentanglement", "DCI completeness": "dci_completeness"}
+    rows = [(n, *(v.get(k) for v in kinds.values())) for n, k in scores.items() if any(k in v for v in kinds.values())]
+    regressor = f"; DCI by {metrics['dci_regressor']}" if metrics.get("dci_regressor") else ""
+    caption = f"One axis per factor? Only what lies well above a random rotation counts{regressor}"
+    return table(("score", *kinds), rows, caption) if rows else ""

@@ -1,0 +1,307 @@
+"""Runs a program file under an inference file: data, program, inference, posterior, figures, report, in one folder.
+
+The folder:
+
+    out/config.json     the command's settings, seed and versions        out/posterior.nc    the DataTree
+    out/model/          the fitted program                                 out/metrics.json    the figures
+    out/checkpoints/    states to resume from, out/log.jsonl               out/report.html, out/figures/
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from functools import partial
+import json
+import os
+from pathlib import Path
+import shutil
+from tempfile import TemporaryDirectory
+import time
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import xarray as xr
+
+from sami_ppl._util.history import read_history
+from sami_ppl._util.parallel import data_parallel, is_first_process
+from sami_ppl._util.versions import versions
+from sami_ppl.analyses.evaluate import evaluate
+from sami_ppl.data import check_data, load_data, split
+from sami_ppl.encoders.frames import FramewiseEncoder
+from sami_ppl.fitting.loop import NonFiniteLoss
+from sami_ppl.posteriors import save_tree
+from sami_ppl.program.program import Program
+from sami_ppl.program.sequences import frames_of, single_frames
+from sami_ppl.runs.report import write_report
+from sami_ppl.runs.settings import configure, default_configs
+from sami_ppl.saving import files as programs
+from sami_ppl.saving.files import UserError
+from sami_ppl.saving.save import load, save
+
+AFTER_THE_FIT = ("settings.inference.draws:", "settings.inference.posterior_obs:")
+"""Settings that no checkpoint depends on."""
+
+
+def run(
+    model: str,
+    inference: str = "two_stage",
+    *,
+    data: Path | None = None,
+    settings: dict[str, str] | None = None,
+    seed: int = 0,
+    out: Path,
+    resume: bool = False,
+    progress: bool = True,
+    devices: int | None = None,
+) -> xr.DataTree:
+    """Fit a program file under an inference file and write everything to `out`; returns the DataTree.
+
+    `devices`: over how many batches are split; None leaves them whole. Of several processes, which make the same call
+    and use all devices, the first writes.
+
+    Raises UserError for unknown names or settings, ValueError for data that do not fit, FileExistsError if `out` holds
+    another run, or a finished one without `resume`.
+    """
+    out = Path(out)
+    began = time.perf_counter()
+    model_file, inference_file = programs.find(model, "models"), programs.find(inference, "inference")
+    model_module, inference_module = programs.load_file(model_file), programs.load_file(inference_file)
+    configs = default_configs(model_module, inference_module, settings or {})
+    data_key, build_key, run_key, figure_key = jax.random.split(jax.random.key(seed), 4)
+    observations = _load(model_module, configs["model"], data, key=data_key)
+    if hasattr(model_module, "adapt"):
+        adapted = model_module.adapt(configs["model"], observations)
+        configs = configure(settings or {}, {**configs, "model": adapted})  # the user has the last word
+
+    description = {
+        "model": str(model_file), "inference": str(inference_file),
+        "data": None if data is None else str(Path(data).resolve()),
+        "seed": seed, "settings": {name: asdict(config) for name, config in configs.items()}, "versions": versions(),
+    }  # fmt: skip
+    program = programs.build_program(model_file, configs["model"], key=build_key)
+    check_data(observations, event_shape=program.event_shape)
+
+    parallel = nullcontext() if devices is None and jax.process_count() == 1 else data_parallel(devices)
+    infer = partial(inference_module.run, program, observations, configs["inference"], key=run_key, resume=resume)
+    if not is_first_process():
+        with TemporaryDirectory() as aside, parallel:
+            return infer(out=Path(aside), progress=False)
+
+    seconds = {"prepare": time.perf_counter() - began}
+    with _claimed(out, description, resume=resume), _timed(seconds, "fit"), parallel:
+        try:
+            tree = infer(out=out, progress=progress)
+        except NonFiniteLoss as error:
+            save(error.program, out / "model")
+            raise
+    save_tree(tree, out / "posterior.nc")
+    with _timed(seconds, "figures"):
+        metrics = evaluate(
+            load(out / "model"), observations, key=figure_key, distance=_distance(model_module, configs["model"])
+        )
+    metrics["seconds"] = seconds | _stage_seconds(out / "log.jsonl")
+    write_json(out / "metrics.json", metrics)
+    with _timed(seconds, "report"):
+        page = report(out, data=observations)
+    metrics["seconds"] |= {"report": seconds["report"], "total": time.perf_counter() - began}
+    write_json(out / "metrics.json", metrics)
+    print(summary(metrics))
+    print(f"report: {page}")
+    return tree
+
+
+class Finished(NamedTuple):
+    """A finished run, opened again: its program, the program file as it was saved, its settings, data and key.
+
+    `own_data`: whether it was fitted to the data that the program file makes.
+    """
+
+    program: Program
+    module: ModuleType
+    config: Any
+    data: xr.Dataset
+    key: jax.Array
+    own_data: bool
+
+
+def open_run(out: Path, *, data: xr.Dataset | None = None) -> Finished:
+    """Open a finished run, with the data it was fitted to unless they are given.
+
+    Raises UserError where the folder holds no finished run.
+    """
+    out = Path(out)
+    missing = [n for n in ("config.json", "model", "posterior.nc", "metrics.json") if not (out / n).exists()]
+    if missing:
+        raise UserError(f"{out} is no finished run (no {', '.join(missing)}): run `sami run MODEL --out {out}` first")
+    description = json.loads((out / "config.json").read_text())
+    module = programs.load_file(out / "model" / "program.py")
+    config = programs.make_config(module.Config, description["settings"]["model"])
+    data_key, *_, figure_key = jax.random.split(jax.random.key(description["seed"]), 4)
+    if data is None:
+        source = None if description["data"] is None else Path(description["data"])
+        data = _load(module, config, source, key=data_key)
+    return Finished(load(out / "model"), module, config, data, figure_key, description["data"] is None)
+
+
+def report(out: Path, *, data: xr.Dataset | None = None) -> Path:
+    """Write `report.html` and its figures from the results in a folder; returns the page."""
+    out = Path(out)
+    found = open_run(out, data=data)
+    with xr.open_datatree(out / "posterior.nc", engine="h5netcdf") as opened:
+        tree = opened.load()
+    metrics = json.loads((out / "metrics.json").read_text())
+    distance = _distance(found.module, found.config)
+    program, data = found.program, found.data
+    if isinstance(program.encoder, FramewiseEncoder):
+        program, data = frames_of(program), single_frames(data)
+    return write_report(out, program, data, tree, metrics, key=found.key, distance=distance)
+
+
+def summary(metrics: dict[str, Any]) -> str:
+    """The short table that a run prints."""
+    lines = []
+    if "forest_r2" in metrics:
+        names = list(metrics["forest_r2"])
+        best = np.abs(np.array(metrics["corr"]["values"])).argmax(0)
+        lines.append(f"{'factor':<14}{'forest R²':>10}{'linear R²':>11}{'best axis':>12}{'|corr|':>8}")
+        for j, name in enumerate(names):
+            corr = abs(metrics["corr"]["values"][best[j]][j])
+            lines.append(
+                f"{name:<14}{metrics['forest_r2'][name]:>10.3f}{metrics['linear_r2'][name]:>11.3f}"
+                f"{metrics['corr']['axes'][best[j]]:>12}{corr:>8.3f}"
+            )
+        raw = metrics.get("raw", {}).get("dci_disentanglement")
+        lines.append(
+            f"DCI-disentanglement {metrics['dci_disentanglement']:.2f}"
+            + ("" if raw is None else f" (before gauge fixing {raw:.2f})")
+            + f", randomly rotated {metrics['rotated_control']['dci_disentanglement']:.2f}; MIG {metrics['mig']:.2f}"
+        )
+    if (start := metrics.get("low_pass_pca")) is not None:
+        scores = ", ".join(
+            f"{name} {start['forest_r2'][name]:.3f}/{start['linear_r2'][name]:.3f}" for name in start["forest_r2"]
+        )
+        lines.append(
+            f"for comparison, principal components of blurred images: forest/linear R² {scores}; "
+            f"DCI {start['dci_disentanglement']:.2f}"
+        )
+    for name, found in metrics.get("circular_corr", {}).items():
+        scores = "; ".join(f"{site} {corr:.3f}" for site, corr in found.items()) or "no angle in the prior"
+        jumps = "; ".join(f"{site} {jump:.1f}" for site, jump in metrics["largest_jump"][name].items())
+        steps = f"; largest step of the code, over the mean step: {jumps}" if jumps else ""
+        lines.append(f"circular correlation of {name}: {scores}{steps}")
+    for label, accuracies in metrics.get("probes", {}).items():
+        lines.append(f"held-out accuracy for {label}: " + ", ".join(f"{k} {v:.3f}" for k, v in accuracies.items()))
+    lines.append("KL per axis (nats): " + "  ".join(f"{a} {v:.2f}" for a, v in metrics["kl_nats"].items()))
+    if (end := metrics.get("noise_end_kl")) is not None:
+        each = "  ".join(f"{site} {kl:.2f}" for site, kl in end.items())
+        lines.append(f"KL of q(z | x at the noisiest level) from the prior (nats): {each}")
+    lines.append(
+        f"active axes {metrics['active_latents']}; own z against shuffled z {metrics['z_gain']:.1f} nats; bound "
+        f"{metrics['bound_nats']['mean']:.1f} ± {metrics['bound_nats']['se']:.1f} nats per observation"
+    )
+    found = metrics["samples"]
+    lines.append(
+        f"samples ({found['sampler']}, {found['evaluations']} evaluations): squared error to the own image "
+        f"{found['mse_own']:.3f}, to another {found['mse_other']:.3f}, of the mean image {found['mse_mean_image']:.3f}"
+    )
+    for kind in ("conditional", "unconditional"):
+        if (rms := found.get(f"rms_{kind}")) is not None:
+            lines.append(
+                f"{kind} samples to the nearest true image: median {rms['median']:.3f}, 90 % {rms['p90']:.3f} (rms)"
+            )
+    if (whole := metrics.get("sequences")) is not None:
+        lines.append(
+            f"whole sequences: bound {whole['bound_nats']['mean']:.1f} ± {whole['bound_nats']['se']:.1f} nats, KL from "
+            f"the prior over time {whole['kl_total_nats']:.1f}"
+        )
+    lines += [f"WARNING: {text}" for text in metrics["warnings"]]
+    lines.append("seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in metrics["seconds"].items()))
+    return "\n".join(lines)
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled steps in the user's cache folder, so that a second run starts at once.
+
+    A folder that the user has set, in JAX_COMPILATION_CACHE_DIR or by `jax.config`, stays, and so does a least time set
+    in JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "sami_ppl" / "compiled"))
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            # Networks and data are made by many small programs, each below the second from which JAX keeps one.
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _load(module: ModuleType, config: Any, data: Path | None, *, key: jax.Array) -> xr.Dataset:
+    if data is None:
+        return check_data(module.load(config, key=key))
+    found = check_data(load_data(data))
+    return found if "split" in found.coords else split(found, key=key)
+
+
+def _distance(module: ModuleType, config: Any) -> Callable[[np.ndarray], np.ndarray] | None:
+    return partial(module.distance, config=config) if hasattr(module, "distance") else None
+
+
+@contextmanager
+def _claimed(out: Path, description: dict[str, Any], *, resume: bool) -> Iterator[None]:
+    """Take the folder for a run, and give it back where the run fails before it has written anything."""
+    _claim(out, description, resume=resume)
+    try:
+        yield
+    except Exception:
+        if [file.name for file in out.iterdir()] == ["config.json"]:
+            shutil.rmtree(out)
+        raise
+
+
+def _claim(out: Path, description: dict[str, Any], *, resume: bool) -> None:
+    """Take the folder for this run, or say why not; nothing already there is lost.
+
+    With `resume`, settings of what comes after the fit may be others than before.
+    """
+    file = out / "config.json"
+    plain = json.loads(json.dumps(description))
+    if not file.exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise FileExistsError(f"--out {out} exists and holds something else: choose a new folder")
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(file, plain)
+        return
+    found = json.loads(file.read_text())
+    different = sorted(d for d in _differences(found, plain) if not d.startswith(AFTER_THE_FIT))
+    if different:
+        raise FileExistsError(
+            f"--out {out} holds a run with other settings:\n  " + "\n  ".join(different) + "\nchoose another --out"
+        )
+    if not resume:
+        raise FileExistsError(f"--out {out} holds this run already: continue it with --resume or choose another --out")
+    write_json(file, plain)
+
+
+def _differences(found: Any, wanted: Any, path: str = "") -> list[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = {**found, **wanted}
+        return [d for k in keys for d in _differences(found.get(k), wanted.get(k), f"{path}.{k}" if path else k)]
+    return [] if found == wanted else [f"{path}: {found!r} there, {wanted!r} here"]
+
+
+def _stage_seconds(file: Path) -> dict[str, float]:
+    return {r["stage"]: r["seconds"] for r in (read_history(file) if file.exists() else [])}
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write JSON aside and rename it, so that no half-written file is left."""
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1))
+    part.rename(file)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Any:
+    began = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - began

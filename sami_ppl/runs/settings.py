@@ -1,0 +1,114 @@
+"""Settings of the command line, `--set key=value`, applied to configurations."""
+
+import ast
+import dataclasses
+import difflib
+from types import ModuleType
+import typing
+from typing import Any
+
+from sami_ppl.saving.files import UserError
+
+
+def default_configs(model: ModuleType, inference: ModuleType, settings: dict[str, str]) -> dict[str, Any]:
+    """The two configurations of a run: defaults, then what the model recommends, then the user's settings.
+
+    `RECOMMENDED` in a model file holds settings of inferences, `{"encoder.steps": 3000}`; those that the inference in
+    use does not have are left out.
+    """
+    configs = {"model": model.Config(), "inference": inference.Config()}
+    recommended = {
+        f"inference.{key}": repr(value) if not isinstance(value, str) else value
+        for key, value in getattr(model, "RECOMMENDED", {}).items()
+        if _has(configs["inference"], key.split("."))
+    }
+    return configure(settings, configure(recommended, configs))
+
+
+def configure(settings: dict[str, str], configs: dict[str, Any]) -> dict[str, Any]:
+    """Apply `--set` settings to the configurations of model and inference.
+
+    A key is a field's name, `stage.field` for a nested dataclass, prefixed by `model.` or `inference.` where both have
+    the field. Values are read as Python literals of the field's type. Raises UserError for unknown or ambiguous keys.
+    """
+    configs = dict(configs)
+    for key, text in settings.items():
+        owner, path = _owner(key, configs)
+        configs[owner] = _replace(configs[owner], path, text, key)
+    return configs
+
+
+def _owner(key: str, configs: dict[str, Any]) -> tuple[str, list[str]]:
+    parts = key.split(".")
+    if parts[0] in configs and len(parts) > 1:
+        owners = [parts[0]] if _has(configs[parts[0]], parts[1:]) else []
+        parts = parts[1:]
+    else:
+        owners = [owner for owner, config in configs.items() if _has(config, parts)]
+    if len(owners) == 1:
+        return owners[0], parts
+    if owners:
+        raise UserError(f"--set {key} is ambiguous: write {' or '.join(f'{o}.{key}' for o in owners)}")
+    known = [name for config in configs.values() for name in _leaves(config)]
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise UserError(f"--set {key}: there is no such setting; {hint}Known: {', '.join(known)}")
+
+
+def _has(config: Any, path: list[str]) -> bool:
+    for part in path:
+        if not dataclasses.is_dataclass(config) or part not in {f.name for f in dataclasses.fields(config)}:
+            return False
+        config = getattr(config, part)
+    return not dataclasses.is_dataclass(config)
+
+
+def _leaves(config: Any, prefix: str = "") -> list[str]:
+    names = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        name = prefix + field.name
+        names += _leaves(value, name + ".") if dataclasses.is_dataclass(value) else [name]
+    return names
+
+
+def _replace(config: Any, path: list[str], text: str, key: str) -> Any:
+    name, *rest = path
+    if rest:
+        value = _replace(getattr(config, name), rest, text, key)
+    else:
+        value = _parse(text, typing.get_type_hints(type(config))[name], key)
+    try:
+        return dataclasses.replace(config, **{name: value})
+    except ValueError as error:
+        raise UserError(f"--set {key}={text}: {error}") from error
+
+
+def _parse(text: str, hint: Any, key: str) -> Any:
+    allowed = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, type(int | str)) else (hint,)
+    if str in allowed or any(typing.get_origin(a) is typing.Literal for a in allowed):
+        choices = [c for a in allowed if typing.get_origin(a) is typing.Literal for c in typing.get_args(a)]
+        if choices and text not in choices:
+            raise UserError(f"--set {key}={text}: expected one of {', '.join(map(str, choices))}")
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    if float in allowed and type(value) is int:
+        value = float(value)
+    if not any(_is_a(value, allow) for allow in allowed):
+        expected = " or ".join(getattr(a, "__name__", str(a)) for a in allowed)
+        raise UserError(f"--set {key}={text}: expected {expected}")
+    return value
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a value is of a plain type or a tuple of one; True and False are no numbers here."""
+    if typing.get_origin(hint) is dict:
+        inner = typing.get_args(hint)[1]
+        numbers = isinstance(value, dict) and all(isinstance(k, str) for k in value)
+        return numbers and all(_is_a(v, inner) or (inner is float and _is_a(v, int)) for v in value.values())
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_a(element, typing.get_args(hint)[0]) for element in value)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))

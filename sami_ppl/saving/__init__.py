@@ -1,0 +1,1 @@
+"""Programs on disk: saved ones, and the files that build them."""

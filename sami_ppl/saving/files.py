@@ -1,0 +1,138 @@
+"""Finds, lists, copies and loads program files (`models/`) and inference files (`inference/`).
+
+A name is looked up as a path, then in the checkout beside this package, then among the copies inside the wheel.
+Files are listed by their docstrings without being run, and loaded by path: programs import nothing but the library,
+so that each can be copied and edited.
+"""
+
+import ast
+import dataclasses
+import difflib
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+import shutil
+import sys
+import tomllib
+from types import ModuleType
+import typing
+from typing import Any
+
+from jaxtyping import Array, Key
+
+from sami_ppl.program.origin import Origin
+from sami_ppl.program.program import Program
+
+KINDS = ("models", "inference")
+
+
+class UserError(ValueError):
+    """A mistake in what the user asked for: reported as one message, without a stack trace."""
+
+
+def folders(kind: str) -> list[Path]:
+    """Where files of a kind are looked for, the nearest first."""
+    package = Path(__file__).resolve().parents[1]
+    found = []
+    pyproject = package.parent / "pyproject.toml"
+    if pyproject.exists() and tomllib.loads(pyproject.read_text()).get("project", {}).get("name") == "sami_ppl":
+        found.append(package.parent / kind)
+    found.append(package / "_programs" / kind)
+    return [folder for folder in found if folder.is_dir()]
+
+
+def list_files(kind: str) -> dict[str, tuple[Path, str]]:
+    """Name → (file, first line of its docstring)."""
+    listed: dict[str, tuple[Path, str]] = {}
+    for folder in folders(kind):
+        for file in sorted(folder.glob("*.py")):
+            if not file.stem.startswith("_"):
+                listed.setdefault(file.stem, (file, _first_line(file)))
+    return listed
+
+
+def _first_line(file: Path) -> str:
+    try:
+        docstring = ast.get_docstring(ast.parse(file.read_text())) or ""
+    except (SyntaxError, ValueError) as error:
+        return f"(not valid Python: {error})"
+    return docstring.splitlines()[0] if docstring else "(no description)"
+
+
+def find(name: str, kind: str) -> Path:
+    """The file of a name or path. Raises UserError with the near names if there is none."""
+    path = Path(name)
+    if path.suffix == ".py" and path.exists():
+        return path
+    listed = list_files(kind)
+    stem = path.stem if path.suffix == ".py" else name
+    if stem in listed and (path.suffix != ".py" or len(path.parts) == 1 or path.parts[:-1] == (kind,)):
+        return listed[stem][0]
+    near = difflib.get_close_matches(stem, listed, n=3, cutoff=0.4)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise UserError(
+        f"there is no {kind} file {name!r}{hint} Known: {', '.join(listed) or 'none'}. Give one of these names or the "
+        "path of a file ending in .py"
+    )
+
+
+def copy(name: str, target: str | Path) -> Path:
+    """Copy a model or inference file for editing; returns the copy.
+
+    Raises UserError for an unknown name, an existing target, one that is no .py file, and a folder that is not there.
+    """
+    inferences = list_files("inference").keys() - list_files("models").keys()
+    source = find(name, "inference" if Path(name).stem in inferences else "models")
+    target = Path(target)
+    if target.is_dir():
+        target = target / source.name
+    if target.suffix != ".py":
+        raise UserError(f"{target} would not be found as a program: give a name ending in .py")
+    if target.exists():
+        raise UserError(f"{target} exists already and is not overwritten: give another name")
+    if not target.parent.is_dir():
+        raise UserError(f"there is no folder {target.parent}: make it first")
+    shutil.copyfile(source, target)
+    return target
+
+
+def load_file(file: Path) -> ModuleType:
+    """Run a program or inference file as a module of its own. Raises UserError where it breaks its contract."""
+    file = Path(file).resolve()
+    # Dataclasses look their module up by name, so it must be registered; the path keeps equal names apart.
+    name = f"sami_program_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception:
+        del sys.modules[name]
+        raise
+    if not dataclasses.is_dataclass(getattr(module, "Config", None)):
+        raise UserError(f"{file} has no dataclass Config with its settings: see `sami cp disks my.py` for an example")
+    return module
+
+
+def make_config(config_class: type, values: dict[str, Any]) -> Any:
+    """A configuration from plain values as JSON gives them: lists become tuples, nested dicts nested dataclasses."""
+    hints = typing.get_type_hints(config_class)
+    plain = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(hints.get(name)) and isinstance(value, dict):
+            value = make_config(hints[name], value)
+        plain[name] = tuple(value) if isinstance(value, list) else value
+    return config_class(**plain)
+
+
+def build_program(file: Path, config: Any, *, key: Key[Array, ""]) -> Program:
+    """Build the program of a file, with a configuration or its plain values; it remembers where it came from."""
+    file = Path(file).resolve()
+    module, source = load_file(file), file.read_text()
+    if isinstance(config, dict):
+        config = make_config(module.Config, config)
+    program = module.build(config, key=key)
+    return program.replace(origin=Origin(str(file), json.dumps(dataclasses.asdict(config)), source))

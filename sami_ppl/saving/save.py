@@ -1,0 +1,318 @@
+"""Saves and loads a program: a JSON description and an `.npz` of arrays. Nothing is pickled.
+
+    folder/program.json    format, versions, configuration, all that is no array in plain values, list of arrays,
+                           checksum
+    folder/arrays.npz      every array of the program under its path, for instance `.encoder.loc.weight`
+    folder/program.py      the program file that built it, where it came from one
+
+A prior is code, so it is not stored: it comes from `program.py`, which `load` runs, or from a program of the same
+structure that the caller gives. What is built is compared with what was saved.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from functools import partial
+import hashlib
+import json
+from pathlib import Path
+import shutil
+from tempfile import mkdtemp
+from typing import Any, cast
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sami_ppl._util.versions import versions
+from sami_ppl.distributions.supports import described
+from sami_ppl.encoders.encoder import RotatedEncoder
+from sami_ppl.encoders.frames import FramewiseDenoiser
+from sami_ppl.program.program import NETWORKS, Program
+from sami_ppl.program.sequences import frames_of
+from sami_ppl.saving.files import build_program
+
+FORMAT = "sami_ppl program"
+FORMAT_VERSION = 1
+# `load` runs program.py, of which Python keeps the bytecode.
+OWN_FILES = {"program.json", "arrays.npz", "program.py", "__pycache__"}
+# Settings that come back with the arrays: units of the networks, and what shapes training only.
+RESTORED = ("mean", "std", "predict", "denoiser_loss", "discount")
+
+
+class LoadError(RuntimeError):
+    """A saved program is missing, damaged, foreign, or does not fit."""
+
+
+def save(program: Program, folder: str | Path) -> Path:
+    """Write a program to a new folder, all of it or nothing; returns the folder.
+
+    Where the program came from a file (`program.origin`), the file and its configuration are stored too, and `load`
+    needs nothing else, unless a prior, a sampler or a network of another kind was put in since. An existing saved
+    program in the folder is replaced; a folder that holds anything else raises FileExistsError.
+    """
+    folder = Path(folder)
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if foreign := sorted(found - OWN_FILES if "program.json" in found else found):
+        raise FileExistsError(
+            f"{folder} exists and holds something else than a saved program ({', '.join(foreign[:3])}): give a new "
+            "folder, save(program, folder)"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # A folder of its own beside: on the same disk, and of a name that is nobody else's.
+    aside = Path(mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    new, old = aside / "new", aside / "old"
+    try:
+        new.mkdir()
+        _write(program, new)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def load(folder: str | Path, program: Program | None = None) -> Program:
+    """Read a saved program.
+
+    Without `program`, the saved `program.py` is run to build the structure (trust it as you would any Python file);
+    with a `program` of the same structure, its arrays are replaced, and with them the mean and standard deviation that
+    the networks take the data to have, what the denoiser predicts, `denoiser_loss` and `discount`. Raises LoadError,
+    saying what is wrong: also where the program differs from the saved one in anything else, such as its prior's laws,
+    the ends of its schedule or its sampler.
+    """
+    folder = Path(folder)
+    description = _read_description(folder)
+    archive = _checked_archive(folder)
+    again = f"build the program as it was saved and call load({str(folder)!r}, program)"
+    if program is None:
+        if not (folder / "program.py").exists():
+            raise LoadError(f"{folder} was saved from Python and holds no program file: {again}")
+        program = _built(folder, description)
+    if description["aligned"]:
+        program = _rotated(program)
+    latents = {site.name: list(site.event_shape) for site in program.latents.sites}
+    if latents != description["latents"]:
+        raise LoadError(
+            f"{folder} holds a program with the latent sites {description['latents']}, this one has {latents}"
+        )
+    with np.load(archive, allow_pickle=False) as saved:
+        program = _with_arrays(program, dict(saved), folder)
+    return _as_saved(program, description.get("program", {}), folder, again)
+
+
+def load_denoiser(folder: str | Path, program: Program) -> Program:
+    """The program with the denoiser of a saved one, whatever that one's prior and encoder.
+
+    With the weights come the mean and standard deviation of the data that they were fitted to, and what they predict;
+    those of the program's encoder stay. A program of sequences takes the denoiser of single frames. Raises LoadError,
+    also for a denoiser of another kind or with another schedule.
+    """
+    folder = Path(folder)
+    single = list(program.event_shape[1:]) == _read_description(folder).get("event_shape")
+    if isinstance(program.denoiser, FramewiseDenoiser) and single:
+        frame = load_denoiser(folder, frames_of(program)).denoiser
+        return program.replace(denoiser=FramewiseDenoiser(frame, program.denoiser.frames))
+    return _with_networks(program, folder, ("denoiser",))
+
+
+def load_networks(folder: str | Path, program: Program) -> Program:
+    """The program with denoiser and encoder of a saved one, whatever that one's prior.
+
+    With the weights come the mean and standard deviation that the networks take the data to have, and what the denoiser
+    predicts. Raises LoadError, also for networks of another kind or with another schedule.
+    """
+    folder = Path(folder)
+    return _with_networks(_rotated(program) if _read_description(folder)["aligned"] else program, folder, NETWORKS)
+
+
+def _write(program: Program, folder: Path) -> None:
+    arrays = _arrays(program)
+    np.savez(folder / "arrays.npz", allow_pickle=False, **arrays)
+    if program.origin is not None:
+        # The text that built it: the file may have been edited while the fit went on.
+        (folder / "program.py").write_text(program.origin.source)
+    description = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "versions": versions(),
+        "config": None if program.origin is None else json.loads(program.origin.config),
+        "aligned": isinstance(program.encoder, RotatedEncoder),
+        "event_shape": list(program.event_shape),
+        "latents": {site.name: list(site.event_shape) for site in program.latents.sites},
+        "program": _description(program),
+        "arrays": {name: [list(a.shape), str(a.dtype)] for name, a in arrays.items()},
+        "sha256": _checksum(folder / "arrays.npz"),
+    }
+    (folder / "program.json").write_text(json.dumps(description, indent=1))
+
+
+def _built(folder: Path, description: dict[str, Any]) -> Program:
+    """What program.py builds, its arrays without values where it can do so."""
+    build = partial(build_program, folder / "program.py", config=description["config"])
+    try:
+        return cast(Program, eqx.filter_eval_shape(build, key=jax.random.key(0)))
+    except jax.errors.JAXTypeError:  # a program that looks at its arrays while it is built
+        return build(key=jax.random.key(0))
+
+
+def _rotated(program: Program) -> Program:
+    """The program with a place for the rotation of one whose gauge was fixed."""
+    if isinstance(program.encoder, RotatedEncoder):
+        return program
+    shape = (program.latents.size, program.latents.size)
+    return program.replace(encoder=RotatedEncoder(program.encoder, cast(Any, jax.ShapeDtypeStruct(shape, jnp.float32))))
+
+
+def _with_networks(program: Program, folder: Path, names: tuple[str, ...]) -> Program:
+    description, archive = _read_description(folder), _checked_archive(folder)
+    prefixes = tuple(f".{name}." for name in names)
+    with np.load(archive, allow_pickle=False) as saved:
+        found = {name: array for name, array in saved.items() if name.startswith(prefixes)}
+    own = {name: leaf for name, leaf in _paths(program)[0] if not name.startswith(prefixes)}
+    program = _with_arrays(program, found | own, folder)
+    if "program" in description:
+        saved = description["program"]
+    else:  # a file of before these were stored
+        built = _built(folder, description) if (folder / "program.py").exists() else None
+        saved = {} if built is None else _description(_rotated(built) if description["aligned"] else built)
+    again = "build the program with the settings of the saved one"
+    return _as_saved(program, {name: saved[name] for name in names if name in saved}, folder, again)
+
+
+def _description(program: Program) -> dict[str, Any]:
+    """What is no array of a program, in plain values as JSON gives them."""
+    names = ("denoiser", "encoder", "sampler", "event_dims", "denoiser_loss", "discount", "global_guide")
+    given = zip(program.given.names, program.given.arrays, strict=True)
+    sites = (*program.latents.sites, *program.latents.shared)
+    found = {
+        "sites": {
+            site.name: {"law": site.law, "transform": described(site.transform), "event_shape": site.event_shape}
+            for site in sites
+        },
+        "given": {name: [array.shape, float(array.mean()), float(array.std())] for name, array in given},
+        **{name: _plain(getattr(program, name)) for name in names},
+    }
+    return json.loads(json.dumps(found))
+
+
+def _plain(value: Any) -> Any:
+    """Modules by their fields without arrays, functions and classes by their names."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, eqx.Module):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {"kind": _name(type(value))} | {name: _plain(v) for name, v in fields.items() if not _is_array(v)}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(v) for name, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if isinstance(value, partial):
+        return {"kind": "partial", "of": _plain(value.func), "args": _plain(value.args), **_plain(value.keywords)}
+    return _name(value if hasattr(value, "__qualname__") else type(value))
+
+
+def _name(thing: Any) -> str:
+    """The qualified name below the function, if any, in which it was made: which one that is does not matter."""
+    return thing.__qualname__.rpartition("<locals>.")[-1]
+
+
+def _as_saved(program: Program, saved: dict[str, Any], folder: Path, again: str) -> Program:
+    """The program with RESTORED as they were saved. Raises LoadError for anything else that is not as it was saved."""
+    program = _restored(program, saved)
+    found = _description(program)
+    if different := _first_difference(saved, {name: found.get(name) for name in saved}):
+        path, was, built = different
+        raise LoadError(f"{folder} was saved with {path} = {was!r}, this program has {built!r}: {again}")
+    return program
+
+
+def _restored(module: Any, saved: dict[str, Any]) -> Any:
+    new = object.__new__(type(module))  # as Equinox copies modules: they cannot be built again from their fields
+    for field in dataclasses.fields(module):
+        value, was = getattr(module, field.name), saved.get(field.name)
+        if isinstance(value, eqx.Module) and isinstance(was, dict):
+            value = _restored(value, was)
+        elif field.name in RESTORED and isinstance(was, int | float | str):
+            value = was
+        object.__setattr__(new, field.name, value)
+    return new
+
+
+def _first_difference(saved: Any, built: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """Where two descriptions differ first, and what each has there."""
+    if isinstance(saved, dict) and isinstance(built, dict):
+        # A field that only one of two of a kind has is of another version of the library.
+        names = [name for name in {**saved, **built} if "kind" not in saved or (name in saved and name in built)]
+        pairs = [(f"{path}.{name}" if path else name, saved.get(name), built.get(name)) for name in names]
+    elif isinstance(saved, list) and isinstance(built, list) and len(saved) == len(built):
+        pairs = [(f"{path}[{i}]", *pair) for i, pair in enumerate(zip(saved, built, strict=True))]
+    elif isinstance(saved, int | float) and isinstance(built, int | float):
+        # Parameters of laws may be computed, on another machine then.
+        return None if np.isclose(saved, built, rtol=1e-4, atol=1e-6, equal_nan=True) else (path, saved, built)
+    else:
+        return None if saved == built else (path, saved, built)
+    return next((found for pair in pairs if (found := _first_difference(*pair[1:], pair[0]))), None)
+
+
+def _checked_archive(folder: Path) -> Path:
+    archive = folder / "arrays.npz"
+    if not archive.exists() or _checksum(archive) != _read_description(folder)["sha256"]:
+        raise LoadError(f"{archive} is missing, truncated or changed since it was saved: copy the folder again")
+    return archive
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+
+
+def _paths(program: Program) -> tuple[list[tuple[str, Any]], Any]:
+    dynamic, static = eqx.partition(program, _is_array)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(dynamic)
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves], (structure, static)
+
+
+def _arrays(program: Program) -> dict[str, np.ndarray]:
+    return {name: np.asarray(leaf) for name, leaf in _paths(program)[0]}
+
+
+def _with_arrays(program: Program, arrays: dict[str, np.ndarray], folder: Path) -> Program:
+    named, (structure, static) = _paths(program)
+    expected = {name: tuple(leaf.shape) for name, leaf in named}
+    found = {name: a.shape for name, a in arrays.items()}
+    if expected != found:
+        wrong = [n for n in {**expected, **found} if expected.get(n) != found.get(n)]
+        lines = [f"  {n}: saved {found.get(n, 'not at all')}, expected {expected.get(n, 'none')}" for n in wrong[:5]]
+        more = f"\n  … and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise LoadError(f"the arrays in {folder} do not fit the program:\n" + "\n".join(lines) + more)
+    leaves = [jnp.asarray(arrays[name], leaf.dtype) for name, leaf in named]
+    return eqx.combine(jax.tree_util.tree_unflatten(structure, leaves), static)
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    file = folder / "program.json"
+    if not file.exists():
+        raise LoadError(f"{folder} holds no saved program (no program.json): give the folder that save() wrote")
+    try:
+        description = json.loads(file.read_text())
+    except ValueError as error:
+        raise LoadError(f"{file} is damaged ({error}): copy the folder again") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        found = description.get("format") if isinstance(description, dict) else type(description).__name__
+        raise LoadError(f"{file} is no sami_ppl program (format {found!r})")
+    if description.get("format_version", 0) > FORMAT_VERSION:
+        written = description.get("versions", {}).get("sami_ppl", "")
+        raise LoadError(f"{file} was written by sami_ppl {written} in a newer format: update sami_ppl")
+    if missing := {"format_version", "config", "aligned", "latents", "sha256"} - description.keys():
+        raise LoadError(f"{file} is damaged (no {', '.join(sorted(missing))}): copy the folder again")
+    return description
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
