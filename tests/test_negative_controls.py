@@ -16,115 +16,116 @@ ROOT = Path(__file__).resolve().parents[1]
 # mistake: (file, right, wrong, test that catches it)
 MISTAKES = {
     "alpha missing in the noisy observation": (
-        "schedule.py", "return self.alpha(log_snr) * x + self.sigma(log_snr) * eps",
+        "diffusion/schedule.py", "return self.alpha(log_snr) * x + self.sigma(log_snr) * eps",
         "return x + self.sigma(log_snr) * eps",
         "test_bound.py::test_guided_bound_is_the_conditional_likelihood[vp]",
     ),
     "alpha missing in the denoised mean": (
-        "denoiser.py", "return (x_noisy - sigma * self(x_noisy, log_snr)) / alpha",
+        "diffusion/denoiser.py", "return (x_noisy - sigma * self(x_noisy, log_snr)) / alpha",
         "return x_noisy - sigma * self(x_noisy, log_snr)",
         "test_sampler.py::test_order_of_convergence[ddim-vp]",
     ),
     "standard deviation for variance": (
-        "encoder.py", "0.5 * ((z - loc) / scale) ** 2", "0.5 * (z - loc) ** 2 / scale",
+        "encoders/encoder.py", "0.5 * ((z - loc) / scale) ** 2", "0.5 * (z - loc) ** 2 / scale",
         "test_bound.py::test_guided_bound_is_the_conditional_likelihood[vp]",
     ),
     "KL taken at a noisy observation": (
-        "encoder.py", "log_snr = jnp.asarray(self.schedule.log_snr_max, dtype=jnp.result_type(float, x))",
+        "encoders/encoder.py", "log_snr = jnp.asarray(self.schedule.log_snr_max, dtype=jnp.result_type(float, x))",
         "log_snr = jnp.asarray(0.0, dtype=jnp.result_type(float, x))",
         "test_evidence.py::test_bound_equals_the_evidence_in_every_dimension[6-vp]",
     ),
     "guidance of the wrong sign": (
-        "guidance.py", "return jax.grad(encoder.log_prob, argnums=1)(z, x_noisy, log_snr)",
+        "decoders/guidance.py", "return jax.grad(encoder.log_prob, argnums=1)(z, x_noisy, log_snr)",
         "return -jax.grad(encoder.log_prob, argnums=1)(z, x_noisy, log_snr)",
         "test_exact.py::test_guided_denoiser_is_that_of_the_conditional[vp-0.4]",
     ),
     "sigma missing in the guided noise prediction": (
-        "guidance.py", "return eps - self.schedule.sigma(log_snr) * guidance(", "return eps - guidance(",
+        "decoders/guidance.py", "return eps - self.schedule.sigma(log_snr) * guidance(", "return eps - guidance(",
         "test_exact.py::test_guided_denoiser_is_that_of_the_conditional[vp-0.4]",
     ),
     "mean over pixels instead of the sum": (
-        "bound.py", "guided = jnp.sum(seen * (eps - trained", "guided = jnp.mean(seen * (eps - trained",
+        "decoders/bound.py", "guided = jnp.sum(seen * (eps - trained", "guided = jnp.mean(seen * (eps - trained",
         "test_bound.py::test_guided_bound_is_the_conditional_likelihood[vp]",
     ),
     "detached z": (
-        "bound.py", "sigma * guidance(encoder, z, x_noisy, log_snr)) ** 2)",
+        "decoders/bound.py", "sigma * guidance(encoder, z, x_noisy, log_snr)) ** 2)",
         "sigma * guidance(encoder, jax.lax.stop_gradient(z), x_noisy, log_snr)) ** 2)",
         "test_bound.py::test_gradient_is_that_of_the_formula[reverse-guided]",
     ),
     "last denoising step dropped": (
-        "sampler.py", "return denoiser.x_hat(self.carry(denoiser, start, low, high, noise_key), high)",
+        "diffusion/sampler.py", "return denoiser.x_hat(self.carry(denoiser, start, low, high, noise_key), high)",
         "return self.carry(denoiser, start, low, high, noise_key)",
         "test_sampler.py::test_deterministic_samplers_ignore_their_key_and_end_with_the_denoised_mean",
     ),
     "variance for standard deviation in the noise of a step": (
-        "sampler.py", "mean + jnp.sqrt(gain) * schedule.sigma", "mean + gain * schedule.sigma",
+        "diffusion/sampler.py", "mean + jnp.sqrt(gain) * schedule.sigma", "mean + gain * schedule.sigma",
         "test_sampler.py::test_stochastic_step_draws_from_the_posterior_of_the_forward_process[sde]",
     ),
     "clipped denoised mean": (
-        "denoiser.py", "return (x_noisy - sigma * self(x_noisy, log_snr)) / alpha",
+        "diffusion/denoiser.py", "return (x_noisy - sigma * self(x_noisy, log_snr)) / alpha",
         "return jnp.clip((x_noisy - sigma * self(x_noisy, log_snr)) / alpha, -1, 1)",
         "test_sampler.py::test_order_of_convergence[ddim-vp]",
     ),
     "doubled likelihood weight": (
-        "bound.py", "return Bound(prior_loss(schedule, x), 0.5 * weight * error,",
+        "decoders/bound.py", "return Bound(prior_loss(schedule, x), 0.5 * weight * error,",
         "return Bound(prior_loss(schedule, x), weight * error,",
         "test_evidence.py::test_bound_equals_the_evidence_in_every_dimension[6-vp]",
     ),
     "beta in the model only": (
-        "program.py", 'subsample_size=size), scale_sites(beta):', 'subsample_size=size):',
+        "program/program.py", 'subsample_size=size), scale_sites(beta):', 'subsample_size=size):',
         "test_objective.py::test_beta_scales_the_divergence_and_nothing_else[mean field-gaussian]",
     ),
     "prior of a frame counted twice": (
-        "framewise.py", "jnp.linalg.inv(scale @ scale.T) - jnp.eye(len(loc), dtype=loc.dtype)",
+        "encoders/frames.py", "jnp.linalg.inv(scale @ scale.T) - jnp.eye(len(loc), dtype=loc.dtype)",
         "jnp.linalg.inv(scale @ scale.T)",
         "test_frames.py::test_a_frame_is_no_less_certain_than_the_prior",
     ),
     "noise of the correction left out of draws over time": (
-        "processes.py", "self._mean(self.centre - prior - noise)", "self._mean(self.centre - prior)",
+        "distributions/matern.py", "self._mean(self.centre - prior - noise)", "self._mean(self.centre - prior)",
         "test_processes.py::test_draws_of_the_posterior_have_its_moments[0.5]",
     ),
     "missing frame counted in the bound": (
-        "framewise.py", "return jnp.where(missing, 0, x), (~missing).astype(x.dtype)",
+        "encoders/frames.py", "return jnp.where(missing, 0, x), (~missing).astype(x.dtype)",
         "return jnp.where(missing, 0, x), jnp.ones_like(x)",
         "test_frames.py::test_a_missing_frame_is_left_out_of_the_bound",
     ),
     "intervention that descendants do not feel": (
-        "program.py", "handlers.do(handlers.replay(self.sample_prior, shared), data=held)",
+        "program/program.py", "handlers.do(handlers.replay(self.sample_prior, shared), data=held)",
         "handlers.replay(self.sample_prior, shared)",
         "test_causal.py::test_an_intervention_moves_descendants_only",
     ),
     "counterfactual with noises drawn anew": (
-        "causal.py", 'return kept[name] if name in kept else _value(site["fn"], noise[name])',
+        "posteriors/causal.py", 'return kept[name] if name in kept else _value(site["fn"], noise[name])',
         "return kept.get(name)",
         "test_causal.py::test_a_counterfactual_is_the_exact_one",
     ),
     "kinds weighed by the prior": (
-        "objective.py", "prob, label = jnp.exp(log_q), known[name]", "prob, label = jnp.exp(log_p), known[name]",
+        "fitting/objective.py", "prob, label = jnp.exp(log_q), known[name]",
+        "prob, label = jnp.exp(log_p), known[name]",
         "test_discrete_programs.py::test_a_label_counts_once_beside_another_discrete_site",
     ),
     "label without weight": (
-        "objective.py", "prob = jnp.where(label >= 0, value == label, prob)",
+        "fitting/objective.py", "prob = jnp.where(label >= 0, value == label, prob)",
         "prob = jnp.where(label >= 0, prob, prob)",
         "test_discrete_programs.py::test_a_label_counts_once_beside_another_discrete_site",
     ),
     "KL of global sites counted per batch": (
-        "objective.py", "_weight_per_observation(scored.trace[name], scored.trace)[0] * kl",
+        "fitting/objective.py", "_weight_per_observation(scored.trace[name], scored.trace)[0] * kl",
         "kl / len(next(iter(scored.local.values())))",
         "test_hierarchy.py::test_the_objective_is_numpyros_divided_by_the_observations[1000]",
     ),
     "determinant of a flow of the wrong sign": (
-        "flows/bijections.py", "jnp.exp(self.log_scale()) + self.loc, self.log_scale()",
+        "distributions/flows/bijections.py", "jnp.exp(self.log_scale()) + self.loc, self.log_scale()",
         "jnp.exp(self.log_scale()) + self.loc, -self.log_scale()",
         "test_flows.py::test_density_integrates_to_one",
     ),
     "volume of the simplex of the wrong sign": (
-        "relaxed.py", "log_prob(u) - jnp.sum(jnp.log(jnp.maximum(value, TINY)), -1)",
+        "distributions/relaxed.py", "log_prob(u) - jnp.sum(jnp.log(jnp.maximum(value, TINY)), -1)",
         "log_prob(u) + jnp.sum(jnp.log(jnp.maximum(value, TINY)), -1)",
         "test_relaxed.py::test_density_on_the_simplex_is_the_papers[0.3]",
     ),
     "cross term of the tabulated bound counted once": (
-        "tabulated.py", "terms.own + 2 * slope @ terms.cross", "terms.own + slope @ terms.cross",
+        "program/tabulated.py", "terms.own + 2 * slope @ terms.cross", "terms.own + slope @ terms.cross",
         "test_tabulated.py::test_likelihood_is_that_of_numpyro[diagonal]",
     ),
     "refinement under another observation's variables": (
