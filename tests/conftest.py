@@ -26,7 +26,8 @@ from two_priors import PRIORS
 from sami_ppl.diffusion.denoiser import GaussianDenoiser, PreconditionedDenoiser
 from sami_ppl.diffusion.sampler import DDIM
 from sami_ppl.diffusion.schedule import AbstractSchedule, VariancePreserving
-from sami_ppl.encoders.encoder import AbstractEncoder, DiagonalEncoder, diagonal_log_prob, encoder_for
+from sami_ppl.encoders.encoder import AbstractEncoder, DiagonalEncoder, encoder_for
+from sami_ppl.encoders.law import DiagonalLaw
 from sami_ppl.priors.read import read_prior
 from sami_ppl.program.program import Program
 from sami_ppl.saving import files as programs
@@ -110,14 +111,14 @@ class ExactEncoder(AbstractEncoder):
     def latent_size(self):
         return self.weights.shape[1]
 
-    def __call__(self, x_noisy, log_snr):
+    def parameters(self, x_noisy, log_snr):
         alpha, sigma = self.schedule.alpha(log_snr), self.schedule.sigma(log_snr)
         variance = alpha**2 * self.noise_variance + sigma**2
         precision = 1 + alpha**2 * jnp.sum(self.weights**2, 0) / variance
         return alpha * (self.weights.T @ x_noisy) / variance / precision, precision**-0.5
 
-    def log_prob(self, z, x_noisy, log_snr):
-        return diagonal_log_prob(z, *self(x_noisy, log_snr))
+    def distribution(self, parameters):
+        return DiagonalLaw(*parameters)
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ KL = 2 * 0.5 * (WIDTH**2 - 1 - np.log(WIDTH**2)) + 0.5 * SHIFT**2
 class Spoiled(ExactEncoder):
     """As guide .6 as wide as the posterior, and .8 of its standard deviations beside it on one axis."""
 
-    def __call__(self, x_noisy, log_snr):
-        mean, root = super().__call__(x_noisy, log_snr)
+    def parameters(self, x_noisy, log_snr):
+        mean, cov = super().parameters(x_noisy, log_snr)
         clean = log_snr >= self.schedule.log_snr_max
-        moved = mean + root @ jnp.array([SHIFT, 0.0])
-        return jnp.where(clean, moved, mean), root * jnp.where(clean, WIDTH, 1.0)
+        moved = mean + jnp.linalg.cholesky(cov) @ jnp.array([SHIFT, 0.0])
+        return jnp.where(clean, moved, mean), cov * jnp.where(clean, WIDTH**2, 1.0)
 
 
 def prior():

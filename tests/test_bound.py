@@ -95,8 +95,8 @@ def test_bound_at_one_observation_is_its_negative_log_density(guided, oracle, cu
 
 def broken_encoders(encoder_class):
     class NoAlpha(encoder_class):
-        def __call__(self, x_noisy, log_snr):
-            loc, scale = super().__call__(x_noisy, log_snr)
+        def parameters(self, x_noisy, log_snr):
+            loc, scale = super().parameters(x_noisy, log_snr)
             return loc / self.schedule.alpha(log_snr), scale
 
     class WrongSign(encoder_class):

@@ -15,6 +15,7 @@ from sami_ppl.diffusion.inversion import from_noise, to_noise
 from sami_ppl.diffusion.sampler import DDIM, Ancestral, DPMSolver, FromPureNoise, Heun
 from sami_ppl.diffusion.schedule import VarianceExploding, VariancePreserving
 from sami_ppl.encoders.encoder import AbstractEncoder
+from sami_ppl.encoders.law import DiagonalLaw, GaussianLaw
 from sami_ppl.fitting.objective import ScoreELBO
 from sami_ppl.posteriors.causal import counterfactual, descendants, intervene
 from sami_ppl.priors.read import read_prior
@@ -53,9 +54,12 @@ class CodeEncoder(AbstractEncoder):
     def latent_size(self):
         return self.base.latent_size
 
-    def __call__(self, x_noisy, log_snr):
-        loc, factor = self.base(x_noisy, log_snr)
-        return self.offset + self.matrix @ loc, self.matrix @ factor
+    def parameters(self, x_noisy, log_snr):
+        return self.base.parameters(x_noisy, log_snr)
+
+    def distribution(self, parameters):
+        q = self.base.distribution(parameters)
+        return GaussianLaw(self.offset + (self.matrix @ q.mean[..., None])[..., 0], self.matrix @ q.root)
 
     def log_prob(self, z, x_noisy, log_snr):
         u = jnp.linalg.solve(self.matrix, z - self.offset)
@@ -125,15 +129,16 @@ def test_the_kl_of_dependent_sites_is_unbiased(x64):
     """Its mean over draws is KL(q(z | x) ‖ p(z)), closed form, for a posterior with and without correlations."""
     model, program = exact()
     x, _ = model.sample(jax.random.key(3), 2)
-    loc, factor = jax.vmap(program.encoder.posterior)(x)
+    q = program.code_law(x)
+    loc, factor = np.asarray(q.mean), np.asarray(q.root)
     scale, centre = (np.concatenate([getattr(s, n) for s in program.latents.sites]) for n in ("scale", "shift"))
     mean, cov = centre + scale * loc, scale[:, None] * (factor @ np.swapaxes(factor, -1, -2)) * scale
     prior_cov = MIX @ MIX.T
 
     class Diagonal(CodeEncoder):
-        def __call__(self, x_noisy, log_snr):
-            loc, factor = super().__call__(x_noisy, log_snr)
-            return loc, jnp.sqrt(jnp.sum(factor**2, -1))
+        def distribution(self, parameters):
+            q = super().distribution(parameters)
+            return DiagonalLaw(q.mean, jnp.sqrt(q.variance))
 
     for kind in (CodeEncoder, Diagonal):
         encoder = kind(program.encoder.base, program.encoder.matrix, program.encoder.offset)

@@ -14,6 +14,7 @@ from sami_ppl.diagnostics import collapse_warning, noise_errors
 from sami_ppl.diffusion.sampler import DPMSolver
 from sami_ppl.diffusion.schedule import VariancePreserving
 from sami_ppl.encoders.encoder import AbstractEncoder
+from sami_ppl.encoders.law import DiagonalLaw
 from sami_ppl.encoders.rotation import soft_uniform
 from sami_ppl.fitting.gauge import align
 from sami_ppl.program.program import Program
@@ -39,18 +40,21 @@ class Collapsed(AbstractEncoder):
     event_shape = property(lambda self: self.base.event_shape)
     latent_size = property(lambda self: self.base.latent_size)
 
-    def __call__(self, x_noisy, log_snr):
+    def parameters(self, x_noisy, log_snr):
         return jnp.zeros(2) + 0 * x_noisy.sum(), jnp.ones(2)
 
-    def log_prob(self, z, x_noisy, log_snr):
-        return jnp.sum(-0.5 * z**2 - 0.5 * jnp.log(2 * jnp.pi)) + 0 * x_noisy.sum()
+    def distribution(self, parameters):
+        return DiagonalLaw(*parameters)
 
 
 class Unused(Collapsed):
     """A guide that informs, and guidance that ignores z: KL without gain."""
 
-    def __call__(self, x_noisy, log_snr):
-        return self.base(x_noisy, log_snr)
+    def parameters(self, x_noisy, log_snr):
+        return self.base.parameters(x_noisy, log_snr)
+
+    def log_prob(self, z, x_noisy, log_snr):
+        return jnp.sum(-0.5 * z**2 - 0.5 * jnp.log(2 * jnp.pi)) + 0 * x_noisy.sum()
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from sami_ppl.encoders.encoder import DiagonalEncoder, FamilyEncoder, RotatedEnc
 from sami_ppl.encoders.families import DiagonalMixture, ProjectedNormals
 from sami_ppl.fitting.objective import ScoreELBO
 from sami_ppl.priors.read import read_prior
+from sami_ppl.priors.sites import Direction
 
 pytestmark = pytest.mark.slow
 
@@ -158,12 +159,7 @@ def test_moments_of_directions(dim):
     concentration = jnp.array([[0.4, 1.1, -0.3][:dim], [6.0, -3.0, 1.0][:dim]])
     q = ProjectedNormals(concentration)
     draws = np.asarray(q.sample(KEY, (200_000,)))
-
-    class Site:
-        name, manifold, unconstrained_shape, size = "u", "sphere", (2, dim), 2 * dim
-
-    family = families.Directions(3, Site, key=KEY)
-    mean, spread = family.moments(concentration)
+    mean, spread = np.asarray(q.mean), np.sqrt(np.asarray(q.variance))
     assert np.all(np.abs(draws.mean(0) - mean) < 5 * draws.std(0) / 200_000**0.5 + 1e-5)
     np.testing.assert_allclose(spread, draws.std(0), rtol=0.02)
 
@@ -179,11 +175,10 @@ def test_guide_has_the_law_of_the_code(name, build):
     trace = handlers.trace(handlers.seed(program.guide, KEY)).get_trace(x)
     values = {site.name: trace[site.name]["value"] for site in program.latents.sites}
     z = program.latents.to_code(values)
-    encoder = program.encoder
-    parameters = jax.vmap(lambda x: encoder.parameters(*encoder.clean(x)))(x)
+    q = program.code_law(x)
     for site in program.latents.sites:
-        own = encoder.distribution(site.name, parameters, {}).log_prob(z[:, site.code])
-        if site.manifold is None:
+        own = q.of_site(site, {}).log_prob(z[:, site.code])
+        if not isinstance(site, Direction):
             unconstrained = site.transform.inv(values[site.name])
             volume = site.transform.log_abs_det_jacobian(unconstrained, values[site.name])
             own = own - np.sum(np.log(site.scale)) - np.asarray(volume).reshape(5, -1).sum(-1)
@@ -314,8 +309,8 @@ def test_draws_of_a_gaussian_code_have_its_mean_and_covariance(rotated, tiny_pro
     program = program.replace(encoder=encoder)
     x = jax.random.normal(jax.random.key(3), (1, 4))
     z = np.asarray(draw_code(program, jnp.repeat(x, 40_000, 0), KEY))
-    loc, scale = encoder.posterior(x[0])
-    factor = np.asarray(jnp.diag(scale) if scale.ndim == 1 else scale)
+    q = program.code_law(x)
+    loc, factor = np.asarray(q.mean[0]), np.asarray(q.root[0])
     assert np.all(np.abs(z.mean(0) - loc) < 5 * z.std(0) / 40_000**0.5)
     covariance = factor @ factor.T
     np.testing.assert_allclose(np.cov(z.T), covariance, atol=0.05 * np.diag(covariance).max())

@@ -290,9 +290,10 @@ def test_moments_are_those_of_draws(encoder):
     """Means to .03 of a standard deviation, standard deviations to 5 %, over 40,000 draws of three observations."""
     x = jax.random.normal(KEY, (3, 4))
     parameters = jax.vmap(lambda x: encoder.parameters(x, jnp.asarray(0.3)))(x)
-    z = encoder.distribution("z", parameters, {}).sample(KEY, (40_000,))
+    q = encoder.distribution(parameters)
+    z = encoder.families[0].distribution(parameters["z"]).sample(KEY, (40_000,))
     assert z.shape == (40_000, 3, 2)
-    loc, scale = encoder.families[0].moments(parameters["z"])
+    loc, scale = np.asarray(q.mean), np.sqrt(np.asarray(q.variance))
     np.testing.assert_allclose((z.mean(0) - loc) / z.std(0), 0, atol=0.03)
     np.testing.assert_allclose(z.std(0), scale, rtol=0.05)
 

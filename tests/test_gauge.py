@@ -94,10 +94,12 @@ def test_passive_axes_stay(fixed):
 
 def test_posterior_means_are_those_of_the_rotated_code(fixed):
     program, x, found = fixed
-    (loc, scale), (rotated, factor) = program.encode(x[:50]), found.program.encode(x[:50])
+    (loc, scale), factor = program.encode(x[:50]), found.program.code_law(jnp.asarray(x[:50])).root
+    rotated, marginal = found.program.encode(x[:50])
     np.testing.assert_allclose(rotated, loc @ found.rotation.T, atol=1e-5)
     want = found.rotation @ (scale[:, :, None] ** 2 * np.eye(4)) @ found.rotation.T
     np.testing.assert_allclose(factor @ np.swapaxes(factor, 1, 2), want, atol=1e-5)
+    np.testing.assert_allclose(marginal**2, np.diagonal(want, axis1=1, axis2=2), rtol=1e-4)
 
 
 def test_prior_networks_and_all_else_stay(fixed):
@@ -174,8 +176,8 @@ def test_diagonal_cost_is_the_kl_from_the_product_of_marginals(oracle, exact_enc
     program = make(oracle, exact_encoder, strengths=(2.0, 1.0, 0.6, 0.0), noise_variance=0.3)
     x = observations(program, uniform_sources())
     found = align(program, x)
-    loc, factor = found.program.encode(x)
-    cov = jnp.asarray(factor @ np.swapaxes(factor, 1, 2))
+    q = found.program.code_law(jnp.asarray(x))
+    loc, cov = q.mean, q.root @ jnp.swapaxes(q.root, 1, 2)
     marginals = jnp.eye(4) * jnp.diagonal(cov, axis1=1, axis2=2)[:, None, :]
     full, product = (dist.MultivariateNormal(jnp.asarray(loc), c) for c in (cov, marginals))
     want = float(dist.kl_divergence(full, product).mean())

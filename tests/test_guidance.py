@@ -20,8 +20,8 @@ def breakages(encoder_class):
     """The oracle's encoder, broken one way at a time."""
 
     class NoAlpha(encoder_class):
-        def __call__(self, x_noisy, log_snr):
-            loc, scale = super().__call__(x_noisy, log_snr)
+        def parameters(self, x_noisy, log_snr):
+            loc, scale = super().parameters(x_noisy, log_snr)
             return loc / self.schedule.alpha(log_snr), scale
 
     class WrongSign(encoder_class):

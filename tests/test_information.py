@@ -115,7 +115,7 @@ def test_kl_of_directions_is_from_the_uniform_law(build):
     """Of a circle and a sphere by quadrature of q log(q · area); four standard errors of the one draw of each."""
     program = build(directions)
     x = np.random.default_rng(0).normal(size=(4000, 4)).astype(np.float32)
-    parameters = program.guide_parameters(jnp.asarray(x))
+    q, sites = program.code_law(jnp.asarray(x)), {site.name: site for site in program.latents.sites}
     turn = np.linspace(0, 2 * np.pi, 128, endpoint=False)
     height, rule = np.polynomial.legendre.leggauss(64)
     radius = np.sqrt(1 - height**2)[:, None]
@@ -126,10 +126,8 @@ def test_kl_of_directions_is_from_the_uniform_law(build):
     }
     expected, spread = 0.0, 0.0
     for name, (unit, weight) in places.items():
-        one = lambda own, name=name, unit=unit: jax.vmap(  # noqa: E731
-            lambda u: program.encoder.distribution(name, own, {}).log_prob(u)
-        )(jnp.asarray(unit, jnp.float32))
-        log_q = np.asarray(jax.lax.map(one, parameters), float)
+        law = q.of_site(sites[name], {})
+        log_q = np.asarray(jax.lax.map(law.log_prob, jnp.asarray(unit, jnp.float32)), float).T
         ratio = log_q + np.log(weight.sum())
         mean = (weight * np.exp(log_q) * ratio).sum(1)
         assert (weight * np.exp(log_q)).sum(1) == pytest.approx(1, abs=1e-3)

@@ -92,8 +92,8 @@ def weights(oracle, exact_encoder, scale):
     """Stats of the oracle's posterior, of its standard deviation `scale` at the clean end."""
 
     class Spoiled(exact_encoder):
-        def __call__(self, x_noisy, log_snr):
-            loc, sd = super().__call__(x_noisy, log_snr)
+        def parameters(self, x_noisy, log_snr):
+            loc, sd = super().parameters(x_noisy, log_snr)
             return loc, sd * jnp.where(log_snr >= self.schedule.log_snr_max, scale, 1.0)
 
     def prior():

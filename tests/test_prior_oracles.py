@@ -23,6 +23,7 @@ from sami_ppl.decoders.guidance import GuidedDenoiser
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.diffusion.schedule import AbstractSchedule, VariancePreserving
 from sami_ppl.encoders.encoder import AbstractEncoder
+from sami_ppl.encoders.law import DiagonalLaw
 from sami_ppl.priors.read import read_prior
 from sami_ppl.program.program import Program
 from sami_ppl.refinement.target import log_prior
@@ -165,10 +166,14 @@ class GridEncoder(AbstractEncoder):
         joint = self.prior(z) + self.likelihood(self.means(z), x_noisy, log_snr)
         return joint - self.log_weights(x_noisy, log_snr)[1]
 
-    def __call__(self, x_noisy, log_snr):
+    def parameters(self, x_noisy, log_snr):
+        """Moments, as of a guide; the density itself is `log_prob`."""
         weight = jnp.exp(self.log_weights(x_noisy, log_snr)[0])
         mean = weight @ self.grid
         return mean, jnp.sqrt(weight @ (self.grid - mean) ** 2)
+
+    def distribution(self, parameters):
+        return DiagonalLaw(*parameters)
 
     def draw(self, key, x):
         """A draw of the clean posterior: a cell, and a place in it."""

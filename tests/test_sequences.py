@@ -136,7 +136,8 @@ class PosteriorsAsPotentials(FramewiseEncoder):
     """ψ = q(z | x) instead of q(z | x) / p(z): the prior of single frames is counted twice."""
 
     def potentials(self, x):
-        loc, factor = jax.vmap(self.frame.posterior)(jnp.nan_to_num(x))
+        loc = jax.vmap(self.frame.posterior)(jnp.nan_to_num(x))[0]
+        factor = self.frame.distribution(jax.vmap(lambda x: self.frame.parameters(*self.frame.clean(x)))(x)).root
         seen = ~jnp.isnan(x).any(1)
         return loc, seen[:, None, None] * jnp.linalg.inv(factor @ jnp.swapaxes(factor, 1, 2))
 
@@ -146,12 +147,13 @@ def test_evidence_is_that_of_frames_and_of_their_potentials(program, gaps):
     """log p(x) = Σ log p(x_t) + log E_p ∏ψ over what is seen, ψ = q/p; exact up to single precision. ψ = q fails."""
 
     def evidence(program, ratio=True):
-        q = program.guide_parameters(jnp.asarray(x))
+        q = program.code_law(jnp.asarray(x)).smoothed
         total = np.asarray(q.log_normaliser, float)
         for i, t in np.argwhere(~np.isnan(x[..., 0])):
-            mean, factor = frames().encoder.posterior(jnp.asarray(x[i, t]))
+            encoder = frames().encoder
+            mean, cov = encoder.parameters(*encoder.clean(jnp.asarray(x[i, t])))
             peak = np.asarray(q.centre[i, t], float)
-            log_q = stats.multivariate_normal(mean, np.asarray(factor @ factor.T, float)).logpdf(peak)
+            log_q = stats.multivariate_normal(mean, np.asarray(cov, float)).logpdf(peak)
             total[i] += frames().log_prob(x[i, t]) + log_q - ratio * stats.norm.logpdf(peak).sum()
         return total
 
@@ -371,7 +373,7 @@ REFUSED = {
                       "the frames' prior must be Normal.*site 'z' is not a fixed Normal"),
     "twice": (lambda p, mlp: sp.over_time(p, smooth), ValueError, "one of sequences already"),
     "no frames": (lambda p, mlp: frames_of(frame_program()), ValueError, "not one of sequences"),
-    "family": (lambda p, mlp: sp.over_time(mixture_frames(mlp), smooth), TypeError, "has the family Mixture.*Gaussian"),
+    "family": (lambda p, mlp: sp.over_time(mixture_frames(mlp), smooth), TypeError, "is not Gaussian, as sequences"),
     "length": (lambda p, mlp: p.encode(np.zeros((2, 5, FEATURES))), ValueError, r"x must have shape \(obs, 6, 3\)"),
     "all missing": (lambda p, mlp: p.observations(with_gap(lambda x: x[1].fill(np.nan))), ValueError,
                     "all frames of observation 1 are missing"),
@@ -379,7 +381,7 @@ REFUSED = {
                "frame 2 of observation 1 is NaN in part"),
     "no sequence": (lambda p, mlp: frame_program().observations(np.full((2, FEATURES), np.nan)), ValueError,
                     "x is NaN at observation 0.*only frames of sequences"),
-    "times": (lambda p, mlp: sp.over_time(frame_program(), timed, given={"times": TIMES[None]}).guide_parameters(
+    "times": (lambda p, mlp: sp.over_time(frame_program(), timed, given={"times": TIMES[None]}).code_law(
         sequences(smooth, 2), {"times": TIMES[None]}), ValueError, r"array of shape \(2, ...\)}, one row for each"),
     "refinement": (lambda p, mlp: targets(p, sequences(smooth, 1), KEY, 2), ValueError, "is one over time"),
     "calibration": (lambda p, mlp: sp.simulation_based_calibration(p, key=KEY), ValueError, "sequences"),

@@ -13,7 +13,7 @@ import pytest
 
 from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, Program, Stage, VariancePreserving, fit
 from sami_ppl.nn import ResidualMLP
-from sami_ppl.priors.sites import Latents
+from sami_ppl.priors.latents import Latents
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::sami_ppl.diagnostics.CollapseWarning")]
 

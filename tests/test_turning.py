@@ -11,7 +11,8 @@ from scipy.linalg import expm
 
 from sami_ppl import families
 from sami_ppl.diffusion.schedule import AbstractSchedule, VariancePreserving
-from sami_ppl.encoders.encoder import AbstractEncoder, DiagonalEncoder, FamilyEncoder, diagonal_log_prob
+from sami_ppl.encoders.encoder import AbstractEncoder, DiagonalEncoder, FamilyEncoder
+from sami_ppl.encoders.law import DiagonalLaw
 from sami_ppl.encoders.rotation import TurningEncoder, soft_uniform
 from sami_ppl.fitting.objective import ScoreELBO
 from sami_ppl.fitting.start import warm_start
@@ -35,11 +36,11 @@ class FirstTwo(AbstractEncoder):
     event_shape: tuple[int, ...] = eqx.field(static=True, default=(4,))
     latent_size: int = eqx.field(static=True, default=2)
 
-    def __call__(self, x_noisy, log_snr):
+    def parameters(self, x_noisy, log_snr):
         return x_noisy[:2] / self.schedule.alpha(log_snr), jnp.array([0.1, 0.12])
 
-    def log_prob(self, z, x_noisy, log_snr):
-        return diagonal_log_prob(z, *self(x_noisy, log_snr))
+    def distribution(self, parameters):
+        return DiagonalLaw(*parameters)
 
 
 def turned_by(tiny_program, factor, data, steps=400):

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl import plots
-from sami_ppl.analyses.codes import CODE_UNITS, axis_dataset, marginal_variance
+from sami_ppl.analyses.codes import CODE_UNITS, axis_dataset
 from sami_ppl.program.program import Program
 
 TOLERANCE = 0.1
@@ -23,8 +23,8 @@ def axis_activity(program: Program, x: Float[Array | np.ndarray, "obs *event"]) 
     prior spread 1 and is never passive by this measure. Raises ValueError for fewer than 2 observations.
     """
     x = program.observed(x, at_least=2, why="a variance over observations")
-    loc, scale = program.encode(x)
-    variance = marginal_variance(scale, loc).astype(np.float64)
+    _, scale = program.encode(x)
+    variance = scale.astype(np.float64) ** 2
     mean, spread = variance.mean(0), variance.var(0)
     steady = spread < TOLERANCE
     kind = np.where(

@@ -20,11 +20,6 @@ ACTIVE_VARIANCE = 0.05
 """An axis is active if its posterior means vary by more than this; the prior's variance is 1."""
 
 
-def marginal_variance(scale: Float[Array | np.ndarray, "*batch"], loc: Any) -> Any:
-    """Variance of every axis, from standard deviations of the shape of `loc` or factors A of a covariance A Aᵀ."""
-    return scale**2 if scale.ndim == loc.ndim else (scale**2).sum(-1)
-
-
 @eqx.filter_jit
 def _draw(program: Program, x: Array, key: Array) -> Array:
     return draw_code(program, x, key)

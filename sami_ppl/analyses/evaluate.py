@@ -21,18 +21,16 @@ from sami_ppl.diagnostics.clusters import clusters
 from sami_ppl.diagnostics.collapse import collapse_warning
 from sami_ppl.diagnostics.gain import draw_code, noise_errors
 from sami_ppl.diagnostics.noise_end import noise_end_kl
+from sami_ppl.distributions.gaussian import gaussian_root
 from sami_ppl.distributions.supports import is_unbounded, unwrapped
-from sami_ppl.encoders.encoder import FamilyEncoder, RotatedEncoder
-from sami_ppl.encoders.families import Diagonal, Full, LowRank
-from sami_ppl.encoders.frames import FramewiseEncoder
+from sami_ppl.encoders.encoder import RotatedEncoder
 from sami_ppl.evidence import evidence_bound, summarise
 from sami_ppl.fitting.gauge import orthogonal_ica
 from sami_ppl.fitting.start import low_pass_codes
 from sami_ppl.metrics import circular_correlation, disentanglement_report, largest_jump, mean_correlation
 from sami_ppl.posteriors.generate import decode, generate
-from sami_ppl.priors.sites import LatentSite
+from sami_ppl.priors.sites import Direction, LatentSite, Process
 from sami_ppl.program.program import Program
-from sami_ppl.program.sequences import frames_of, single_frames
 
 TRAIN, TEST = 5000, 2500
 
@@ -53,12 +51,11 @@ def evaluate(
     possible observation, where that is known. Of a program of sequences the figures are those of its single frames,
     under their prior N(0, I), and `sequences`, the bound of whole ones.
     """
-    if isinstance(program.encoder, FramewiseEncoder):
+    single, frames = program.single(data)
+    if single is not program:
         sequences = bound_figures(program, train_test(data)[1].isel(obs=slice(TEST // 10)), key=key)
-        frames = evaluate(
-            frames_of(program), single_frames(data), key=key, distance=distance, factors=factors, samples=samples
-        )
-        return frames | {"sequences": {name: sequences[name] for name in ("bound_nats", "kl_total_nats")}}
+        figures = evaluate(single, frames, key=key, distance=distance, factors=factors, samples=samples)
+        return figures | {"sequences": {name: sequences[name] for name in ("bound_nats", "kl_total_nats")}}
     train, test = (part.isel(obs=slice(n)) for part, n in zip(train_test(data), (TRAIN, TEST), strict=True))
     x_train, x_test = (np.asarray(part["x"].values, np.float32) for part in (train, test))
     codes = program.encode(x_train)[0], program.encode(x_test)[0]
@@ -82,7 +79,7 @@ def evaluate(
         names["f"] = real_factors(train[names["f"]], test[names["f"]])
     told = program.latents.arguments
     names["iu"] = [n for n in names["iu"] if n not in told and len(np.unique(train[n].values)) > 1]
-    if any(site.components > 1 or site.categories for site in program.latents.sites):
+    if any(site.clusters > 1 for site in program.latents.sites):
         metrics["clusters"] = cluster_figures(program, test, (x_train, x_test), names["iu"])
     known = None
     if names["f"]:
@@ -120,7 +117,7 @@ def circular_figures(program: Program, codes: Float[np.ndarray, "obs D"], data: 
         sites = {site.name: codes[:, site.code] for site in program.latents.sites}
         angles = {
             site.name: np.arctan2(*codes[:, site.code].T[::-1]) for site in program.latents.sites
-            if site.manifold == "circle" and site.size == 2
+            if isinstance(site, Direction) and site.manifold == "circle" and site.size == 2
         }  # fmt: skip
         found["circular_corr"][name] = {site: abs(circular_correlation(turn, a)) for site, a in angles.items()}
         bins = min(64, max(4, len(turn) // 20))
@@ -201,16 +198,10 @@ def marginal_kl(program: Program, x: Float[np.ndarray, "obs *event"]) -> dict[st
     and unbounded: in closed form where it is a fixed Normal, else by quadrature. Where the posterior is diagonal these
     are the terms of the bound; where a rotation has correlated the axes, their sum is less than the KL in the bound.
     """
-    encoder = program.encoder
-    others = {
-        name for name, family in zip(encoder.sites, encoder.families, strict=True)
-        if not isinstance(family, Diagonal | LowRank | Full)
-    } if isinstance(encoder, FamilyEncoder) else set()  # fmt: skip
     loc, scale = program.encode(x)
-    variance = scale**2 if scale.ndim == 2 else (scale**2).sum(-1)
     found: dict[str, float] = {}
-    for site in (site for site in program.latents.sites if site.name not in others):
-        mean, spread = loc[:, site.code], np.sqrt(variance[:, site.code])
+    for site in gaussian_sites(program):
+        mean, spread = loc[:, site.code], scale[:, site.code]
         if site.standard:
             kl = 0.5 * (mean**2 + spread**2 - 1) - np.log(spread)
         elif (law := _independent_prior(program, site)) is not None:
@@ -225,10 +216,26 @@ def marginal_kl(program: Program, x: Float[np.ndarray, "obs *event"]) -> dict[st
     return found
 
 
+def gaussian_sites(program: Program) -> list[LatentSite]:
+    """Sites whose posterior is Gaussian, and the same whatever the values of others."""
+    gaussian: list[LatentSite] = []
+
+    def look(x: Array, key: Array) -> None:
+        q, codes = program.code_law(x), {}
+        for site in program.latents.sites:
+            law: Any = q.of_site(site, codes)
+            codes[site.name] = law.sample(key)
+            if gaussian_root(law) is not None and not site.kinds:
+                gaussian.append(site)
+
+    jax.eval_shape(look, jnp.zeros((1, *program.event_shape)), jax.random.key(0))
+    return gaussian
+
+
 def _independent_prior(program: Program, site: LatentSite) -> Any:
     """Law of the elements of a vector site, at fitted parameters; None where they have none of their own."""
     latents = program.latents
-    if latents.shared or latents.arguments or site.parents or site.process or len(site.event_shape) != 1:
+    if latents.shared or latents.arguments or site.parents or isinstance(site, Process) or len(site.event_shape) != 1:
         return None
     run = handlers.seed(program.sample_prior, jax.random.key(0))
     law = unwrapped(handlers.trace(run).get_trace(numpyro.plate("obs", 1), 1)[site.name]["fn"])
@@ -252,7 +259,7 @@ def cluster_figures(
     pca = PCA(min(program.latents.size, train.shape[1]), random_state=0).fit(train)
     found: dict[str, Any] = {}
     for site, own in clusters(program, data).items():
-        count = next(s.categories or s.components for s in program.latents.sites if s.name == site)
+        count = next(s.clusters for s in program.latents.sites if s.name == site)
         others = {"k_means_pca": KMeans(count, random_state=0),
                   "gaussian_mixture_pca": GaussianMixture(count, n_init=5, random_state=0)}  # fmt: skip
         each = {f"sami[{site}]": own} | {

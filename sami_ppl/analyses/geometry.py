@@ -21,12 +21,11 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl import plots
-from sami_ppl._util.chunks import padded_chunks
-from sami_ppl.analyses.codes import CHUNK, CODE_UNITS, axis_dataset, marginal_variance
+from sami_ppl._util.chunks import by_chunks, padded_chunks
+from sami_ppl.analyses.codes import CHUNK, CODE_UNITS, axis_dataset
 from sami_ppl.diffusion.sampler import AbstractSampler
-from sami_ppl.encoders.encoder import FamilyEncoder
+from sami_ppl.encoders.encoder import gaussian
 from sami_ppl.posteriors.generate import decode
-from sami_ppl.program.guide import sample_code
 from sami_ppl.program.program import Program
 
 DRAWS = 4096
@@ -41,20 +40,20 @@ def posterior_covariance_spectrum(
     """Eigenvalues and eigenvectors of the covariance of q(z | x), for every observation; for one image give `x[None]`.
 
     `eigenvalue` (obs, component), falling, in squared spreads of the prior; `eigenvector` (obs, component, axis) of
-    length 1, its largest coordinate positive; `mean` (obs, axis). A Gaussian posterior of the whole code has its
-    covariance in closed form; of other families (`FamilyEncoder`) it is that of 4,096 draws, as `attrs["from"]` says.
+    length 1, its largest coordinate positive; `mean` (obs, axis). A Gaussian posterior has its covariance in closed
+    form; of another it is that of 4,096 draws, as `attrs["from"]` says.
     """
     x = program.observed(x)
-    means, scale = program.encode(x)
-    if isinstance(program.encoder, FamilyEncoder):
-        covariance = _sampled_covariance(program, x, key)
+    means, closed = program.encode(x)[0], gaussian(program.encoder)
+    if closed:
+        root = by_chunks(jax.jit(lambda x: program.code_law(x).root), CHUNK, x)
+        covariance = root @ np.swapaxes(root, 1, 2)
     else:
-        factor = scale[:, :, None] * np.eye(scale.shape[1]) if scale.ndim == 2 else scale
-        covariance = factor @ np.swapaxes(factor, 1, 2)
+        covariance = _sampled_covariance(program, x, key)
     values, vectors = np.linalg.eigh(covariance.astype(np.float64))
     values, vectors = np.maximum(values[:, ::-1], 0), np.swapaxes(vectors, 1, 2)[:, ::-1]
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(2)[:, :, None], axis=2)
-    origin = f"{DRAWS} draws" if isinstance(program.encoder, FamilyEncoder) else "closed form"
+    origin = "closed form" if closed else f"{DRAWS} draws"
     return axis_dataset(
         program,
         {
@@ -73,8 +72,8 @@ def _sampled_covariance(program: Program, x: np.ndarray, key: Array) -> Float[np
     @jax.jit
     def covariance(inputs: tuple[Array, Array]) -> Array:
         x, key = inputs
-        parameters = encoder.parameters(*encoder.clean(x))
-        draws = jax.vmap(lambda k: sample_code(encoder, parameters, k))(jax.random.split(key, DRAWS))
+        q = encoder.distribution(encoder.parameters(*encoder.clean(x)))
+        draws = jax.vmap(q.sample)(jax.random.split(key, DRAWS))
         return jnp.cov(draws, rowvar=False).reshape(draws.shape[1], draws.shape[1])
 
     return np.asarray(jax.lax.map(covariance, (jnp.asarray(x), jax.random.split(key, len(x)))))
@@ -103,8 +102,7 @@ def plot_posterior_covariance_spectrum(found: xr.Dataset) -> Figure:
 @eqx.filter_jit
 def _variance_gradients(program: Program, x: Array) -> Array:
     def variance(x: Array) -> Array:
-        loc, scale = program.encoder.posterior(x)
-        return marginal_variance(scale, loc)
+        return program.encoder.posterior(x)[1] ** 2
 
     def norms(x: Array) -> Array:
         gradient = jax.jacrev(variance)(x)
@@ -196,7 +194,7 @@ def axis_geometry(
     squared = f"squared {CODE_UNITS}"
     variables: dict[str, Any] = {
         "mean_variance": ("axis", loc.var(0, ddof=1), squared, "variance of the posterior mean over observations"),
-        "posterior_variance": ("axis", marginal_variance(scale, loc).mean(0), squared, "mean posterior variance"),
+        "posterior_variance": ("axis", (scale**2).mean(0), squared, "mean posterior variance"),
         "noisy_variance": ("axis", noisy, squared, f"mean posterior variance at log-SNR {log_snr:g}"),
     }
     found = axis_dataset(program, variables, log_snr=log_snr, observations=len(x))
@@ -212,8 +210,7 @@ def _noisy_variance(program: Program, x: np.ndarray, key: Array, log_snr: float)
     @jax.jit
     def chunk(x: Array, key: Array) -> Array:
         x_noisy = schedule.add_noise(x, level, jax.random.normal(key, x.shape, x.dtype))
-        loc, scale = jax.vmap(program.encoder, in_axes=(0, None))(x_noisy, level)
-        return marginal_variance(scale, loc)
+        return jax.vmap(program.encoder, in_axes=(0, None))(x_noisy, level)[1] ** 2
 
     parts = [
         np.asarray(chunk(jnp.asarray(x[rows]), jax.random.fold_in(key, i)))[:count]

@@ -12,7 +12,7 @@ import xarray as xr
 
 from sami_ppl import plots
 from sami_ppl._util.chunks import padded_chunks
-from sami_ppl.analyses.codes import CHUNK, CODE_UNITS, axis_dataset, draw_codes, marginal_variance
+from sami_ppl.analyses.codes import CHUNK, CODE_UNITS, axis_dataset, draw_codes
 from sami_ppl.decoders.guidance import guidance
 from sami_ppl.program.program import Program
 
@@ -46,7 +46,7 @@ def _posteriors(program: Program, x: Array, key: Array, levels: Array) -> tuple[
     def at(log_snr: Array) -> tuple[Array, Array]:
         x_noisy = program.denoiser.schedule.add_noise(x, log_snr, eps)
         loc, scale = jax.vmap(program.encoder, in_axes=(0, None))(x_noisy, log_snr)
-        return loc, marginal_variance(scale, loc)
+        return loc, scale**2
 
     return jax.lax.map(at, levels)
 

@@ -15,7 +15,7 @@ from sami_ppl import plots
 from sami_ppl.analyses.codes import CODE_UNITS
 from sami_ppl.diffusion.sampler import AbstractSampler
 from sami_ppl.posteriors.generate import decode, generate
-from sami_ppl.priors.sites import Latents
+from sami_ppl.priors.latents import Latents
 from sami_ppl.program.program import Program
 
 Direction = str | Mapping[str, float] | Float[np.ndarray, " D"]

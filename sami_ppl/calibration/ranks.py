@@ -25,7 +25,7 @@ from sami_ppl._util.history import progress_bar
 from sami_ppl.decoders.guidance import GuidedDenoiser
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
 from sami_ppl.diffusion.sampler import AbstractSampler
-from sami_ppl.program.guide import sample_code
+from sami_ppl.priors.sites import Process
 from sami_ppl.program.program import Program
 
 LEVELS = (0.5, 0.8, 0.95)
@@ -58,7 +58,7 @@ def simulation_based_calibration(
         least = 1 if name == "chunk" else 2
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    if any(site.process for site in program.latents.sites):
+    if any(isinstance(site, Process) for site in program.latents.sites):
         raise ValueError("program is one of sequences, whose ranks are not known yet: calibrate frames_of(program)")
     warn_if_not_fitted(program)
     sampler = program.sampler if sampler is None else sampler
@@ -93,11 +93,9 @@ def _ranks(
     def one(truth: Array, image_key: Array, key: Array) -> tuple[Array, Array, Array, Array]:
         draw_key, tie_key = jax.random.split(key)
         x = sampler.sample(GuidedDenoiser(program.denoiser, encoder, truth), image_key)
-        clean = encoder.clean(x)
-        parameters = encoder.parameters(*clean)
-        z = jax.vmap(lambda k: sample_code(encoder, parameters, k))(jax.random.split(draw_key, draws))
-        log_q = jax.vmap(lambda z: encoder.log_prob(z, *clean))
-        drawn, true = (jnp.concatenate([c, log_q(c)[:, None]], axis=1) for c in (z, truth[None]))
+        q = encoder.distribution(encoder.parameters(*encoder.clean(x)))
+        z = jax.vmap(q.sample)(jax.random.split(draw_key, draws))
+        drawn, true = (jnp.concatenate([c, jnp.asarray(q.log_prob(c))[:, None]], axis=1) for c in (z, truth[None]))
         # Draws that equal the truth, as those of discrete sites do, are ordered at random.
         below, equal = (drawn < true).sum(0), (drawn == true).sum(0)
         pit = (below + (equal + 1) * jax.random.uniform(tie_key, below.shape)) / (draws + 1)

@@ -9,16 +9,19 @@ and a tutorial (`models/linear_gaussian.py`).
 """
 
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
+from numpyro import distributions as dist
 
 from sami_ppl.decoders.bound import Bound, prior_loss, reconstruction_loss
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.diffusion.schedule import AbstractSchedule
-from sami_ppl.encoders.encoder import AbstractEncoder, diagonal_log_prob
+from sami_ppl.encoders.encoder import AbstractEncoder
+from sami_ppl.encoders.law import CodeLaw, DiagonalLaw, GaussianLaw, WholeLaw
 
 
 class AbstractExactModel(eqx.Module):
@@ -50,6 +53,15 @@ class AbstractExactModel(eqx.Module):
         self, x_noisy: Float[Array, " d"], log_snr: Float[Array, ""]
     ) -> tuple[Float[Array, " D"], Float[Array, "D D"]]:
         """Mean and covariance of p(z | x_λ)."""
+
+    def parameters(self, x_noisy: Float[Array, " d"], log_snr: Float[Array, ""]) -> Any:
+        """What determines p(z | x_λ): mean and covariance."""
+        return self.posterior(x_noisy, log_snr)
+
+    def distribution(self, parameters: Any) -> CodeLaw:
+        """p(z | x_λ) from its parameters."""
+        mean, cov = parameters
+        return GaussianLaw(mean, jnp.linalg.cholesky(cov))
 
     @abc.abstractmethod
     def sample(self, key: Key[Array, ""], size: int) -> tuple[Float[Array, "size d"], Float[Array, "size D"]]:
@@ -105,22 +117,23 @@ class AbstractModelEncoder(AbstractEncoder):
 
 
 class ExactEncoder(AbstractModelEncoder):
-    """p(z | x_λ) of a model: its density is exact; location and scale are its mean and a root of its covariance."""
+    """p(z | x_λ) of a model."""
 
     model: AbstractExactModel
 
     def __init__(self, model: AbstractExactModel):
         self.model = model
 
-    def __call__(
-        self, x_noisy: Float[Array, " d"], log_snr: Float[Array, ""]
-    ) -> tuple[Float[Array, " D"], Float[Array, "D D"]]:
-        mean, cov = self.model.posterior(x_noisy, log_snr)
-        return mean, jnp.linalg.cholesky(cov)
+    def parameters(self, x_noisy: Float[Array, " d"], log_snr: Float[Array, ""]) -> Any:
+        return self.model.parameters(x_noisy, log_snr)
+
+    def distribution(self, parameters: Any) -> CodeLaw:
+        return self.model.distribution(parameters)
 
     def log_prob(
         self, z: Float[Array, " D"], x_noisy: Float[Array, " d"], log_snr: Float[Array, ""]
     ) -> Float[Array, ""]:
+        # The same density by eigenvalues: no matrix is solved for.
         return self.model.log_posterior(z, x_noisy, log_snr)
 
 
@@ -257,15 +270,13 @@ class MeanFieldEncoder(AbstractModelEncoder):
     def __init__(self, model: LinearGaussian):
         self.model = model
 
-    def __call__(
+    def parameters(
         self, x_noisy: Float[Array, " d"], log_snr: Float[Array, ""]
     ) -> tuple[Float[Array, " D"], Float[Array, " D"]]:
         return self.model.posterior(x_noisy, log_snr)[0], jnp.diagonal(self.model.precision(log_snr)) ** -0.5
 
-    def log_prob(
-        self, z: Float[Array, " D"], x_noisy: Float[Array, " d"], log_snr: Float[Array, ""]
-    ) -> Float[Array, ""]:
-        return diagonal_log_prob(z, *self(x_noisy, log_snr))
+    def distribution(self, parameters: tuple[Array, Array]) -> DiagonalLaw:
+        return DiagonalLaw(*parameters)
 
 
 class LinearMixture(AbstractExactModel):
@@ -331,6 +342,15 @@ class LinearMixture(AbstractExactModel):
         mean = responsibility @ means
         spread = means - mean[None]
         return mean, jnp.einsum("k,kij->ij", responsibility, covs) + (spread.T * responsibility[None]) @ spread
+
+    def parameters(self, x_noisy: Float[Array, " d"], log_snr: Float[Array, ""]) -> Any:
+        """What determines the mixture p(z | x_λ): log probabilities, means and covariances of its components."""
+        return jax.nn.log_softmax(self._log_joint(x_noisy, log_snr)), *self.component_posteriors(x_noisy, log_snr)
+
+    def distribution(self, parameters: Any) -> CodeLaw:
+        log_probs, means, covs = parameters
+        parts = dist.MultivariateNormal(means, scale_tril=jnp.linalg.cholesky(covs))
+        return WholeLaw(dist.MixtureSameFamily(dist.Categorical(logits=log_probs), parts))
 
     def component_posteriors(
         self, x_noisy: Float[Array, " d"], log_snr: Float[Array, ""]

@@ -11,6 +11,7 @@ from numpyro import distributions as dist
 from numpyro import handlers
 import xarray as xr
 
+from sami_ppl.priors.sites import Euclidean
 from sami_ppl.program.program import Program
 
 
@@ -24,7 +25,7 @@ def clusters(
     Raises ValueError where no site is discrete or has a mixture prior, and what `Program.observations` raises.
     """
     discrete = program.latents.discrete
-    mixtures = [site for site in program.latents.sites if site.components > 1]
+    mixtures = [site for site in program.latents.sites if isinstance(site, Euclidean) and site.components > 1]
     if not mixtures and not discrete:
         raise ValueError(
             f"no site of the prior is a mixture or discrete ({', '.join(s.name for s in program.latents.sites)}): "

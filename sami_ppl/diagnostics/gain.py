@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Key
 
 from sami_ppl.decoders.guidance import guidance
 from sami_ppl.priors.read import Given
-from sami_ppl.program.guide import sample_code
 from sami_ppl.program.program import Program
 
 BANDS = 6
@@ -41,7 +40,7 @@ def draw_code(
     program: Program, x: Float[Array, "obs *event"], key: Key[Array, ""], given: Given | None = None
 ) -> Float[Array, "obs D"]:
     """One draw of the code z from each observation's posterior."""
-    return sample_code(program.encoder, program.guide_parameters(x, given), key)
+    return jnp.asarray(program.code_law(x, given).sample(key))
 
 
 def noise_errors(

@@ -8,44 +8,38 @@ With the true noisy posterior, g = ∇ log q(z | x_λ, λ) carries information a
 so that the energy of the guidance, a by-product of the decoder, says at which noise level which axis speaks.
 """
 
+from functools import partial
 import math
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.scipy.stats import norm
 from jaxtyping import Array, Float, Key
 import numpy as np
 import xarray as xr
 
+from sami_ppl._util.chunks import by_chunks
 from sami_ppl.decoders.guidance import guidance
 from sami_ppl.diagnostics.gain import draw_code
-from sami_ppl.encoders.encoder import AbstractEncoder, FamilyEncoder, diagonal_log_prob
-from sami_ppl.encoders.families import Categorical
 from sami_ppl.encoders.frames import check_single
-from sami_ppl.priors.sites import LatentSite
+from sami_ppl.encoders.law import DiagonalLaw
+from sami_ppl.priors.sites import Direction
 from sami_ppl.program.program import Program
 
 
 def axis_log_prob(
-    encoder: AbstractEncoder, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
+    program: Program, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
 ) -> Float[Array, " D"]:
     """Log density of every axis under its marginal noisy posterior N(loc_j, var_j), in nats; Bernoulli for kinds."""
-    loc, scale = encoder(x_noisy, log_snr)
-    spread = scale if scale.ndim == 1 else jnp.sqrt(jnp.sum(scale**2, axis=1))
-    found = jax.vmap(lambda z, loc, spread: diagonal_log_prob(z[None], loc[None], spread[None]))(z, loc, spread)
-    for start, stop in discrete_axes(encoder):
-        log_probs = jnp.log(loc[start:stop] + 1e-12), jnp.log1p(-jnp.minimum(loc[start:stop], 1 - 1e-6))
-        found = found.at[start:stop].set(jnp.where(z[start:stop] > 0.5, *log_probs))
-    return found
-
-
-def discrete_axes(encoder: AbstractEncoder) -> list[tuple[int, int]]:
-    """First and last plus one of the axes of every discrete site."""
-    if not isinstance(encoder, FamilyEncoder):
-        return []
-    each = zip(encoder.families, encoder.slices, strict=True)
-    return [axes for family, axes in each if isinstance(family, Categorical)]
+    loc, scale = program.encoder(x_noisy, log_snr)
+    log_prob = norm.logpdf(z, loc, scale)
+    for site in program.latents.discrete:
+        probs, code = loc[site.code], z[site.code]
+        kind = jnp.where(code > 0.5, jnp.log(probs + 1e-12), jnp.log1p(-jnp.minimum(probs, 1 - 1e-6)))
+        log_prob = log_prob.at[site.code].set(kind)
+    return log_prob
 
 
 @eqx.filter_jit
@@ -56,7 +50,7 @@ def _moments(program: Program, x: Array, key: Array, levels: Array) -> dict[str,
     def one(x: Array, z: Array, eps: Array, log_snr: Array) -> dict[str, Array]:
         sigma, x_noisy = schedule.sigma(log_snr), schedule.add_noise(x, log_snr, eps)
         joint = sigma * guidance(encoder, z, x_noisy, log_snr).reshape(-1)
-        own = jax.jacrev(lambda at: axis_log_prob(encoder, z, at, log_snr))(x_noisy).reshape(len(z), -1)
+        own = jax.jacrev(lambda at: axis_log_prob(program, z, at, log_snr))(x_noisy).reshape(len(z), -1)
         eps_theta = denoiser(x_noisy, log_snr).reshape(-1)
         residual = eps.reshape(-1) - eps_theta
         return {
@@ -139,25 +133,23 @@ def code_kl(program: Program, x: Float[Array | np.ndarray, "obs *event"], key: K
 
     Of discrete sites from equal probabilities; of directions from the uniform law, by one draw of each observation.
     """
-    loc, scale = program.encode(x)
-    if scale.ndim == 2:
-        kl = 0.5 * (loc**2 + scale**2 - 1 - 2 * np.log(scale))
-        for start, stop in discrete_axes(program.encoder):
-            probs = loc[:, start:stop]
-            kl[:, start:stop] = probs * np.log(np.maximum((stop - start) * probs, 1e-30))
-        for site in program.latents.sites:
-            if site.manifold is not None:
-                kl[:, site.code] = _direction_kl(program, x, site, key)[:, None] / site.size
-        return float(kl.sum(1).mean())
-    log_det = 2 * np.linalg.slogdet(scale)[1]
-    return float(0.5 * ((scale**2).sum((1, 2)) + (loc**2).sum(1) - loc.shape[1] - log_det).mean())
+    kl = by_chunks(eqx.filter_jit(partial(_code_kl, program, key=key)), 1024, program.observed(x))
+    return float(kl.mean())
 
 
-def _direction_kl(
-    program: Program, x: Float[Array | np.ndarray, "obs *event"], site: LatentSite, key: Key[Array, ""]
-) -> Float[np.ndarray, " obs"]:
-    encoder: Any = program.encoder  # of families: no other takes directions
-    law = encoder.distribution(site.name, program.guide_parameters(jnp.asarray(x)), {})
-    dim = site.unconstrained_shape[-1]
-    log_area = math.log({2: 2 * math.pi, 3: 4 * math.pi}[dim])
-    return np.asarray(law.log_prob(law.sample(key))) + site.size // dim * log_area
+def _code_kl(program: Program, x: Array, *, key: Array) -> Float[Array, " obs"]:
+    q = program.code_law(x)
+    loc, sd = jnp.asarray(q.mean), jnp.sqrt(jnp.asarray(q.variance))
+    kl = 0.5 * (loc**2 + sd**2 - 1 - 2 * jnp.log(sd))
+    for site in program.latents.discrete:
+        probs = loc[:, site.code]
+        kl = kl.at[:, site.code].set(probs * jnp.log(jnp.maximum(site.categories * probs, 1e-30)))
+    for site in program.latents.sites:
+        if isinstance(site, Direction):
+            law: Any = q.of_site(site, {})
+            log_area = site.size // site.dimension * math.log({2: 2 * math.pi, 3: 4 * math.pi}[site.dimension])
+            kl = kl.at[:, site.code].set((law.log_prob(law.sample(key)) + log_area)[:, None] / site.size)
+    if isinstance(q, DiagonalLaw) or q.root is None:
+        return kl.sum(1)
+    # Correlations, which the marginals leave out, are information too.
+    return kl.sum(1) + jnp.log(sd).sum(1) - jnp.linalg.slogdet(q.root)[1]

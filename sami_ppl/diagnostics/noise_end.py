@@ -40,7 +40,8 @@ def noise_end_kl(
     def guide(x_noisy: Array, level: Array) -> None:
         program.sample_shared()
         with numpyro.plate("obs", len(x_noisy)):
-            sample_latents(latents, encoder, jax.vmap(encoder.parameters, in_axes=(0, None))(x_noisy, level))
+            parameters = jax.vmap(encoder.parameters, in_axes=(0, None))(x_noisy, level)
+            sample_latents(latents, encoder.distribution(parameters))
 
     def prior(size: int) -> None:
         program.sample_prior(numpyro.plate("obs", size), size, given)

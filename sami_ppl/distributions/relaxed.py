@@ -72,6 +72,16 @@ class LogRatios(dist.Distribution):
         self.temperature, self.logits = temperature, logits
         super().__init__(jnp.shape(logits)[:-1], (jnp.shape(logits)[-1] - 1,), validate_args=False)
 
+    @property
+    def mean(self) -> Float[Array, "*batch K-1"]:
+        """The mean."""
+        return (self.logits[..., :-1] - self.logits[..., -1:]) / self.temperature
+
+    @property
+    def variance(self) -> Float[Array, "*batch K-1"]:
+        """The variance: the difference of two Gumbel variables is logistic, of variance π²/3."""
+        return jnp.full(self.batch_shape + self.event_shape, (math.pi / self.temperature) ** 2 / 3, self.logits.dtype)
+
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws of shape sample_shape + batch_shape + (K − 1,), differentiable in the logits."""
         scores = self.logits + jax.random.gumbel(key, sample_shape + jnp.shape(self.logits), self.logits.dtype)

@@ -13,50 +13,58 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
-from numpyro.distributions import Distribution
 
 from sami_ppl.diffusion.schedule import AbstractSchedule
 from sami_ppl.encoders.families import (
     AbstractFamily,
     Diagonal,
-    PerCategory,
     check_min_scale,
     choose_families,
     squashed_scale,
     with_min_scale,
 )
+from sami_ppl.encoders.law import CodeLaw, DiagonalLaw, RotatedLaw, SitewiseLaw
 from sami_ppl.nn.embed import NoiseEmbedding
+from sami_ppl.priors.latents import Latents
 from sami_ppl.priors.read import Given, Prior, read_prior
-from sami_ppl.priors.sites import Latents
 
 Noise = Literal["full", "variance", "blind"]
 
 
 class AbstractEncoder(eqx.Module):
-    """Noisy posterior q(z | x_λ, λ) over the `latent_size` = D coordinates of the code z."""
+    """Noisy posterior q(z | x_λ, λ) over the `latent_size` = D coordinates of the code z.
+
+    Two methods make an encoder: `parameters`, what the network says of one noisy observation, and `distribution`, the
+    law of the code that they determine. Guidance, guide, moments and draws all follow from that law.
+    """
 
     schedule: eqx.AbstractVar[AbstractSchedule]
     event_shape: eqx.AbstractVar[tuple[int, ...]]
     latent_size: eqx.AbstractVar[int]
 
     @abc.abstractmethod
-    def __call__(
-        self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
-    ) -> tuple[Float[Array, " D"], Float[Array, "*scale"]]:
-        """Location (D,) and scale of q: a vector (D,) of standard deviations, or a factor A (D, D), cov = A Aᵀ."""
-
     def parameters(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Any:
-        """What determines q at one noisy observation: location and scale, or what a subclass needs."""
-        return self(x_noisy, log_snr)
+        """What determines q at one noisy observation: a tree of arrays."""
 
     @abc.abstractmethod
+    def distribution(self, parameters: Any) -> CodeLaw:
+        """Q from its parameters, of one observation or, with leading dims, of a batch."""
+
+    def __call__(
+        self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
+    ) -> tuple[Float[Array, " D"], Float[Array, " D"]]:
+        """Mean and standard deviation of every coordinate of z at one noisy observation."""
+        q = self.distribution(self.parameters(x_noisy, log_snr))
+        return jnp.asarray(q.mean), jnp.sqrt(jnp.asarray(q.variance))
+
     def log_prob(
         self, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
     ) -> Float[Array, ""]:
         """Log q(z | x_λ, λ) in nats. Guidance is its gradient in x_λ."""
+        return jnp.asarray(self.distribution(self.parameters(x_noisy, log_snr)).log_prob(z))
 
-    def posterior(self, x: Float[Array, "*event"]) -> tuple[Float[Array, " D"], Float[Array, "*scale"]]:
-        """Location and scale of q(z | x), the noisy posterior at the clean end, without noise added."""
+    def posterior(self, x: Float[Array, "*event"]) -> tuple[Float[Array, " D"], Float[Array, " D"]]:
+        """Mean and standard deviations of q(z | x), the noisy posterior at the clean end, without noise added."""
         return self(*self.clean(x))
 
     def clean(self, x: Float[Array, "*event"]) -> tuple[Float[Array, "*event"], Float[Array, ""]]:
@@ -64,10 +72,27 @@ class AbstractEncoder(eqx.Module):
         log_snr = jnp.asarray(self.schedule.log_snr_max, dtype=jnp.result_type(float, x))
         return self.schedule.alpha(log_snr) * x, log_snr
 
+    def guide(self, x: Float[Array, "obs *event"], prior: Callable[[], Any]) -> CodeLaw:
+        """The guide q(z | x) of a batch of observations: the noisy posterior at the clean end.
 
-def diagonal_log_prob(z: Float[Array, " D"], loc: Float[Array, " D"], scale: Float[Array, " D"]) -> Float[Array, ""]:
-    """Log N(z; loc, diag(scale²)) in nats."""
-    return -jnp.sum(0.5 * ((z - loc) / scale) ** 2 + jnp.log(scale) + 0.5 * jnp.log(2 * jnp.pi))
+        `prior`: a NumPyro function that samples the prior in a plate over the batch; the guide of sequences combines
+        the two.
+        """
+        return self.distribution(jax.vmap(lambda x: self.parameters(*self.clean(x)))(x))
+
+    @property
+    def single(self) -> "AbstractEncoder":
+        """The encoder of one observation that stands for itself: of sequences that of their frames, else this one."""
+        return self
+
+    def check_latents(self, latents: Latents) -> None:
+        """Raise ValueError unless the code is that of the prior's sites, each in a family that can hold it."""
+        if self.latent_size != latents.size:
+            raise ValueError(
+                f"encoder.latent_size is {self.latent_size} but the prior has {latents.size} "
+                f"unconstrained coordinates ({', '.join(latents.axes)}): build the encoder with "
+                f"latent_size=read_prior(prior).size"
+            )
 
 
 class NetworkEncoder(AbstractEncoder):
@@ -163,26 +188,29 @@ class DiagonalEncoder(NetworkEncoder):
         self.embedding = NoiseEmbedding(64, key=embed_key) if depends else None
         self.embedded_log_scale = eqx.nn.Linear(64, latent_size, key=embedded_key) if depends else None
 
-    def __call__(
+    def parameters(
         self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
     ) -> tuple[Float[Array, " D"], Float[Array, " D"]]:
+        """Location and scale."""
         features = self.features(x_noisy, log_snr)
         raw = self.log_scale(features)
         if self.embedding is not None and self.embedded_log_scale is not None:
             raw = raw + self.embedded_log_scale(self.embedding(log_snr))
         return self.loc(features), squashed_scale(raw, self.min_scale)
 
-    def log_prob(
-        self, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
-    ) -> Float[Array, ""]:
-        return diagonal_log_prob(z, *self(x_noisy, log_snr))
+    def distribution(self, parameters: tuple[Array, Array]) -> DiagonalLaw:
+        return DiagonalLaw(*parameters)
+
+    def check_latents(self, latents: Latents) -> None:
+        super().check_latents(latents)
+        check_gaussian(latents)
 
 
 class FamilyEncoder(NetworkEncoder):
     """A noisy posterior with a family of its own for every site of the prior.
 
     `families`: site name → family, such as `{"z": families.Full}` or `{"z": partial(families.Mixture, components=8)}`;
-    sites not named have the one that suits them. Calls give the mean and standard deviation of every coordinate of z.
+    sites not named have the one that suits them.
     Raises ValueError for a site that the prior has not, and for a family that does not live on the site's support.
     """
 
@@ -230,36 +258,8 @@ class FamilyEncoder(NetworkEncoder):
         features = self.features(x_noisy, log_snr)
         return {name: family.parameters(features) for name, family in zip(self.sites, self.families, strict=True)}
 
-    def distribution(self, site: str, parameters: dict[str, Any], codes: Mapping[str, Array]) -> Distribution:
-        """Law of the code of a site, from `parameters` of one observation or of a batch.
-
-        `codes`: of the sites before it in the program, by name; only those of discrete sites matter.
-        """
-        family, own = self.families[self.sites.index(site)], parameters[site]
-        return family.distribution(family.given(own, codes) if isinstance(family, PerCategory) else own)
-
-    def code_log_prob(self, parameters: dict[str, Any], z: Float[Array, " D"]) -> Float[Array, ""]:
-        """Log density of a code in nats, from `parameters` of one observation."""
-        codes = {name: z[start:stop] for name, (start, stop) in zip(self.sites, self.slices, strict=True)}
-        each = [self.distribution(name, parameters, codes).log_prob(code) for name, code in codes.items()]
-        return jnp.sum(jnp.stack([jnp.sum(one) for one in each]))
-
-    def __call__(
-        self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
-    ) -> tuple[Float[Array, " D"], Float[Array, " D"]]:
-        parameters, found = self.parameters(x_noisy, log_snr), {}
-        for name, family in zip(self.sites, self.families, strict=True):
-            own, means = parameters[name], {site: mean for site, (mean, _) in found.items()}
-            found[name] = (
-                family.marginal_moments(own, means) if isinstance(family, PerCategory) else family.moments(own)
-            )
-        loc, scale = zip(*found.values(), strict=True)
-        return jnp.concatenate(loc), jnp.concatenate(scale)
-
-    def log_prob(
-        self, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
-    ) -> Float[Array, ""]:
-        return self.code_log_prob(self.parameters(x_noisy, log_snr), z)
+    def distribution(self, parameters: dict[str, Any]) -> SitewiseLaw:
+        return SitewiseLaw(self.families, parameters, dict(zip(self.sites, self.slices, strict=True)))
 
 
 def encoder_for(
@@ -294,7 +294,7 @@ class AbstractRotation(AbstractEncoder):
     """The encoder of z' = R z for an orthogonal R: the same noisy posterior, in rotated axes.
 
     q'(z' | x_λ, λ) = q(Rᵀ z' | x_λ, λ) exactly, so guidance, samples and the bound are unchanged wherever the prior
-    is invariant under R.
+    is invariant under R. The posterior of z must be Gaussian.
     """
 
     base: eqx.AbstractVar[AbstractEncoder]
@@ -315,17 +315,15 @@ class AbstractRotation(AbstractEncoder):
     def latent_size(self) -> int:
         return self.base.latent_size
 
-    def __call__(
-        self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
-    ) -> tuple[Float[Array, " D"], Float[Array, "D D"]]:
-        rotation = self.matrix()
-        loc, scale = self.base(x_noisy, log_snr)
-        return rotation @ loc, rotation * scale if scale.ndim == 1 else rotation @ scale
+    def parameters(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Any:
+        return self.base.parameters(x_noisy, log_snr)
 
-    def log_prob(
-        self, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
-    ) -> Float[Array, ""]:
-        return self.base.log_prob(self.matrix().T @ z, x_noisy, log_snr)
+    def distribution(self, parameters: Any) -> RotatedLaw:
+        return RotatedLaw(self.base.distribution(parameters), self.matrix())
+
+    def check_latents(self, latents: Latents) -> None:
+        super().check_latents(latents)
+        check_gaussian(latents)
 
 
 class RotatedEncoder(AbstractRotation):
@@ -342,23 +340,21 @@ class RotatedEncoder(AbstractRotation):
         return jax.lax.stop_gradient(self.rotation)
 
 
-def check_latents(encoder: AbstractEncoder, latents: Latents) -> None:
-    """Raise ValueError unless the encoder's code is that of the prior's sites, each in a family that can hold it."""
-    if encoder.latent_size != latents.size:
-        raise ValueError(
-            f"encoder.latent_size is {encoder.latent_size} but the prior has {latents.size} "
-            f"unconstrained coordinates ({', '.join(latents.axes)}): build the encoder with "
-            f"latent_size=read_prior(prior).size"
-        )
-    gaussian = isinstance(encoder, DiagonalEncoder | AbstractRotation)
+def gaussian(encoder: AbstractEncoder) -> bool:
+    """Whether the posterior of the whole code is Gaussian."""
+
+    def root(encoder: AbstractEncoder) -> Any:
+        x = jnp.zeros(encoder.event_shape)
+        return encoder.distribution(encoder.parameters(x, jnp.zeros(()))).root
+
+    return eqx.filter_eval_shape(root, encoder) is not None
+
+
+def check_gaussian(latents: Latents) -> None:
+    """Raise ValueError for a site of the prior that cannot have a Gaussian posterior."""
     for site in latents.sites:
-        if site.manifold is not None and gaussian:
+        if site.why_not_gaussian:
             raise ValueError(
-                f"prior site {site.name!r} lives on a {site.manifold}, where a Gaussian would tear: build the "
-                "encoder with encoder_for(prior, network, ...)"
-            )
-        if site.categories and not isinstance(encoder, FamilyEncoder):
-            raise ValueError(
-                f"prior site {site.name!r} is discrete, with {site.categories} values, which needs a classifier in "
-                "the encoder: build it with encoder_for(prior, network, ...)"
+                f"prior site {site.name!r} {site.why_not_gaussian}: build the encoder with encoder_for(prior, network, "
+                "...)"
             )

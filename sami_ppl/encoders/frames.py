@@ -22,10 +22,10 @@ from sami_ppl.data.local import scale_bytes
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.diffusion.schedule import AbstractSchedule
 from sami_ppl.distributions.matern import Matern, Smoothed
-from sami_ppl.distributions.supports import normal_base
-from sami_ppl.encoders.encoder import AbstractEncoder, FamilyEncoder
-from sami_ppl.encoders.families import Diagonal, Full, LowRank
-from sami_ppl.priors.sites import Latents
+from sami_ppl.encoders.encoder import AbstractEncoder, gaussian
+from sami_ppl.encoders.law import DiagonalLaw, FramesLaw, SmoothedLaw
+from sami_ppl.priors.latents import Latents
+from sami_ppl.priors.sites import Process
 
 LEAST_PRECISION = 1e-2
 """Of a potential: a frame's posterior counts as no wider than 0.995, where the prior's own spread is 1."""
@@ -71,12 +71,11 @@ class FramewiseEncoder(AbstractEncoder):
         self.frame, self.frames = frame, frames
 
     def __check_init__(self) -> None:
-        for family in self.frame.families if isinstance(self.frame, FamilyEncoder) else ():
-            if not isinstance(family, Diagonal | LowRank | Full):
-                raise TypeError(
-                    f"the encoder of frames has the family {type(family).__name__}, but sequences need Gaussian "
-                    "posteriors: build it with families.Diagonal, LowRank or Full"
-                )
+        if not gaussian(self.frame):
+            raise TypeError(
+                f"the posterior of the encoder of frames, a {type(self.frame).__name__}, is not Gaussian, as sequences "
+                "need it: build it with families.Diagonal, LowRank or Full"
+            )
 
     @property
     def schedule(self) -> AbstractSchedule:
@@ -90,17 +89,33 @@ class FramewiseEncoder(AbstractEncoder):
     def latent_size(self) -> int:
         return self.frames * self.frame.latent_size
 
-    def __call__(
-        self, x_noisy: Float[Array, "T *frame"], log_snr: Float[Array, ""]
-    ) -> tuple[Float[Array, " TD"], Float[Array, "*scale"]]:
-        loc, scale = jax.vmap(self.frame, in_axes=(0, None))(x_noisy, log_snr)
-        return loc.reshape(-1), scale.reshape(-1) if scale.ndim == 2 else jax.scipy.linalg.block_diag(*scale)
+    @property
+    def single(self) -> AbstractEncoder:
+        return self.frame
 
-    def log_prob(
-        self, z: Float[Array, " TD"], x_noisy: Float[Array, "T *frame"], log_snr: Float[Array, ""]
-    ) -> Float[Array, ""]:
-        each = jax.vmap(self.frame.log_prob, in_axes=(0, 0, None))(z.reshape(self.frames, -1), x_noisy, log_snr)
-        return jnp.sum(each)
+    def parameters(self, x_noisy: Float[Array, "T *frame"], log_snr: Float[Array, ""]) -> Any:
+        return jax.vmap(self.frame.parameters, in_axes=(0, None))(x_noisy, log_snr)
+
+    def distribution(self, parameters: Any) -> FramesLaw:
+        return FramesLaw(self.frame.distribution(parameters))
+
+    def guide(self, x: Float[Array, "obs T *frame"], prior: Callable[[], Any]) -> SmoothedLaw:
+        """q(z_{1:T} | x_{1:T}) of a batch of sequences, under the one process that `prior` samples."""
+        # The guide has no such sites; but what the prior learns is a parameter of the guide too.
+        with handlers.block(expose_types=["param"]):
+            trace = handlers.trace(handlers.seed(prior, jax.random.key(0))).get_trace()
+        (process,) = (site["fn"] for site in trace.values() if isinstance(site.get("fn"), Matern))
+        return SmoothedLaw(Smoothed(process, *jax.vmap(self.potentials)(x)))
+
+    def check_latents(self, latents: Latents) -> None:
+        """Raise ValueError unless the prior is one process over the codes of the frames."""
+        shape, sites = (self.frames, self.frame.latent_size), latents.sites
+        if len(sites) != 1 or not isinstance(sites[0], Process) or sites[0].event_shape != shape:
+            there = ", ".join(f"{site.name!r} {site.event_shape}" for site in sites)
+            raise ValueError(
+                f"the prior of sequences must have one site, a Matern process of shape (T, D) = {shape}, got {there}: "
+                f'write numpyro.sample("z", sp.Matern(times, lengthscale, size={shape[1]})) with {shape[0]} times'
+            )
 
     def potentials(self, x: Float[Array, "T *frame"]) -> tuple[Float[Array, "T D"], Float[Array, "T D D"]]:
         """Centre and precision of ψ_t(z) = q(z | x_t) / N(z; 0, I) for every frame; 0 and 0 where it is missing.
@@ -114,11 +129,13 @@ class FramewiseEncoder(AbstractEncoder):
         return jnp.where(seen[:, None], loc, 0), jnp.where(seen[:, None, None], precision, 0)
 
     def _potential(self, x: Float[Array, "*frame"]) -> tuple[Float[Array, " D"], Float[Array, "D D"]]:
-        loc, scale = _gaussian(self.frame, x)
-        if scale.ndim == 1:
-            excess = jnp.maximum(scale**-2 - 1, LEAST_PRECISION)
+        q = self.frame.distribution(self.frame.parameters(*self.frame.clean(x)))
+        loc, root = jnp.asarray(q.mean), q.root
+        if isinstance(q, DiagonalLaw):
+            excess = jnp.maximum(q.scale**-2 - 1, LEAST_PRECISION)
             return loc + loc / excess, jnp.diag(excess)
-        excess = jnp.linalg.inv(scale @ scale.T) - jnp.eye(len(loc), dtype=loc.dtype)
+        assert root is not None  # as the encoder was built
+        excess = jnp.linalg.inv(root @ root.T) - jnp.eye(len(loc), dtype=loc.dtype)
         # What holds the eigenvalues is added as a constant: derivatives of eigenvectors are infinite where two
         # eigenvalues are equal.
         values, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(0.5 * (excess + excess.T)))
@@ -131,35 +148,13 @@ def seen_frames(x: Float[Array, "T *frame"]) -> Bool[Array, " T"]:
     return ~jnp.isnan(x).any(tuple(range(1, x.ndim)))
 
 
-def check_sequences(encoder: AbstractEncoder, latents: Latents) -> None:
-    """Raise ValueError for an encoder of sequences, unless the prior is one process over the codes of its frames."""
-    if not isinstance(encoder, FramewiseEncoder):
-        return
-    shape = (encoder.frames, encoder.frame.latent_size)
-    found = ", ".join(f"{site.name!r} {site.event_shape}" for site in latents.sites)
-    if len(latents.sites) != 1 or not latents.sites[0].process or latents.sites[0].event_shape != shape:
-        raise ValueError(
-            f"the prior of sequences must have one site, a Matern process of shape (T, D) = {shape}, got {found}: "
-            f'write numpyro.sample("z", sp.Matern(times, lengthscale, size={shape[1]})) with {shape[0]} times'
-        )
-
-
 def check_single(encoder: AbstractEncoder, method: str) -> None:
     """Raise ValueError for an encoder of sequences, where a method knows single observations only."""
-    if isinstance(encoder, FramewiseEncoder):
+    if encoder.single is not encoder:
         raise ValueError(
             f"{method} is for programs of single observations, this one is of sequences: give frames_of(program), with "
             "single_frames(data)"
         )
-
-
-def smoothed(encoder: FramewiseEncoder, x: Float[Array, "obs T *frame"], prior: Callable[[], Any]) -> Smoothed:
-    """q(z_{1:T} | x_{1:T}) of a batch of sequences, under the one process that `prior` samples in a plate over them."""
-    # The guide has no such sites; but what the prior learns is a parameter of the guide too.
-    with handlers.block(expose_types=["param"]):
-        trace = handlers.trace(handlers.seed(prior, jax.random.key(0))).get_trace()
-    (process,) = (site["fn"] for site in trace.values() if isinstance(site.get("fn"), Matern))
-    return Smoothed(process, *jax.vmap(encoder.potentials)(x))
 
 
 def floating(x: Any, encoder: AbstractEncoder | None) -> np.ndarray:
@@ -185,7 +180,7 @@ def floating(x: Any, encoder: AbstractEncoder | None) -> np.ndarray:
     gaps = np.isnan(x)
     if not gaps.any():
         return x
-    if not isinstance(encoder, FramewiseEncoder):
+    if encoder is None or encoder.single is encoder:
         raise ValueError(
             f"x is NaN at observation {np.argwhere(gaps)[0, 0]}, the first such: fill it or leave it out; only frames "
             "of sequences may be missing (over_time)"
@@ -199,13 +194,3 @@ def floating(x: Any, encoder: AbstractEncoder | None) -> np.ndarray:
     if len(empty := np.flatnonzero(frames.all((1, 2)))):
         raise ValueError(f"all frames of observation {empty[0]} are missing: leave it out")
     return x
-
-
-def _gaussian(encoder: AbstractEncoder, x: Array) -> tuple[Array, Array]:
-    """Location and scale, or factor, of q(z | x), of one frame."""
-    if not isinstance(encoder, FamilyEncoder):
-        return encoder.posterior(x)
-    parameters = encoder.parameters(*encoder.clean(x))
-    found: list[Any] = [encoder.distribution(site, parameters, {}) for site in encoder.sites]
-    factors = [jnp.diag(q.base_dist.scale) if normal_base(q) is not None else q.scale_tril for q in found]
-    return jnp.concatenate([q.mean for q in found]), jax.scipy.linalg.block_diag(*factors)

@@ -16,8 +16,7 @@ from jaxtyping import Array, Float
 import numpy as np
 from numpyro import distributions as dist
 
-from sami_ppl.encoders.encoder import AbstractEncoder, AbstractRotation, FamilyEncoder
-from sami_ppl.encoders.families import Diagonal
+from sami_ppl.encoders.encoder import AbstractEncoder, AbstractRotation, gaussian
 
 
 class TurningEncoder(AbstractRotation):
@@ -26,7 +25,8 @@ class TurningEncoder(AbstractRotation):
     `base`: an encoder with a Gaussian posterior of the whole code. `rate`: factor on the learning rate of R. R turns
     whatever the prior; choose one that prefers axes to others, such as `soft_uniform`.
 
-    Raises ValueError for a rate that is not positive, TypeError for an encoder with families that are not `Diagonal`.
+    Raises ValueError for a rate that is not positive, TypeError for an encoder whose
+    posterior is not Gaussian.
     """
 
     base: AbstractEncoder
@@ -36,12 +36,11 @@ class TurningEncoder(AbstractRotation):
     def __init__(self, base: AbstractEncoder, *, rate: float = 1.0):
         if not rate > 0:
             raise ValueError(f"rate must be positive, got {rate}")
-        for family in base.families if isinstance(base, FamilyEncoder) else ():
-            if not isinstance(family, Diagonal):
-                raise TypeError(
-                    f"base has the family {type(family).__name__}, but only a Gaussian of the whole code turns: "
-                    "build it as DiagonalEncoder(network, ...)"
-                )
+        if not gaussian(base):
+            raise TypeError(
+                f"the posterior of base, a {type(base).__name__}, is not Gaussian, but only a Gaussian of the whole "
+                "code turns: build it as DiagonalEncoder(network, ...)"
+            )
         self.base, self.rate = base, rate
         self.skew = jnp.zeros((base.latent_size, base.latent_size))
 

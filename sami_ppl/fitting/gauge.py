@@ -9,12 +9,14 @@ diag(s²) into R diag(s²) Rᵀ. Among all R the one is taken that makes the pos
 from typing import NamedTuple
 import warnings
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from sami_ppl.encoders.encoder import FamilyEncoder, RotatedEncoder
+from sami_ppl._util.chunks import by_chunks
+from sami_ppl.encoders.encoder import RotatedEncoder, gaussian
 from sami_ppl.program.program import Program
 
 
@@ -46,13 +48,14 @@ def align(
             f"another program (sites without that symmetry: {kinds or 'none'}, "
             f"{int(symmetric.sum())} normal axis in all). Leave alignment out for this prior"
         )
-    means, scale = program.encode(x)
+    means, _ = program.encode(x)
     axes = np.flatnonzero(symmetric & (means.var(0) > active_variance))
     size = program.latents.size
     rotation = np.eye(size)
     if len(axes) > 1:
         rotation[np.ix_(axes, axes)] = orthogonal_ica(means[:, axes], seed)
-    factor = rotation @ (scale[:, :, None] * np.eye(size) if scale.ndim == 2 else scale)
+    root = by_chunks(jax.jit(lambda x: program.code_law(x).root), 1024, program.observed(x))
+    factor = rotation @ root
     covariance = factor @ np.swapaxes(factor, -1, -2)
     marginal = np.log(np.diagonal(covariance, axis1=-2, axis2=-1)).sum(-1)
     cost = 0.5 * np.mean(marginal - np.linalg.slogdet(covariance)[1])
@@ -70,9 +73,9 @@ def symmetric_axes(program: Program) -> Bool[np.ndarray, " D"]:
 
     Not those of sites that others depend on: their laws tell the axes apart.
     """
-    sites, gaussian = program.latents.sites, not isinstance(program.encoder, FamilyEncoder)
+    sites, turns = program.latents.sites, gaussian(program.encoder)
     parents = {name for site in sites for name in site.parents}
-    return np.concatenate([np.full(s.size, gaussian and s.standard and s.name not in parents) for s in sites])
+    return np.concatenate([np.full(s.size, turns and s.standard and s.name not in parents) for s in sites])
 
 
 def orthogonal_ica(means: Float[np.ndarray, "obs k"], seed: int) -> Float[np.ndarray, "k k"]:

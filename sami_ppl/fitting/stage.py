@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 import numpy as np
 
-from sami_ppl.priors.sites import Latents
+from sami_ppl.priors.latents import Latents
 from sami_ppl.program.guide import Beta
 
 

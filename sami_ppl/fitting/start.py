@@ -22,12 +22,12 @@ import xarray as xr
 
 from sami_ppl.diagnostics.dimension import manifold_dimension
 from sami_ppl.encoders.encoder import AbstractEncoder
-from sami_ppl.encoders.frames import FramewiseEncoder
 from sami_ppl.fitting.loop import batches
 from sami_ppl.fitting.start_prior import fit_prior, with_clusters
-from sami_ppl.priors.sites import Latents
+from sami_ppl.priors.latents import Latents
+from sami_ppl.priors.sites import Direction, Discrete
 from sami_ppl.program.program import Program
-from sami_ppl.program.sequences import frames_of
+from sami_ppl.program.sequences import with_frames
 
 
 def transfer(source: eqx.Module, target: eqx.Module) -> eqx.Module:
@@ -80,16 +80,16 @@ def arrange(codes: Float[np.ndarray, "obs D"], latents: Latents, components: int
     """
     left, order = list(range(codes.shape[1])), np.full(codes.shape[1], -1)
     for site in latents.sites:
-        if site.manifold is None:
+        if not isinstance(site, Direction):
             continue
-        dim = site.unconstrained_shape[-1]
+        dim = site.dimension
         for start in range(site.start, site.start + site.size, dim):
             sets = list(itertools.combinations([c for c in left if c < components], dim)) or [tuple(left[:dim])]
             squares = [np.sum(codes[:, list(columns)] ** 2, 1) for columns in sets]
             best = sets[int(np.argmin([square.std() / square.mean() for square in squares]))]
             order[start : start + dim] = best
             left = [c for c in left if c not in best]
-    discrete = np.concatenate([np.full(site.size, bool(site.categories)) for site in latents.sites])
+    discrete = np.concatenate([np.full(site.size, isinstance(site, Discrete)) for site in latents.sites])
     free = np.flatnonzero(order < 0)
     order[np.concatenate([free[~discrete[free]], free[discrete[free]]])] = left
     return codes[:, order]
@@ -149,7 +149,7 @@ def check_clusters(program: Program) -> None:
             "clusters is for priors with discrete sites or learned parameters (numpyro.param), without global sites: "
             "leave it out"
         )
-    if isinstance(program.encoder, FramewiseEncoder):
+    if program.encoder.single is not program.encoder:
         raise ValueError("clusters is for programs of single observations, this one is of sequences: leave it out")
 
 
@@ -175,19 +175,18 @@ def warm_start(
     x, given = program.observations(data)
     if clusters:
         check_clusters(program)
-    if isinstance(program.encoder, FramewiseEncoder):
-        frames, x = frames_of(program), x.reshape(-1, *program.event_shape[1:])
-        seen = x[~np.isnan(x.reshape(len(x), -1)).any(1)]
-        begun = warm_start(frames, seen, key=key, steps=steps, batch=batch * program.encoder.frames, progress=progress)
-        return program.replace(encoder=FramewiseEncoder(begun.encoder, program.encoder.frames))
+    single, x = program.single(x)
+    if single is not program:
+        batch = batch * program.event_shape[0]
+        return with_frames(program, warm_start(single, x, key=key, steps=steps, batch=batch, progress=progress))
     dimension_key, code_key = jax.random.split(key)
     source, target = (getattr(part, "network", None) for part in (program.denoiser, program.encoder))
     if source is not None and target is not None:
         encoder = eqx.tree_at(lambda encoder: encoder.network, program.encoder, transfer(source, target))
         program = program.replace(encoder=encoder)
     components = max(1, manifold_dimension(program.denoiser, x[:32], key=dimension_key))
-    spare = sum(site.size // site.unconstrained_shape[-1] for site in program.latents.sites if site.manifold)
-    continuous = program.latents.size - sum(site.categories for site in program.latents.sites)
+    spare = sum(site.size // site.dimension for site in program.latents.sites if isinstance(site, Direction))
+    continuous = program.latents.size - sum(site.categories for site in program.latents.discrete)
     components = min(components + spare, continuous)
     codes = arrange(low_pass_codes(x, program.latents.size, components), program.latents, components)
     if clusters:

@@ -28,7 +28,8 @@ from sami_ppl.decoders.guidance import GuidedDenoiser
 from sami_ppl.diffusion.inversion import check_deterministic, from_noise, to_noise
 from sami_ppl.diffusion.sampler import AbstractSampler, Heun
 from sami_ppl.posteriors.generate import decode
-from sami_ppl.priors.sites import Latents, LatentSite
+from sami_ppl.priors.latents import Latents
+from sami_ppl.priors.sites import Discrete, LatentSite
 from sami_ppl.program.program import Program
 
 LOCATION_SCALE = (dist.Normal, dist.Laplace, dist.Logistic, dist.Gumbel, dist.Cauchy)
@@ -198,7 +199,7 @@ def _check(program: Program, do: Do, batch: tuple[int, ...]) -> dict[str, Array]
 
 def _check_value(site: LatentSite, value: Any, batch: tuple[int, ...]) -> Array:
     shape, given = (*batch, *site.event_shape), np.asarray(value)
-    value = jnp.asarray(given, jnp.result_type(int if site.categories else float))
+    value = jnp.asarray(given, jnp.result_type(int if isinstance(site, Discrete) else float))
     try:
         whole = jnp.broadcast_to(value, shape)
     except ValueError as error:
@@ -207,7 +208,7 @@ def _check_value(site: LatentSite, value: Any, batch: tuple[int, ...]) -> Array:
             f"{site.event_shape}" + (f", or broadcast to {shape}, (draws, obs, ...)" if batch else "")
         ) from error
     codomain: Any = site.transform.codomain
-    rounded = bool(site.categories) and not np.array_equal(given, value)
+    rounded = isinstance(site, Discrete) and not np.array_equal(given, value)
     if rounded or not (np.all(codomain(whole)) and np.all(np.isfinite(site.to_code(whole)))):
         raise ValueError(
             f"do gives {site.name!r} a value off its support, or on the edge of it: got {given}, expected {codomain}"

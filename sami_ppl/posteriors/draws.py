@@ -12,7 +12,6 @@ from numpyro import handlers
 from numpyro.infer import Predictive, log_likelihood
 
 from sami_ppl.decoders.decoder import NoisePass, ScoreDecoder
-from sami_ppl.encoders.frames import FramewiseEncoder
 from sami_ppl.evidence.elbo import draw_latents
 from sami_ppl.evidence.iwae import weight_tails
 from sami_ppl.priors.read import Given
@@ -22,7 +21,6 @@ from sami_ppl.program.tabulated import (
     NoiseTerms,
     Table,
     ends,
-    follows_parameters,
     noise_terms,
     parameter_count,
     tabulated_log_likelihood,
@@ -157,11 +155,8 @@ class Sampler:
 
 
 def _can_tabulate(program: Program, draws: int) -> bool:
-    """Whether the bound follows from the encoder's parameters, and these are fewer than the draws."""
-    encoder = program.encoder
-    if isinstance(encoder, FramewiseEncoder) or parameter_count(encoder) > draws:
-        return False
-    return follows_parameters(encoder, jnp.zeros(program.event_shape), key=jax.random.key(0))
+    """Whether the encoder's parameters are no more than the draws; not for sequences, whose frames may be missing."""
+    return program.encoder.single is program.encoder and parameter_count(program.encoder) <= draws
 
 
 def _tabulate(program: Program, x: Array, levels: int) -> Table:

@@ -11,6 +11,7 @@ import numpyro
 from numpyro import handlers
 
 from sami_ppl.priors.read import Given
+from sami_ppl.priors.sites import Discrete
 from sami_ppl.program.program import Program
 
 KINDS = ("permute", "flip")
@@ -39,7 +40,7 @@ def symmetries(program: Program) -> dict[str, list[str]]:
             taken = {name: partial(jnp.take, indices=order, axis=axis) for name, axis in axes.items()}
             moves.append(("permute", dim, taken))
     for site in sites:
-        for index in np.ndindex(site.event_shape) if not site.categories else ():
+        for index in np.ndindex(site.event_shape) if not isinstance(site, Discrete) else ():
             signs = np.ones(site.event_shape, np.float32)
             signs[index] = -1
             moves.append(("flip", site.name, {site.name: partial(jnp.multiply, signs)}))

@@ -17,7 +17,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import ParameterFreeTransform
 from numpyro.primitives import Messenger
 
-from sami_ppl.priors.sites import Latents
+from sami_ppl.priors.latents import Latents
 
 MOST = 64
 """Combinations of values that an objective sums over at most: each costs a pass through the encoder."""

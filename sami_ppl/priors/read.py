@@ -32,7 +32,8 @@ from sami_ppl.distributions.supports import described, manifold, mixture_compone
 from sami_ppl.priors.dependence import Dependence, Names, dependences
 from sami_ppl.priors.discrete import OneHotTransform, categories, check_combinations, partly_observed
 from sami_ppl.priors.factors import default_dims
-from sami_ppl.priors.sites import Latents, LatentSite, check_site_dims
+from sami_ppl.priors.latents import Latents, check_site_dims
+from sami_ppl.priors.sites import Direction, Discrete, Euclidean, LatentSite, Process, Relaxed
 
 Prior = Callable[..., Any]
 """A function of no arguments, or of the plate `obs`, or of variables of the data, each with a leading dim obs."""
@@ -166,7 +167,7 @@ def _read(prior: Prior, given: Frozen) -> Latents:
         first = 0 if is_shared[name] else start
         site = _read_site(name, traced, draws[name], constants.get(name), depends[name].law, first)
         site = replace(site, kinds=kinds[name])
-        if is_shared[name] and site.manifold is not None:
+        if is_shared[name] and isinstance(site, Direction):
             raise ValueError(
                 f"global prior site {name!r} lives on a {site.manifold}, but the guide of global sites is Gaussian: "
                 "sample it in the plate obs, or give it a support without one, such as dist.Uniform"
@@ -306,10 +307,11 @@ def _read_site(
 ) -> LatentSite:
     fn: Any = traced["fn"]
     law = described(fn, numbers=not any(depends.values()))
+    common: dict[str, Any] = {"name": name, "start": start, "law": law, "parents": tuple(sorted(depends["sites"]))}
     if size := categories(name, fn, _kind(fn)):
-        return LatentSite(
-            name, (), (), OneHotTransform(size), (size,), start, np.zeros(size), np.ones(size), False,
-            parents=tuple(sorted(depends["sites"])), categories=size, law=law,
+        return Discrete(
+            **common, event_shape=(), dims=(), transform=OneHotTransform(size), unconstrained_shape=(size,),
+            shift=np.zeros(size), scale=np.ones(size), categories=size,
         )  # fmt: skip
     on, transform = manifold(fn.support)
     try:
@@ -338,11 +340,16 @@ def _read_site(
             f"{len(dims)}: give one name per dim"
         )
     coords = {dim: tuple(labels) for dim, labels in (traced["infer"].get("coords") or {}).items() if dim in dims}
+    common |= {
+        "event_shape": tuple(fn.event_shape), "dims": tuple(dims), "transform": transform, "unconstrained_shape": shape,
+        "shift": shift, "scale": scale, "coords": coords,
+    }  # fmt: skip
+    if on is not None:
+        return Direction(**common, manifold=on)
+    if process:
+        return Process(**common)
+    if isinstance(base := unwrapped(fn), RelaxedOneHotCategorical):
+        return Relaxed(**common, temperature=base.temperature)
     # A coefficient or a mean that is learned may leave its start.
     standard = constant is not None and not any(depends.values())
-    base = unwrapped(fn)
-    return LatentSite(
-        name, tuple(fn.event_shape), tuple(dims), transform, shape, start, shift, scale, standard, on,
-        mixture_components(fn), tuple(sorted(depends["sites"])), process,
-        temperature=base.temperature if isinstance(base, RelaxedOneHotCategorical) else None, law=law, coords=coords,
-    )  # fmt: skip
+    return Euclidean(**common, standard=standard, components=mixture_components(fn))

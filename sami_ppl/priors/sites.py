@@ -1,6 +1,11 @@
-"""The factors of a program as its prior has them, and the code z that they make up."""
+"""The sites of a prior: what each lives on, its place in the code z, and the laws that its values can have.
 
-from collections.abc import Mapping, Sequence
+Coordinates of z are unconstrained, but for directions, whose code is the unit vector, and discrete sites, whose code is
+one-hot.
+"""
+
+import abc
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 import itertools
 import math
@@ -10,22 +15,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
-from numpyro.distributions.transforms import Transform
+from numpyro import distributions as dist
+from numpyro.distributions.transforms import AffineTransform, IndependentTransform, ReshapeTransform, Transform
 
-from sami_ppl._util.tables import as_html, table
+from sami_ppl.distributions.gaussian import RootedNormal
+from sami_ppl.distributions.supports import elementwise_transform, is_unbounded, normal_base
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class LatentSite:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class LatentSite(abc.ABC):
     """One site of the prior and its place in the code z.
 
-    Coordinates of z are unconstrained, but for directions: the code of an angle is (cos, sin), that of a unit vector
-    itself; `manifold` says so. `components`: of a mixture prior, else 1. `standard`: a fixed Normal, so that
-    the prior of z is N(0, I). `parents`: the sites that its law depends on directly. `process`: a process over time,
-    whose frames have that prior each. `categories`: number of values of a discrete site, whose code is one-hot, else 0.
-    `kinds`: the discrete sites that a continuous site's prior depends on, through others too. `temperature`: of a
-    relaxed prior. `law`: the prior's in plain values, with its numbers where these are fixed. `coords`: dim → labels
-    of its values, where the prior gives them.
+    `standard`: a fixed Normal, so that the prior of z is N(0, I). `parents`: the sites that its law depends on
+    directly. `kinds`: the discrete sites that a continuous site's prior depends on, through others too. `law`: the
+    prior's in plain values, with its numbers where these are fixed. `coords`: dim → labels of its values, where the
+    prior gives them. A code is (value in unconstrained space − `shift`) / `scale`.
     """
 
     name: str
@@ -36,26 +40,36 @@ class LatentSite:
     start: int
     shift: np.ndarray
     scale: np.ndarray
-    standard: bool
-    manifold: Literal["circle", "sphere"] | None = None
-    components: int = 1
+    standard: bool = False
     parents: tuple[str, ...] = ()
-    process: bool = False
-    categories: int = 0
     kinds: tuple[str, ...] = ()
-    temperature: float | None = None
     law: Mapping[str, Any] = field(default_factory=dict)
     coords: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
-        """Number of unconstrained coordinates."""
+        """Number of coordinates of the code."""
         return math.prod(self.unconstrained_shape)
 
     @property
     def code(self) -> slice:
         """The coordinates of the code z that belong to this site."""
         return slice(self.start, self.start + self.size)
+
+    @property
+    @abc.abstractmethod
+    def family(self) -> str:
+        """The family of posteriors that suits it, by its name in `sami_ppl.families`."""
+
+    @property
+    def why_not_gaussian(self) -> str:
+        """Why no Gaussian, and no family but its own, can be its posterior; empty where one can."""
+        return ""
+
+    @property
+    def clusters(self) -> int:
+        """How many kinds of values there are: components of a mixture prior, values of a discrete site; else 1."""
+        return 1
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -72,7 +86,7 @@ class LatentSite:
     def __repr__(self) -> str:
         shape = "×".join(map(str, self.event_shape)) or "scalar"
         law = f", {self.law['kind']}" if "kind" in self.law else ""
-        return f"LatentSite({self.name!r}, {shape}{law}, {type(self.transform).__name__})"
+        return f"{type(self).__name__}({self.name!r}, {shape}{law}, {type(self.transform).__name__})"
 
     def to_code(self, value: Float[Array, "*batch_and_event"]) -> Float[Array, "*batch d"]:
         """Site value → its coordinates of z."""
@@ -86,126 +100,145 @@ class LatentSite:
         unconstrained = jnp.asarray(self.shift, z.dtype) + jnp.asarray(self.scale, z.dtype) * z
         return jnp.asarray(self.transform(unconstrained.reshape(z.shape[:-1] + self.unconstrained_shape)))
 
+    def onto_support(self, z: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """The nearest code that a value has."""
+        return z
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Latents:
-    """The sites of a prior, in the order of the program, and the code z that those of one observation make up.
-
-    `shared`: global sites, outside the plate over observations; they are no part of z. `params`: what the prior learns,
-    by the name of its `numpyro.param`, as it begins. `arguments`: the variables of the data that the prior takes.
-    """
-
-    sites: tuple[LatentSite, ...]
-    shared: tuple[LatentSite, ...] = ()
-    params: Mapping[str, Any] = field(default_factory=dict)
-    arguments: tuple[str, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """D, the number of coordinates of z."""
-        return sum(site.size for site in self.sites)
-
-    @property
-    def discrete(self) -> tuple[LatentSite, ...]:
-        """The discrete sites, over whose values objectives sum."""
-        return tuple(site for site in self.sites if site.categories)
-
-    @property
-    def coords(self) -> dict[str, tuple[Any, ...]]:
-        """Labels of the values of the sites' dims, where the prior gives them."""
-        return {dim: labels for site in (*self.sites, *self.shared) for dim, labels in site.coords.items()}
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """One label per coordinate of z."""
-        return tuple(label for site in self.sites for label in site.axes)
-
-    def to_code(self, values: Mapping[str, Array]) -> Float[Array, "*batch D"]:
-        """Site values → z."""
-        return jnp.concatenate([site.to_code(jnp.asarray(values[site.name])) for site in self.sites], axis=-1)
-
-    def from_code(self, z: Float[Array, "*batch D"]) -> dict[str, Array]:
-        """Z → site values."""
-        return {site.name: site.from_code(z[..., site.code]) for site in self.sites}
-
-    def onto_support(self, z: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        """The nearest codes that a value has: directions get length 1, codes of kinds one 1; other coordinates stay."""
-        parts = []
-        for site in self.sites:
-            part = z[..., site.code]
-            if site.manifold is not None:
-                vectors = part.reshape(*part.shape[:-1], -1, site.unconstrained_shape[-1])
-                length = jnp.sqrt(jnp.sum(vectors**2, -1, keepdims=True) + 1e-12)
-                part = (vectors / length).reshape(part.shape)
-            elif site.categories:
-                part = jax.nn.one_hot(jnp.argmax(part, -1), site.categories, dtype=part.dtype)
-            parts.append(part)
-        return jnp.concatenate(parts, axis=-1)
-
-    def describe(self) -> str:
-        """A table of the factors: site, shape, support's transform, coordinates of z."""
-        rows = [("site", "shape", "dims", "from unconstrained space", "axes of z")]
-        for site in self.sites:
-            shape = "×".join(map(str, site.event_shape)) or "scalar"
-            span = f"{site.start}" if site.size == 1 else f"{site.start}–{site.start + site.size - 1}"
-            rows.append((site.name, shape, ", ".join(site.dims), type(site.transform).__name__, span))
-        for site in self.shared:
-            shape = "×".join(map(str, site.event_shape)) or "scalar"
-            rows.append((site.name, shape, ", ".join(site.dims), type(site.transform).__name__, "global"))
-        return table(rows)
-
-    def __repr__(self) -> str:
-        of = f", shared={[site.name for site in self.shared]}" if self.shared else ""
-        return f"Latents of {len(self.sites)} sites, {self.size} axes of z{of}\n{self.describe()}"
-
-    def _repr_html_(self) -> str:
-        return as_html(repr(self))
-
-
-def check_event_dims(latents: Latents, dims: tuple[str, ...], shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless the names of the dims of an observation are as many as these, and free.
-
-    Observations and sites may share a dim, such as time.
-    """
-    if len(dims) != len(shape):
-        raise ValueError(
-            f"event_dims must name each of the {len(shape)} dims of an observation of shape {shape}, got {dims}"
-        )
-    sizes = dict(zip(dims, shape, strict=True))
-    own = [pair for site in latents.sites for pair in zip(site.dims, site.event_shape, strict=True)]
-    taken = {"obs", "chain", "draw", "x", *(dim for dim, size in own if size != sizes.get(dim))}
-    if clash := taken & set(dims):
-        raise ValueError(f"event_dims {sorted(clash)} are names of other dims or of the observation: rename them")
-
-
-def check_site_dims(sites: Sequence[LatentSite]) -> None:
-    """Raise ValueError unless the sites of a prior, global ones too, and their dims can lie in one labelled Dataset."""
-    sizes: dict[str, int] = {}
-    coords: dict[str, Any] = {}
-    reserved = {"obs", "chain", "draw"}
-    for site in sites:
-        if len(set(site.dims)) < len(site.dims) or reserved & set(site.dims):
-            raise ValueError(
-                f"prior site {site.name!r} has the event_dims {list(site.dims)}: they must differ from each other and "
-                "from obs, chain and draw"
+    def value_law(self, q: dist.Distribution) -> dist.Distribution:
+        """Law of the site's value, from that of its code, with the closed forms that Gaussians have."""
+        if (base := normal_base(q)) is not None:
+            return self._of_independent(jnp.asarray(base.loc), jnp.asarray(base.scale))
+        if isinstance(q, RootedNormal):
+            return self._of_gaussian(jnp.asarray(q.loc), q.root, RootedNormal)
+        if type(q) is dist.MultivariateNormal:
+            lower = jnp.asarray(q.scale_tril)
+            return self._of_gaussian(
+                jnp.asarray(q.loc), lower, lambda loc, root: dist.MultivariateNormal(loc, scale_tril=root)
             )
-        for dim, size in zip(site.dims, site.event_shape, strict=True):
-            if len(labels := site.coords.get(dim, range(size))) != size:
-                raise ValueError(
-                    f"coords of prior site {site.name!r} give {len(labels)} labels for the dim {dim!r}, which has "
-                    f"{size} values: give one for each"
-                )
-            if (held := coords.setdefault(dim, site.coords.get(dim))) != site.coords.get(dim, held):
-                raise ValueError(
-                    f"coords of prior site {site.name!r} label the dim {dim!r} otherwise than another site does: give "
-                    "one of the dims another name"
-                )
-            if sizes.setdefault(dim, size) != size:
-                raise ValueError(
-                    f"event_dims name {dim!r} twice, with sizes {sizes[dim]} and {size}, the second time for prior "
-                    f"site {site.name!r}: give each size a name of its own"
-                )
-    if clash := [site.name for site in sites if site.name in reserved | set(sizes)]:
-        raise ValueError(
-            f"prior site {clash[0]!r} takes the name of a dim of the posterior: rename the site or the dim"
-        )
+        steps: list[Any] = [*self._from_code_steps(), ReshapeTransform(self.unconstrained_shape, (self.size,))]
+        steps += [] if is_unbounded(self.transform) else [self.transform]
+        return dist.TransformedDistribution(q, steps)
+
+    def _from_code_steps(self) -> list[Transform]:
+        shift, scale = jnp.asarray(self.shift), jnp.asarray(self.scale)
+        return [IndependentTransform(AffineTransform(shift, scale), 1)]
+
+    def _of_independent(self, loc: Array, scale: Array) -> dist.Distribution:
+        shape = loc.shape[:-1] + self.unconstrained_shape
+        shift, spread = (jnp.asarray(p, loc.dtype) for p in (self.shift, self.scale))
+        base = dist.Normal((shift + spread * loc).reshape(shape), (spread * scale).reshape(shape))
+        dims = len(self.unconstrained_shape)
+        elementwise = elementwise_transform(self.transform)
+        if elementwise is None:
+            return dist.TransformedDistribution(base.to_event(dims), self.transform)
+        # Elements independent in unconstrained space stay so on the support: KL terms are then kept per axis, in
+        # closed form where the support is all of space.
+        on_support = base if is_unbounded(elementwise) else dist.TransformedDistribution(base, elementwise)
+        return on_support.to_event(dims)
+
+    def _of_gaussian(self, loc: Array, root: Array, law: Any) -> dist.Distribution:
+        shift, spread = (jnp.asarray(p, loc.dtype) for p in (self.shift, self.scale))
+        if self.unconstrained_shape == ():
+            base = dist.Normal((shift + spread * loc)[..., 0], (spread * root[..., 0])[..., 0])
+            return base if is_unbounded(self.transform) else dist.TransformedDistribution(base, self.transform)
+        base = law(shift + spread * loc, spread[:, None] * root)
+        if len(self.unconstrained_shape) > 1:
+            base = dist.TransformedDistribution(base, ReshapeTransform(self.unconstrained_shape, (self.size,)))
+        return base if is_unbounded(self.transform) else dist.TransformedDistribution(base, self.transform)
+
+
+def _by_lower_root(loc: Array, root: Array) -> dist.Distribution:
+    return dist.MultivariateNormal(loc, scale_tril=root)
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Euclidean(LatentSite):
+    """A site whose support is mapped onto all of space by a bijection. `components`: of a mixture prior, else 1."""
+
+    components: int = 1
+
+    @property
+    def family(self) -> str:
+        return "Mixture" if self.components > 1 else "Diagonal"
+
+    @property
+    def clusters(self) -> int:
+        return self.components
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Relaxed(LatentSite):
+    """A relaxed categorical at a `temperature`, whose code are log ratios."""
+
+    temperature: float
+
+    @property
+    def family(self) -> str:
+        return "RelaxedCategorical"
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Direction(LatentSite):
+    """Angles or unit vectors: the code of an angle is (cos, sin), that of a unit vector itself."""
+
+    manifold: Literal["circle", "sphere"]
+
+    @property
+    def family(self) -> str:
+        return "Directions"
+
+    @property
+    def why_not_gaussian(self) -> str:
+        return f"lives on a {self.manifold}, where a Gaussian would tear"
+
+    @property
+    def dimension(self) -> int:
+        """Coordinates of one unit vector."""
+        return self.unconstrained_shape[-1]
+
+    def onto_support(self, z: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """Vectors get length 1."""
+        vectors = z.reshape(*z.shape[:-1], -1, self.dimension)
+        length = jnp.sqrt(jnp.sum(vectors**2, -1, keepdims=True) + 1e-12)
+        return (vectors / length).reshape(z.shape)
+
+    def _from_code_steps(self) -> list[Transform]:
+        return []  # of length 1 as they are: moved and spread they would not be
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Discrete(LatentSite):
+    """A site with finitely many values, `categories` of them, whose code is one-hot."""
+
+    categories: int
+
+    @property
+    def family(self) -> str:
+        return "Categorical"
+
+    @property
+    def why_not_gaussian(self) -> str:
+        return f"is discrete, with {self.categories} values"
+
+    @property
+    def clusters(self) -> int:
+        return self.categories
+
+    def onto_support(self, z: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """The largest coordinate is 1, the others 0."""
+        return jax.nn.one_hot(jnp.argmax(z, -1), self.categories, dtype=z.dtype)
+
+    def value_law(self, q: Any) -> dist.Distribution:
+        return dist.CategoricalLogits(q.log_probs)
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Process(LatentSite):
+    """A process over time, whose frames have the prior N(0, I) each; its values are its code."""
+
+    @property
+    def family(self) -> str:
+        return "Diagonal"
+
+    def value_law(self, q: dist.Distribution) -> dist.Distribution:
+        return q if q.event_shape == self.event_shape else super().value_law(q)

@@ -15,18 +15,19 @@ from numpyro import handlers
 from numpyro.contrib.module import eqx_module
 import xarray as xr
 
-from sami_ppl._util.chunks import padded_chunks
+from sami_ppl._util.chunks import by_chunks
 from sami_ppl.data.layout import arranged, default_event_dims
 from sami_ppl.decoders.bound import DenoiserLoss
 from sami_ppl.decoders.decoder import ScoreDecoder
 from sami_ppl.decoders.guidance import check_pair
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.diffusion.sampler import AbstractSampler, StochasticDPMSolver
-from sami_ppl.encoders.encoder import AbstractEncoder, check_latents
-from sami_ppl.encoders.frames import FramewiseEncoder, check_sequences, floating, smoothed
+from sami_ppl.encoders.encoder import AbstractEncoder
+from sami_ppl.encoders.frames import floating
+from sami_ppl.encoders.law import CodeLaw
 from sami_ppl.priors.discrete import labels
+from sami_ppl.priors.latents import Latents, check_event_dims
 from sami_ppl.priors.read import Frozen, Given, Prior, check_numbers, check_variable, read_prior, sample_prior
-from sami_ppl.priors.sites import Latents, check_event_dims
 from sami_ppl.program.guide import (
     Beta,
     GlobalGuide,
@@ -108,8 +109,7 @@ class Program(Readable):
 
     def __check_init__(self) -> None:
         check_pair(self.denoiser, self.encoder)
-        check_sequences(self.encoder, self.latents)
-        check_latents(self.encoder, self.latents)
+        self.encoder.check_latents(self.latents)
         expected = self._initial_params()
         for name, value in self.prior_params.items():
             if name not in expected or jax.tree.map(jnp.shape, value) != jax.tree.map(jnp.shape, expected[name]):
@@ -194,27 +194,36 @@ class Program(Readable):
         encoder: Any = eqx_module("encoder", self.encoder)
         with scale_sites(beta):
             shared = values_of(self.latents.shared, self.sample_shared)
-        parameters = self.guide_parameters(x, given, encoder=encoder, shared=shared)
+        q = self.code_law(x, given, encoder=encoder, shared=shared)
         with numpyro.plate("obs", total or size, subsample_size=size), scale_sites(beta):
-            return sample_latents(self.latents, encoder, parameters)
+            return sample_latents(self.latents, q)
 
-    def guide_parameters(
+    def code_law(
         self, x: Array, given: Given | None = None, *, encoder: AbstractEncoder | None = None, shared: Any = None
-    ) -> Any:
-        """What determines the guide's law of codes given x (obs, *event): the encoder's parameters, or, of sequences,
-        the law smoothed by the prior at its current parameters and at values `shared` of the global sites (default: one
-        draw from their guide, always the same).
+    ) -> CodeLaw:
+        """The guide's law of codes given x (obs, *event), a distribution of batch shape (obs,) and event shape (D,).
+
+        It is the encoder's own at the clean end; of sequences, the law smoothed by the prior at its current parameters
+        and at values `shared` of the global sites (default: one draw from their guide, always the same).
         """
-        encoder = self.encoder if encoder is None else encoder
-        if not isinstance(encoder, FramewiseEncoder):
-            clean = lambda encoder, x: jax.vmap(lambda x: encoder.parameters(*encoder.clean(x)))(x)  # noqa: E731
-            # Decoupled training takes this pass again for its gradient, and holds nothing of it while guidance is
-            # differentiated: a tenth more work of the encoder for a fifth less memory.
-            return (eqx.filter_checkpoint(clean) if self.denoiser_loss == "own" else clean)(encoder, x)
         if shared is None:
             shared = values_of(self.latents.shared, handlers.seed(self.sample_shared, jax.random.key(0)))
         prior = partial(self.sample_prior, numpyro.plate("obs", len(x)), len(x), given)
-        return smoothed(encoder, x, handlers.substitute(prior, data=dict(shared)))
+        guide = lambda encoder, x: encoder.guide(x, handlers.substitute(prior, data=dict(shared)))  # noqa: E731
+        # Decoupled training takes this pass again for its gradient, and holds nothing of it while guidance is
+        # differentiated: a tenth more work of the encoder for a fifth less memory.
+        guide = eqx.filter_checkpoint(guide) if self.denoiser_loss == "own" else guide
+        return guide(self.encoder if encoder is None else encoder, x)
+
+    def single(self, data: Any = None) -> tuple["Program", Any]:
+        """The program of single observations and these, a Dataset or an array: of sequences those of their frames that
+        are seen; any other program is one already and stays as it is.
+        """
+        if self.encoder.single is self.encoder:
+            return self, data
+        from sami_ppl.program.sequences import frames_of, single_frames  # which builds on programs
+
+        return frames_of(self), None if data is None else single_frames(data)
 
     def sample_prior(self, plate: Any, size: int, given: Given | None = None) -> None:
         """Sample all sites of the prior, at its fitted parameters, for the `size` observations of a plate.
@@ -365,24 +374,18 @@ class Program(Readable):
         return posterior(self, data, **arguments)
 
     def moments(self, x: Array, given: Given | None = None) -> tuple[Array, Array]:
-        """Location (obs, D) and scale of the code's posterior; of sequences mean and marginal standard deviations."""
-        if not isinstance(self.encoder, FramewiseEncoder):
-            return jax.vmap(self.encoder.posterior)(x)
-        q = self.guide_parameters(x, given)
-        return q.mean.reshape(len(x), -1), jnp.sqrt(q.variance).reshape(len(x), -1)
+        """Mean and standard deviation (obs, D) of the code's posterior."""
+        q = self.code_law(x, given)
+        return jnp.asarray(q.mean), jnp.sqrt(jnp.asarray(q.variance))
 
     def encode(self, x: Any, *, given: Given | None = None, chunk: int = 1024) -> tuple[np.ndarray, np.ndarray]:
-        """Location (obs, D) and scale (obs, D) or (obs, D, D) of the posterior of the code z, chunk by chunk.
+        """Mean and standard deviation (obs, D) of the posterior of the code z, chunk by chunk.
+
+        For more than these, such as correlations, `code_law` gives the posterior itself.
 
         `given`: of sequences, what the prior takes. For a store larger than memory, `sami_ppl.encode` gives the same.
         """
-        x = self.observed(x)
-        moments, parts = jax.jit(lambda *arguments: self.moments(*arguments)), []
-        for rows, count in padded_chunks(len(x), chunk):
-            at = {name: jnp.asarray(value)[rows] for name, value in (given or {}).items()}
-            parts.append(tuple(leaf[:count] for leaf in jax.device_get(moments(jnp.asarray(x[rows]), at))))
-        loc, scale = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return loc, scale
+        return by_chunks(jax.jit(lambda *arguments: self.moments(*arguments)), chunk, self.observed(x), given or {})
 
     def params(self) -> dict[str, Any]:
         """The parameters of the networks and of the prior under the names that NumPyro gives them."""

@@ -9,6 +9,7 @@ import xarray as xr
 
 from sami_ppl.encoders.frames import FramewiseDenoiser, FramewiseEncoder
 from sami_ppl.priors.read import Given, Prior, read_prior
+from sami_ppl.priors.sites import Process
 from sami_ppl.program.program import Program
 
 
@@ -29,7 +30,7 @@ def over_time(program: Program, prior: Prior, *, given: Given | None = None) -> 
     Raises ValueError unless the frames have the prior N(0, I) and `prior` has one site, a `Matern` process over as many
     factors; TypeError for an encoder of frames that is not Gaussian; and what `read_prior` raises.
     """
-    if isinstance(program.encoder, FramewiseEncoder):
+    if program.encoder.single is not program.encoder:
         raise ValueError("program is one of sequences already: give one of single frames, frames_of(program)")
     if other := [site.name for site in program.latents.sites if not site.standard]:
         raise ValueError(
@@ -37,7 +38,7 @@ def over_time(program: Program, prior: Prior, *, given: Given | None = None) -> 
             f"{other[0]!r} is not a fixed Normal: fit the frames with dist.Normal(0, 1)"
         )
     site = read_prior(prior, given).sites[0]
-    frames = site.event_shape[0] if site.process else 1
+    frames = site.event_shape[0] if isinstance(site, Process) else 1
     return Program(
         prior, FramewiseDenoiser(program.denoiser, frames), FramewiseEncoder(program.encoder, frames),
         sampler=program.sampler, given=given, event_dims=("time", *program.event_dims),
@@ -61,8 +62,22 @@ def frames_of(program: Program) -> Program:
     )  # fmt: skip
 
 
-def single_frames(data: xr.Dataset) -> xr.Dataset:
-    """The frames of sequences as observations by themselves: those that are seen, with their factors and split."""
+def with_frames(program: Program, frames: Program) -> Program:
+    """The program of sequences with the networks of a program of its single frames."""
+    count = program.event_shape[0]
+    return program.replace(
+        denoiser=FramewiseDenoiser(frames.denoiser, count), encoder=FramewiseEncoder(frames.encoder, count)
+    )
+
+
+def single_frames(data: xr.Dataset | np.ndarray) -> xr.Dataset | np.ndarray:
+    """The frames of sequences as observations by themselves: those that are seen, with their factors and split.
+
+    `data`: a Dataset with x (obs, time, *frame), or an array of that shape; the same comes back, on obs.
+    """
+    if not isinstance(data, xr.Dataset):
+        each = np.asarray(data).reshape(-1, *np.shape(data)[2:])
+        return each[~np.isnan(each.reshape(len(each), -1)).any(1)]
     frames = data.stack(frame=("obs", "time"), create_index=False).drop_vars(["obs", "time"], errors="ignore")
     frames = frames.rename(frame="obs").transpose("obs", ...)
     missing = np.isnan(frames["x"].values.reshape(frames.sizes["obs"], -1)).any(1)

@@ -9,7 +9,6 @@ from jax.core import Tracer
 
 from sami_ppl._util.tables import as_html, few, table
 from sami_ppl.encoders.encoder import AbstractEncoder, AbstractRotation, DiagonalEncoder, FamilyEncoder, NetworkEncoder
-from sami_ppl.encoders.frames import FramewiseEncoder
 from sami_ppl.priors.sites import LatentSite
 
 SITES = 8
@@ -107,8 +106,8 @@ def _family(encoder: AbstractEncoder, site: str) -> str:
 
 
 def _innermost(encoder: AbstractEncoder) -> AbstractEncoder:
-    while isinstance(encoder, AbstractRotation | FramewiseEncoder):
-        encoder = encoder.base if isinstance(encoder, AbstractRotation) else encoder.frame
+    while (inside := encoder.base if isinstance(encoder, AbstractRotation) else encoder.single) is not encoder:
+        encoder = inside
     return encoder
 
 

@@ -14,14 +14,12 @@ from typing import Any, NamedTuple
 import jax
 from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 import numpy as np
 
 from sami_ppl.decoders.bound import prior_loss, reconstruction_loss
-from sami_ppl.decoders.guidance import guidance
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.encoders.encoder import AbstractEncoder
-from sami_ppl.program.guide import code_log_prob
 
 
 class NoiseTerms(NamedTuple):
@@ -78,26 +76,6 @@ def tabulated_log_likelihood(encoder: AbstractEncoder, table: Table, z: Float[Ar
     return -table.ends - 0.5 * table.weight @ jax.vmap(error)(table.terms)
 
 
-def follows_parameters(encoder: AbstractEncoder, x: Float[Array, "*event"], *, key: Key[Array, ""]) -> bool:
-    """Whether guidance by the encoder's `parameters` is its own, tried at five noise levels.
-
-    It is not where `log_prob` is another density than the one that codes are drawn from.
-    """
-    z = encoder.posterior(x)[0]
-
-    def one(log_snr: Array, key: Array) -> tuple[Array, Array]:
-        x_noisy = encoder.schedule.add_noise(x, log_snr, jax.random.normal(key, x.shape, x.dtype))
-        parameters, jacobian = _linearised(encoder, x_noisy, log_snr)
-        found = _slope(encoder, parameters, z) @ jacobian
-        return guidance(encoder, z, x_noisy, log_snr).reshape(-1), found
-
-    # Between the ends: at the clean one an encoder may be another guide than its guidance.
-    levels = jnp.linspace(encoder.schedule.log_snr_min, encoder.schedule.log_snr_max, 7, dtype=x.dtype)[1:-1]
-    own, found = jax.jit(jax.vmap(one))(levels, jax.random.split(key, 5))
-    pairs = zip(own, found, strict=True)
-    return all(np.allclose(a, b, rtol=1e-2, atol=1e-3 * float(jnp.abs(a).max())) for a, b in pairs)
-
-
 def _linearised(
     encoder: AbstractEncoder, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
 ) -> tuple[Any, Float[Array, "P event"]]:
@@ -112,4 +90,4 @@ def _linearised(
 
 
 def _slope(encoder: AbstractEncoder, parameters: Any, z: Float[Array, " D"]) -> Float[Array, " P"]:
-    return ravel_pytree(jax.grad(lambda parameters: code_log_prob(encoder, parameters, z))(parameters))[0]
+    return ravel_pytree(jax.grad(lambda parameters: encoder.distribution(parameters).log_prob(z))(parameters))[0]

@@ -9,7 +9,6 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl.posteriors.tree import obs_labels
-from sami_ppl.program.guide import code_log_prob, sample_code
 from sami_ppl.program.program import Program
 from sami_ppl.refinement.target import Target, log_joint, targets
 
@@ -53,8 +52,7 @@ def result(
     labels = obs_labels(data, len(x))
     tree = az.from_dict(groups, dims=dims, coords={"obs": labels, "axis": axes}, attrs={"/": {"noise_levels": levels}})
 
-    loc, scale = program.encode(x)
-    sd = scale if scale.ndim == 2 else np.sqrt((scale**2).sum(-1))
+    loc, sd = program.encode(x)
     mean, flat = codes.mean((0, 1)), codes.reshape(-1, *codes.shape[2:])
     found = targets(program, data, target_key, levels)
     gains = [
@@ -74,9 +72,7 @@ def result(
 
 
 def _amortised(program: Program, x: Array, keys: Array) -> Array:
-    encoder = program.encoder
-    parameters = jax.vmap(lambda x: encoder.parameters(*encoder.clean(x)))(x)
-    return jax.vmap(lambda key: sample_code(encoder, parameters, key))(keys)
+    return jax.vmap(program.code_law(x).sample)(keys)
 
 
 def check_draws(count: int, program: Program) -> None:
@@ -95,13 +91,13 @@ def _gain(program: Program, target: Target, x: Array, mean: Array, root: Array, 
     """The bound under the amortised posterior, what it gains by N(mean, root rootᵀ), in nats, its standard error."""
     encoder = program.encoder
     refined_key, amortised_key = jax.random.split(key)
-    parameters = encoder.parameters(*encoder.clean(x))
+    q = encoder.distribution(encoder.parameters(*encoder.clean(x)))
     half = jax.random.normal(refined_key, (PAIRS, len(mean)))
     refined = mean + jnp.concatenate([half, -half]) @ root.T
-    amortised = jax.vmap(lambda k: sample_code(encoder, parameters, k))(jax.random.split(amortised_key, 2 * PAIRS))
+    amortised = jax.vmap(q.sample)(jax.random.split(amortised_key, 2 * PAIRS))
 
     joint = jax.vmap(lambda z: log_joint(program, target, z))
     ours = joint(refined) - multivariate_normal.logpdf(refined, mean, root @ root.T)
-    theirs = joint(amortised) - jax.vmap(lambda z: code_log_prob(encoder, parameters, z))(amortised)
+    theirs = joint(amortised) - jnp.asarray(q.log_prob(amortised))
     se = jnp.sqrt((jnp.var(ours, ddof=1) + jnp.var(theirs, ddof=1)) / (2 * PAIRS))
     return theirs.mean(), ours.mean() - theirs.mean(), se

@@ -20,9 +20,10 @@ import xarray as xr
 
 from sami_ppl.diffusion.schedule import NoiseLevels
 from sami_ppl.evidence import first, importance_proposal
+from sami_ppl.priors.sites import Direction, Discrete, Process
 from sami_ppl.program.guide import values_of
 from sami_ppl.program.program import Program
-from sami_ppl.program.tabulated import Table, ends, follows_parameters, noise_terms, tabulated_log_likelihood
+from sami_ppl.program.tabulated import Table, ends, noise_terms, tabulated_log_likelihood
 
 PILOT, SHARED_DRAWS = 256, 64
 
@@ -49,20 +50,20 @@ def targets(program: Program, data: xr.Dataset | Array | np.ndarray, key: Key[Ar
     observation's own sites is averaged over draws of that guide.
 
     Raises ValueError for observations of another shape, fewer than 2 levels, priors over time or with directions or
-    discrete sites, and an encoder whose density is not determined by its `parameters`.
+    discrete sites.
     """
     x, given = program.observations(data)
     if levels < 2:
         raise ValueError(f"levels must be at least 2, got {levels}")
-    if any(site.process for site in program.latents.sites):
+    if any(isinstance(site, Process) for site in program.latents.sites):
         raise ValueError("the prior is one over time: refinement is for single observations, give frames_of(program)")
     for site in program.latents.sites:
-        if site.categories:
+        if isinstance(site, Discrete):
             raise ValueError(
                 f"prior site {site.name!r} is discrete: refinement moves codes in unconstrained space. Marginalise it "
                 "by dist.MixtureSameFamily, or use importance_weighted_bound to judge such a posterior"
             )
-        if site.manifold is not None:
+        if isinstance(site, Direction):
             raise ValueError(
                 f"prior site {site.name!r} lives on a {site.manifold}: refinement moves codes in unconstrained space. "
                 "Use importance_weighted_bound to judge such a posterior"
@@ -70,11 +71,6 @@ def targets(program: Program, data: xr.Dataset | Array | np.ndarray, key: Key[Ar
     pilot_key, shared_key, key = jax.random.split(key, 3)
     proposal = importance_proposal(program, first(data, PILOT), key=pilot_key)
     spread = proposal.at((jnp.arange(levels) + 0.5) / levels)
-    if not follows_parameters(program.encoder, jnp.asarray(x[0]), key=key):
-        raise ValueError(
-            f"the density of {type(program.encoder).__name__} is not that of its `parameters`, from which codes are "
-            "drawn: refinement needs an encoder whose log_prob is that of guide.code_log_prob"
-        )
     shared = _shared(program, shared_key)
     return [
         _target(program, spread, jnp.asarray(x[i]), k, {name: jnp.asarray(v[i]) for name, v in given.items()}, shared)
@@ -98,10 +94,10 @@ def _target(
     encoder = program.encoder
     log_snr, eps = _noise(levels, x, key)
     terms = jax.lax.map(lambda row: noise_terms(program.denoiser, encoder, x, *row), (log_snr, eps))
-    loc, scale = encoder.posterior(x)
+    q = encoder.distribution(encoder.parameters(*encoder.clean(x)))
+    root = jnp.diag(jnp.sqrt(jnp.asarray(q.variance))) if q.root is None else q.root
     table = Table(terms, jnp.tile(levels.weight, 2) / len(log_snr), ends(encoder, x))
-    factor = jnp.diag(scale) if scale.ndim == 1 else jnp.linalg.cholesky(scale @ scale.T)
-    return Target(table, loc, factor, given, shared)
+    return Target(table, jnp.asarray(q.mean), jnp.linalg.cholesky(root @ root.T), given, shared)
 
 
 def _noise(levels: NoiseLevels, x: Array, key: Array) -> tuple[Array, Array]:

@@ -10,7 +10,6 @@ import xarray as xr
 
 from sami_ppl.data import check_data, load_data, train_test
 from sami_ppl.diagnostics import information_spectrum
-from sami_ppl.encoders.frames import FramewiseEncoder
 from sami_ppl.evidence import (
     evidence_bound,
     first,
@@ -20,7 +19,6 @@ from sami_ppl.evidence import (
     mean_and_error,
     summarise,
 )
-from sami_ppl.program.sequences import frames_of, single_frames
 from sami_ppl.runs.run import Finished, open_run, write_json
 from sami_ppl.saving.files import UserError
 
@@ -79,9 +77,7 @@ def evidence_figures(
     Of a program of sequences, the flow's density and the information are those of single frames, under N(0, I).
     """
     program, (x, _) = run.program, run.program.observations(data)
-    single, each = program, x
-    if isinstance(program.encoder, FramewiseEncoder):
-        single, each = frames_of(program), single_frames(data)["x"].values
+    single, each = program.single(x)
     pilot_key, bound_key, weighted_key, flow_key, information_key = jax.random.split(key, 5)
     proposal = importance_proposal(program, first(data, PILOT), key=pilot_key)
     bound = evidence_bound(program, data, key=bound_key, levels=levels, proposal=proposal)

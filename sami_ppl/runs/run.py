@@ -29,11 +29,9 @@ from sami_ppl._util.parallel import data_parallel, is_first_process
 from sami_ppl._util.versions import versions
 from sami_ppl.analyses.evaluate import evaluate
 from sami_ppl.data import check_data, load_data, split
-from sami_ppl.encoders.frames import FramewiseEncoder
 from sami_ppl.fitting.loop import NonFiniteLoss
 from sami_ppl.posteriors import save_tree
 from sami_ppl.program.program import Program
-from sami_ppl.program.sequences import frames_of, single_frames
 from sami_ppl.runs.report import write_report
 from sami_ppl.runs.settings import configure, default_configs
 from sami_ppl.saving import files as programs
@@ -153,10 +151,8 @@ def report(out: Path, *, data: xr.Dataset | None = None) -> Path:
         tree = opened.load()
     metrics = json.loads((out / "metrics.json").read_text())
     distance = _distance(found.module, found.config)
-    program, data = found.program, found.data
-    if isinstance(program.encoder, FramewiseEncoder):
-        program, data = frames_of(program), single_frames(data)
-    return write_report(out, program, data, tree, metrics, key=found.key, distance=distance)
+    program, single = found.program.single(found.data)
+    return write_report(out, program, single, tree, metrics, key=found.key, distance=distance)
 
 
 def summary(metrics: dict[str, Any]) -> str:

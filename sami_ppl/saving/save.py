@@ -27,9 +27,8 @@ import numpy as np
 from sami_ppl._util.versions import versions
 from sami_ppl.distributions.supports import described
 from sami_ppl.encoders.encoder import RotatedEncoder
-from sami_ppl.encoders.frames import FramewiseDenoiser
 from sami_ppl.program.program import NETWORKS, Program
-from sami_ppl.program.sequences import frames_of
+from sami_ppl.program.sequences import with_frames
 from sami_ppl.saving.files import build_program
 
 FORMAT = "sami_ppl program"
@@ -112,10 +111,9 @@ def load_denoiser(folder: str | Path, program: Program) -> Program:
     also for a denoiser of another kind or with another schedule.
     """
     folder = Path(folder)
-    single = list(program.event_shape[1:]) == _read_description(folder).get("event_shape")
-    if isinstance(program.denoiser, FramewiseDenoiser) and single:
-        frame = load_denoiser(folder, frames_of(program)).denoiser
-        return program.replace(denoiser=FramewiseDenoiser(frame, program.denoiser.frames))
+    single, _ = program.single()
+    if single is not program and list(single.event_shape) == _read_description(folder).get("event_shape"):
+        return with_frames(program, load_denoiser(folder, single))
     return _with_networks(program, folder, ("denoiser",))
 
 

@@ -5,6 +5,7 @@ from typing import Any, cast
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
+import numpy as np
 from numpyro import distributions as dist
 from numpyro.distributions import constraints
 
@@ -34,6 +35,23 @@ class FlowDistribution(dist.Distribution):
         """The flowjax distribution."""
         return eqx.combine(self.arrays, self.rest)
 
+    @property
+    def mean(self) -> Float[Array, "*batch d"]:
+        """The mean over 256 fixed quasi-random points of the base, where that is N(0, I)."""
+        return self._points().mean(-2)
+
+    @property
+    def variance(self) -> Float[Array, "*batch d"]:
+        """The variance of every coordinate over the same points."""
+        return self._points().var(-2)
+
+    def _points(self) -> Float[Array, "*batch points d"]:
+        points = jnp.asarray(normal_points(self.event_shape[0]), jnp.float32)
+        if self.condition is None:
+            return jnp.vectorize(self.flow.bijection.transform, signature="(d)->(d)")(points)
+        forward = jnp.vectorize(self.flow.bijection.transform, signature="(d),(c)->(d)")
+        return forward(points, self.condition[..., None, :])
+
     def sample(self, key: Key[Array, ""], sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws of shape sample_shape + batch_shape + (d,), differentiable in weights and condition."""
         return self.flow.sample(key, tuple(sample_shape), self.condition)
@@ -60,3 +78,12 @@ def flow_distribution(flow: Any) -> FlowDistribution:
             f"{flow.cond_shape}: write coupling_flow(size, key=key)"
         )
     return FlowDistribution(flow)
+
+
+def normal_points(size: int, pairs: int = 128) -> Float[np.ndarray, "points size"]:
+    """Points (2 pairs, size) that stand for N(0, I): quasi-random, of mean 0 and variance 1 exactly."""
+    from scipy.stats import norm, qmc
+
+    points = norm.ppf(qmc.Sobol(size, rng=0).random(pairs))
+    points = np.concatenate([points, -points])
+    return points / points.std(0)

@@ -23,11 +23,10 @@ class AbstractFamily(eqx.Module):
 
     @abc.abstractmethod
     def distribution(self, parameters: Any) -> dist.Distribution:
-        """Law of the site's d coordinates of z, event shape (d,); leading dims of the parameters are its batch."""
+        """Law of the site's d coordinates of z, event shape (d,); leading dims of the parameters are its batch.
 
-    @abc.abstractmethod
-    def moments(self, parameters: Any) -> tuple[Float[Array, "*batch d"], Float[Array, "*batch d"]]:
-        """Mean and standard deviation of every coordinate of z under q."""
+        Everything that is known of a posterior follows from it: draws, log densities, `mean` and `variance`.
+        """
 
 
 def check_min_scale(min_scale: float) -> None:

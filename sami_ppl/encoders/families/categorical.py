@@ -11,10 +11,11 @@ from jaxtyping import Array, Float, Key
 from numpyro import distributions as dist
 from numpyro.distributions import constraints
 
+from sami_ppl.distributions.gaussian import Affine
 from sami_ppl.distributions.relaxed import LogRatios
 from sami_ppl.encoders.families.base import AbstractFamily, with_min_scale
 from sami_ppl.encoders.families.gaussian import Diagonal
-from sami_ppl.priors.sites import LatentSite
+from sami_ppl.priors.sites import Discrete, LatentSite, Relaxed
 
 
 class Categorical(AbstractFamily):
@@ -23,7 +24,7 @@ class Categorical(AbstractFamily):
     logits: eqx.nn.Linear
 
     def __init__(self, features: int, site: LatentSite, *, min_scale: float = 0.03, key: Key[Array, ""]):
-        if not site.categories:
+        if not isinstance(site, Discrete):
             raise ValueError(
                 f"prior site {site.name!r} is continuous: Categorical is for discrete sites, such as dist.Categorical; "
                 "leave it out of families"
@@ -36,10 +37,6 @@ class Categorical(AbstractFamily):
     def distribution(self, parameters: Array) -> dist.Distribution:
         return OneHot(parameters)
 
-    def moments(self, parameters: Array) -> tuple[Array, Array]:
-        probs = jnp.exp(parameters)
-        return probs, jnp.sqrt(probs * (1 - probs) + 1e-8)
-
 
 class OneHot(dist.Distribution):
     """Law of a one-hot code. Its log density is linear in the code, so that it has a value between the corners too."""
@@ -51,6 +48,16 @@ class OneHot(dist.Distribution):
     def __init__(self, log_probs: Float[Array, "*batch K"]):
         self.log_probs = log_probs
         super().__init__(jnp.shape(log_probs)[:-1], jnp.shape(log_probs)[-1:], validate_args=False)
+
+    @property
+    def mean(self) -> Float[Array, "*batch K"]:
+        """The probabilities."""
+        return jnp.exp(self.log_probs)
+
+    @property
+    def variance(self) -> Float[Array, "*batch K"]:
+        """P (1 − p), and a little, so that its root has a gradient."""
+        return self.mean * (1 - self.mean) + 1e-8
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """One-hot draws of shape sample_shape + batch_shape + (K,)."""
@@ -103,15 +110,11 @@ class PerCategory(AbstractFamily):
         return self.heads.distribution(parameters)
 
     def marginal_moments(self, parameters: Any, probs: Mapping[str, Array]) -> tuple[Array, Array]:
-        """Mean and standard deviation over the parents, of these probabilities."""
-        weights = self._joint(probs)[..., None]
-        mean, spread = self.moments(parameters)
+        """Mean and variance over the parents, of these probabilities."""
+        weights, law = self._joint(probs)[..., None], self.distribution(parameters)
+        mean, variance = jnp.asarray(law.mean), jnp.asarray(law.variance)
         centre = jnp.sum(weights * mean, -2)
-        return centre, jnp.sqrt(jnp.sum(weights * (spread**2 + (mean - centre[..., None, :]) ** 2), -2))
-
-    def moments(self, parameters: Any) -> tuple[Array, Array]:
-        """Those of every head, with a leading dim for them."""
-        return eqx.filter_vmap(lambda head, own: head.moments(own))(self.heads, parameters)
+        return centre, jnp.sum(weights * (variance + (mean - centre[..., None, :]) ** 2), -2)
 
     def _joint(self, codes: Mapping[str, Array]) -> Array:
         """Products of the parents' weights, one for every combination of values."""
@@ -138,7 +141,7 @@ class RelaxedCategorical(AbstractFamily):
         min_scale: float = 0.03,
         key: Key[Array, ""],
     ):
-        if site.temperature is None:
+        if not isinstance(site, Relaxed):
             raise ValueError(
                 f"prior site {site.name!r} is not relaxed: RelaxedCategorical is for RelaxedOneHotCategorical; leave "
                 "it out of families"
@@ -154,13 +157,4 @@ class RelaxedCategorical(AbstractFamily):
 
     def distribution(self, parameters: Array) -> dist.Distribution:
         shift, scale = (jnp.asarray(p, parameters.dtype) for p in (self.shift, self.scale))
-        affine = dist.transforms.AffineTransform(-shift / scale, 1 / scale)
-        return dist.TransformedDistribution(
-            LogRatios(self.temperature, parameters), dist.transforms.IndependentTransform(affine, 1)
-        )
-
-    def moments(self, parameters: Array) -> tuple[Array, Array]:
-        # The difference of two Gumbel variables is logistic, of variance π²/3.
-        shift, scale = (jnp.asarray(p, parameters.dtype) for p in (self.shift, self.scale))
-        mean = ((parameters[..., :-1] - parameters[..., -1:]) / self.temperature - shift) / scale
-        return mean, jnp.broadcast_to(math.pi / math.sqrt(3) / self.temperature / scale, mean.shape)
+        return Affine(LogRatios(self.temperature, parameters), -shift / scale, 1 / scale)

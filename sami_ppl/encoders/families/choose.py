@@ -8,18 +8,15 @@ from sami_ppl.encoders.families.categorical import Categorical, PerCategory, Rel
 from sami_ppl.encoders.families.directions import Directions
 from sami_ppl.encoders.families.gaussian import Diagonal
 from sami_ppl.encoders.families.mixture import Mixture
-from sami_ppl.priors.sites import Latents, LatentSite
+from sami_ppl.priors.latents import Latents
+from sami_ppl.priors.sites import Discrete, LatentSite
+
+DEFAULTS = {family.__name__: family for family in (Categorical, RelaxedCategorical, Directions, Mixture, Diagonal)}
 
 
 def default_family(site: LatentSite) -> type[AbstractFamily]:
     """The family that suits a site of a prior, given the discrete ones it depends on, unless another is asked for."""
-    if site.categories:
-        return Categorical
-    if site.temperature is not None:
-        return RelaxedCategorical
-    if site.manifold is not None:
-        return Directions
-    return Mixture if site.components > 1 else Diagonal
+    return DEFAULTS[site.family]
 
 
 def choose_families(latents: Latents, families: Mapping[str, Callable] | None) -> dict[str, Callable]:
@@ -36,18 +33,13 @@ def choose_families(latents: Latents, families: Mapping[str, Callable] | None) -
     chosen = {site.name: given.get(site.name, default_family(site)) for site in latents.sites}
     for site in latents.sites:
         family = chosen[site.name]
-        kind = getattr(family, "func", family)
-        if site.categories and kind is not Categorical:
+        made = getattr(family, "func", family)  # of functools.partial
+        if site.why_not_gaussian and made is not default_family(site):
             raise ValueError(
-                f"prior site {site.name!r} is discrete, with {site.categories} values: leave it out of families, or "
-                "give families.Categorical"
+                f"prior site {site.name!r} {site.why_not_gaussian}: leave it out of families, or give "
+                f"families.{site.family}"
             )
-        if site.manifold is not None and kind is not Directions:
-            raise ValueError(
-                f"prior site {site.name!r} lives on a {site.manifold}, where a Gaussian would tear: leave it out of "
-                "families, or give families.Directions"
-            )
-        if site.kinds and not site.categories and kind is not PerCategory:
+        if site.kinds and not isinstance(site, Discrete) and made is not PerCategory:
             sizes = {one.name: one.categories for one in latents.discrete}
             chosen[site.name] = partial(PerCategory, sizes=sizes, family=family)
     return chosen

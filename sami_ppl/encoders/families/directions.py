@@ -12,7 +12,7 @@ from numpyro import distributions as dist
 from numpyro.distributions import constraints
 
 from sami_ppl.encoders.families.base import AbstractFamily
-from sami_ppl.priors.sites import LatentSite
+from sami_ppl.priors.sites import Direction, LatentSite
 
 
 class Directions(AbstractFamily):
@@ -27,12 +27,12 @@ class Directions(AbstractFamily):
     most: float = eqx.field(static=True)
 
     def __init__(self, features: int, site: LatentSite, *, min_scale: float = 0.03, key: Key[Array, ""]):
-        if site.manifold is None:
+        if not isinstance(site, Direction):
             raise ValueError(
                 f"prior site {site.name!r} has no directions: Directions is for dist.VonMises (angles) and "
                 "dist.ProjectedNormal (unit vectors); leave it out of families"
             )
-        dim = site.unconstrained_shape[-1]
+        dim = site.dimension
         if dim not in (2, 3):
             raise ValueError(
                 f"prior site {site.name!r} has unit vectors in {dim} dimensions: the density of a projected Gaussian "
@@ -48,24 +48,6 @@ class Directions(AbstractFamily):
 
     def distribution(self, parameters: Array) -> dist.Distribution:
         return ProjectedNormals(parameters)
-
-    def moments(self, parameters: Array) -> tuple[Array, Array]:
-        # The mean of a projected Gaussian by quadrature over its angle from its own direction.
-        length = jnp.linalg.norm(parameters, axis=-1, keepdims=True)
-        dim = parameters.shape[-1]
-        nodes, rule = np.polynomial.legendre.leggauss(64)
-        angle = np.pi / 2 * (nodes + 1)
-        log_density = projected_normal_log_prob(length * np.cos(angle), length, dim)
-        weight = jnp.exp(log_density) * rule * (np.pi / 2) * (2 if dim == 2 else 2 * np.pi * np.sin(angle))
-        weight = weight / jnp.sum(weight, -1, keepdims=True)
-        resultant = jnp.sum(weight * np.cos(angle), -1, keepdims=True)
-        mean = resultant * parameters / jnp.maximum(length, 1e-12)
-        along = jnp.sum(weight * np.cos(angle) ** 2, -1, keepdims=True)
-        across = (1 - along) / (dim - 1)
-        unit = parameters / jnp.maximum(length, 1e-12)
-        variance = across + (along - across) * unit**2 - mean**2
-        flat = (*parameters.shape[:-2], -1)
-        return mean.reshape(flat), jnp.sqrt(jnp.maximum(variance, 1e-12)).reshape(flat)
 
 
 class ProjectedNormals(dist.Distribution):
@@ -91,6 +73,35 @@ class ProjectedNormals(dist.Distribution):
         v = self.concentration + jax.random.normal(key, shape, self.concentration.dtype)
         unit = v / jnp.sqrt(jnp.sum(v**2, -1, keepdims=True) + 1e-12)
         return unit.reshape(sample_shape + self.batch_shape + self.event_shape)
+
+    @property
+    def mean(self) -> Float[Array, "*batch k_dim"]:
+        """The mean vectors, inside the circle or sphere."""
+        return self._moments()[0]
+
+    @property
+    def variance(self) -> Float[Array, "*batch k_dim"]:
+        """The variance of every coordinate."""
+        return self._moments()[1]
+
+    def _moments(self) -> tuple[Array, Array]:
+        # The mean of a projected Gaussian by quadrature over its angle from its own direction.
+        parameters = self.concentration
+        length = jnp.linalg.norm(parameters, axis=-1, keepdims=True)
+        dim = parameters.shape[-1]
+        nodes, rule = np.polynomial.legendre.leggauss(64)
+        angle = np.pi / 2 * (nodes + 1)
+        log_density = projected_normal_log_prob(length * np.cos(angle), length, dim)
+        weight = jnp.exp(log_density) * rule * (np.pi / 2) * (2 if dim == 2 else 2 * np.pi * np.sin(angle))
+        weight = weight / jnp.sum(weight, -1, keepdims=True)
+        resultant = jnp.sum(weight * np.cos(angle), -1, keepdims=True)
+        mean = resultant * parameters / jnp.maximum(length, 1e-12)
+        along = jnp.sum(weight * np.cos(angle) ** 2, -1, keepdims=True)
+        across = (1 - along) / (dim - 1)
+        unit = parameters / jnp.maximum(length, 1e-12)
+        variance = across + (along - across) * unit**2 - mean**2
+        flat = (*parameters.shape[:-2], -1)
+        return mean.reshape(flat), jnp.maximum(variance, 1e-12).reshape(flat)
 
     def log_prob(self, value: Array, intermediates: None = None) -> Array:
         """Log density with respect to length of arc or area of the sphere, in nats."""

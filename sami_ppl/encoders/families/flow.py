@@ -4,13 +4,11 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
-import numpy as np
 from numpyro import distributions as dist
-from numpyro.distributions.transforms import AffineTransform, IndependentTransform
 
 from sami_ppl.distributions.flows import FlowDistribution, coupling_flow
+from sami_ppl.distributions.gaussian import Affine
 from sami_ppl.encoders.families.base import AbstractFamily
 from sami_ppl.encoders.families.gaussian import Diagonal
 from sami_ppl.priors.sites import LatentSite
@@ -56,21 +54,4 @@ class Flow(AbstractFamily):
 
     def distribution(self, parameters: tuple[Array, Array, Array]) -> dist.Distribution:
         loc, scale, context = parameters
-        bent = FlowDistribution(self.flow, context)
-        return dist.TransformedDistribution(bent, IndependentTransform(AffineTransform(loc, scale), 1))
-
-    def moments(self, parameters: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        loc, scale, context = parameters
-        points = jnp.asarray(_normal_points(self.size), loc.dtype)
-        forward = jnp.vectorize(self.flow.bijection.transform, signature="(d),(c)->(d)")
-        bent = forward(points, context[..., None, :])
-        return loc + scale * bent.mean(-2), scale * bent.std(-2)
-
-
-def _normal_points(size: int, pairs: int = 128) -> np.ndarray:
-    """Points (2 pairs, size) that stand for N(0, I): quasi-random, of mean 0 and variance 1 exactly."""
-    from scipy.stats import norm, qmc
-
-    points = norm.ppf(qmc.Sobol(size, rng=0).random(pairs))
-    points = np.concatenate([points, -points])
-    return points / points.std(0)
+        return Affine(FlowDistribution(self.flow, context), loc, scale)

@@ -30,9 +30,6 @@ class Diagonal(AbstractFamily):
     def distribution(self, parameters: tuple[Array, Array]) -> dist.Distribution:
         return dist.Normal(*parameters).to_event(1)
 
-    def moments(self, parameters: tuple[Array, Array]) -> tuple[Array, Array]:
-        return parameters
-
 
 class LowRank(AbstractFamily):
     """Gaussian with covariance diag(s²) + U Uᵀ, U of `rank` columns."""
@@ -59,10 +56,6 @@ class LowRank(AbstractFamily):
         loc, scale, factor = parameters
         return dist.LowRankMultivariateNormal(loc, cov_factor=factor, cov_diag=scale**2)
 
-    def moments(self, parameters: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        loc, scale, factor = parameters
-        return loc, jnp.sqrt(scale**2 + jnp.sum(factor**2, -1))
-
 
 class Full(AbstractFamily):
     """Gaussian with any covariance, by its Cholesky factor."""
@@ -88,7 +81,3 @@ class Full(AbstractFamily):
     def distribution(self, parameters: tuple[Array, Array]) -> dist.Distribution:
         loc, factor = parameters
         return dist.MultivariateNormal(loc, scale_tril=factor)
-
-    def moments(self, parameters: tuple[Array, Array]) -> tuple[Array, Array]:
-        loc, factor = parameters
-        return loc, jnp.sqrt(jnp.sum(factor**2, -1))

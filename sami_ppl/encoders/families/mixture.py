@@ -34,7 +34,7 @@ class Mixture(AbstractFamily):
         min_scale: float = 0.03,
         key: Key[Array, ""],
     ):
-        self.components = components or (site.components if site.components > 1 else 4)
+        self.components = components or (site.clusters if site.clusters > 1 else 4)
         weight_key, loc_key, scale_key, spread_key = jax.random.split(key, 4)
         self.weights = eqx.nn.Linear(features, self.components, key=weight_key)
         loc = eqx.nn.Linear(features, self.components * site.size, key=loc_key)
@@ -51,13 +51,6 @@ class Mixture(AbstractFamily):
 
     def distribution(self, parameters: tuple[Array, Array, Array]) -> dist.Distribution:
         return DiagonalMixture(*parameters)
-
-    def moments(self, parameters: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        log_weights, loc, scale = parameters
-        weights = jnp.exp(log_weights)[..., None]
-        mean = jnp.sum(weights * loc, -2)
-        variance = jnp.sum(weights * (scale**2 + (loc - mean[..., None, :]) ** 2), -2)
-        return mean, jnp.sqrt(variance)
 
 
 class DiagonalMixture(dist.Distribution):
@@ -78,6 +71,17 @@ class DiagonalMixture(dist.Distribution):
     def __init__(self, log_weights: Array, loc: Array, scale: Array):
         self.log_weights, self.loc, self.scale = log_weights, loc, scale
         super().__init__(jnp.shape(log_weights)[:-1], jnp.shape(loc)[-1:], validate_args=False)
+
+    @property
+    def mean(self) -> Float[Array, "*batch d"]:
+        """The mean."""
+        return jnp.sum(jnp.exp(self.log_weights)[..., None] * self.loc, -2)
+
+    @property
+    def variance(self) -> Float[Array, "*batch d"]:
+        """The variance of every coordinate."""
+        weights = jnp.exp(self.log_weights)[..., None]
+        return jnp.sum(weights * (self.scale**2 + (self.loc - self.mean[..., None, :]) ** 2), -2)
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws of shape sample_shape + batch_shape + (d,)."""

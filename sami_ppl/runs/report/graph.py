@@ -11,6 +11,7 @@ from numpyro import handlers
 from numpyro.infer.inspect import get_model_relations
 
 from sami_ppl.priors.read import Given
+from sami_ppl.priors.sites import Direction
 from sami_ppl.program.program import Program
 
 ROW, GAP, PAD, LETTER = 78, 18, 16, 7.4
@@ -71,7 +72,7 @@ def read_graph(program: Program) -> list[Node]:
 
 def _started(program: Program, given: Given) -> Callable[..., Any]:
     """The model with a value for every site on a sphere: NumPyro looks for one by a bijection, and there is none."""
-    names = [site.name for site in program.latents.sites if site.manifold == "sphere"]
+    names = [site.name for site in program.latents.sites if isinstance(site, Direction) and site.manifold == "sphere"]
     if not names:
         return program.model
     drawn = handlers.trace(handlers.seed(program.sample_prior, 0)).get_trace(numpyro.plate("obs", 1), 1, given)
