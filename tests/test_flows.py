@@ -277,7 +277,7 @@ def test_gradients_reach_the_network_through_the_context_alone(encoder):
 
     def loss(encoder):
         loc, scale, context = encoder.parameters(x, jnp.asarray(0.3))["z"]
-        law = encoder.distribution("z", {"z": (*jax.lax.stop_gradient((loc, scale)), context)}, {})
+        law = encoder.distribution({"z": (*jax.lax.stop_gradient((loc, scale)), context)})
         return law.log_prob(jnp.array([0.4, -0.6])) + jnp.sum(law.sample(KEY))
 
     gradient = eqx.filter_grad(loss)(encoder)
@@ -328,7 +328,7 @@ def fit_to_draws(encoder, codes, steps=600):
 
     def loss(params, z):
         model = eqx.combine(params, static)
-        law = model.distribution("z", model.parameters(jnp.zeros(4), jnp.asarray(-4.0)), {})
+        law = model.distribution(model.parameters(jnp.zeros(4), jnp.asarray(-4.0)))
         return -jnp.mean(law.log_prob(z))
 
     @jax.jit

@@ -143,7 +143,8 @@ def test_bound_is_the_same_with_the_same_noise(fixed):
     np.testing.assert_allclose(log_prob(found.program.encoder, z @ rotation.T), before, rtol=1e-4, atol=1e-3)
     assert np.abs(log_prob(found.program.encoder, z) - before).max() > 0.1
 
-    new_loc, factor = jax.vmap(found.program.encoder.posterior)(x)
+    q = found.program.code_law(x)
+    new_loc, factor = q.mean, q.root
     standard = dist.Normal(0.0, 1.0).expand([4]).to_event(1)
     kl = site_kl(dist.Normal(loc, scale).to_event(1), standard, z).sum(-1)
     full = dist.MultivariateNormal(new_loc, factor @ jnp.swapaxes(factor, 1, 2))

@@ -39,7 +39,7 @@ def test_a_gaussian_law_is_the_one_of_its_mean_and_root(name):
     unit = np.linalg.solve(np.linalg.cholesky(cov), (z - mean).T).T
     np.testing.assert_allclose(unit.mean(0), 0, atol=5 / np.sqrt(n))
     np.testing.assert_allclose(np.cov(unit.T), np.eye(3), atol=5 * np.sqrt(2 / n))
-    assert not np.allclose(np.cov((unit + [[0.0, 0.05, 0.0]] * z[:, :1]).T), np.eye(3), atol=5 * np.sqrt(2 / n))
+    assert not np.allclose(np.cov((unit + [[0.0, 0.1, 0.0]] * unit[:, :1]).T), np.eye(3), atol=5 * np.sqrt(2 / n))
 
 
 @pytest.mark.parametrize("name", [name for name in LAWS if "frames" not in name])

@@ -86,7 +86,7 @@ def test_site_and_family(mlp):
     assert encoder.families[0].temperature == 0.5
     x, level = jnp.arange(4.0), jnp.asarray(1.0)
     parameters = encoder.parameters(x, level)
-    draws = encoder.distribution("kind", parameters, {}).sample(jax.random.key(2), (20_000,))
+    draws = encoder.distribution(parameters).sample(jax.random.key(2), (20_000,))
     loc, scale = encoder(x, level)
     np.testing.assert_allclose(draws.mean(0), loc, atol=0.05)
     np.testing.assert_allclose(draws.std(0), scale, rtol=0.03)

@@ -85,6 +85,10 @@ class AbstractEncoder(eqx.Module):
         """The encoder of one observation that stands for itself: of sequences that of their frames, else this one."""
         return self
 
+    def family_of(self, site: str) -> str:
+        """Name of the family of a site's posterior, for tables."""
+        return type(self).__name__.removesuffix("Encoder")
+
     def check_latents(self, latents: Latents) -> None:
         """Raise ValueError unless the code is that of the prior's sites, each in a family that can hold it."""
         if self.latent_size != latents.size:
@@ -258,8 +262,12 @@ class FamilyEncoder(NetworkEncoder):
         features = self.features(x_noisy, log_snr)
         return {name: family.parameters(features) for name, family in zip(self.sites, self.families, strict=True)}
 
+    def family_of(self, site: str) -> str:
+        families = dict(zip(self.sites, self.families, strict=True))
+        return type(families[site]).__name__ if site in families else super().family_of(site)
+
     def distribution(self, parameters: dict[str, Any]) -> SitewiseLaw:
-        return SitewiseLaw(self.families, parameters, dict(zip(self.sites, self.slices, strict=True)))
+        return SitewiseLaw(self.families, parameters, tuple(zip(self.sites, self.slices, strict=True)))
 
 
 def encoder_for(
@@ -317,6 +325,9 @@ class AbstractRotation(AbstractEncoder):
 
     def parameters(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Any:
         return self.base.parameters(x_noisy, log_snr)
+
+    def family_of(self, site: str) -> str:
+        return f"{self.base.family_of(site)}, rotated"
 
     def distribution(self, parameters: Any) -> RotatedLaw:
         return RotatedLaw(self.base.distribution(parameters), self.matrix())

@@ -96,6 +96,9 @@ class FramewiseEncoder(AbstractEncoder):
     def parameters(self, x_noisy: Float[Array, "T *frame"], log_snr: Float[Array, ""]) -> Any:
         return jax.vmap(self.frame.parameters, in_axes=(0, None))(x_noisy, log_snr)
 
+    def family_of(self, site: str) -> str:
+        return f"{self.frame.family_of(site)}, smoothed"
+
     def distribution(self, parameters: Any) -> FramesLaw:
         return FramesLaw(self.frame.distribution(parameters))
 

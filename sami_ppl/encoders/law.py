@@ -205,7 +205,8 @@ class RotatedLaw(GaussianLaw):
 class SitewiseLaw(CodeLaw):
     """A law of its own for every site, of a family each; some depend on the values of discrete sites before them.
 
-    `parameters`: by site, as the families make them.
+    `parameters`: by site, as the families make them; `slices`: by site, in the order of the prior, first and last plus
+    one of its coordinates.
     """
 
     pytree_data_fields = ("families", "parameters")
@@ -215,42 +216,44 @@ class SitewiseLaw(CodeLaw):
         self,
         families: tuple[AbstractFamily, ...],
         parameters: Mapping[str, Any],
-        slices: Mapping[str, tuple[int, int]],
+        slices: tuple[tuple[str, tuple[int, int]], ...],
     ):
-        self.families, self.parameters, self.slices = families, dict(parameters), dict(slices)
-        first, own = next(iter(zip(families, self.parameters.values(), strict=True)))  # which depends on no other
-        size = next(reversed(self.slices.values()))[1]
-        super().__init__(first.distribution(own).batch_shape, (size,), validate_args=False)
+        self.families, self.parameters, self.slices = families, parameters, slices
+        first = families[0].distribution(parameters[slices[0][0]])  # which depends on no other
+        super().__init__(first.batch_shape, (slices[-1][1][1],), validate_args=False)
 
-    def _law(self, name: str, codes: Mapping[str, Array]) -> dist.Distribution:
-        family, own = self.families[list(self.parameters).index(name)], self.parameters[name]
+    def _law(self, family: AbstractFamily, name: str, codes: Mapping[str, Array]) -> dist.Distribution:
+        own = self.parameters[name]
         return family.distribution(family.given(own, codes) if isinstance(family, PerCategory) else own)
+
+    def _sites(self) -> list[tuple[AbstractFamily, str, slice]]:
+        each = zip(self.families, self.slices, strict=True)
+        return [(family, name, slice(*ends)) for family, (name, ends) in each]
 
     def of_site(self, site: LatentSite, codes: Mapping[str, Array]) -> dist.Distribution:
         """The site's own; of the `codes` only those of discrete sites matter."""
-        return self._law(site.name, codes)
+        family = dict(zip((name for name, _ in self.slices), self.families, strict=True))[site.name]
+        return self._law(family, site.name, codes)
 
     @property
     def root(self) -> Float[Array, "*batch D D"] | None:
         """The roots of the sites along the diagonal, where all are Gaussian and none depends on another."""
-        if any(isinstance(family, PerCategory) for family in self.families):
-            return None
-        roots = [gaussian_root(self._law(name, {})) for name in self.parameters]
-        if any(root is None for root in roots):
-            return None
-        whole = jnp.zeros((*self.batch_shape, *self.event_shape * 2), jnp.result_type(*roots))
-        for (start, stop), root in zip(self.slices.values(), roots, strict=True):
-            whole = whole.at[..., start:stop, start:stop].set(root)
+        whole = jnp.zeros((*self.batch_shape, *self.event_shape * 2))
+        for family, name, span in self._sites():
+            root = None if isinstance(family, PerCategory) else gaussian_root(self._law(family, name, {}))
+            if root is None:
+                return None
+            whole = whole.astype(root.dtype).at[..., span, span].set(root)
         return whole
 
     def _moments(self) -> tuple[Array, Array]:
         means: dict[str, Array] = {}
         variances = []
-        for family, (name, own) in zip(self.families, self.parameters.items(), strict=True):
+        for family, name, _ in self._sites():
             if isinstance(family, PerCategory):
-                means[name], variance = family.marginal_moments(own, means)
+                means[name], variance = family.marginal_moments(self.parameters[name], means)
             else:
-                law = family.distribution(own)
+                law = self._law(family, name, {})
                 means[name], variance = jnp.asarray(law.mean), jnp.asarray(law.variance)
             variances.append(variance)
         return jnp.concatenate(list(means.values()), -1), jnp.concatenate(variances, -1)
@@ -268,22 +271,22 @@ class SitewiseLaw(CodeLaw):
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws of shape sample_shape + batch_shape + (D,)."""
         if sample_shape:
-            keys = jax.random.split(key, sample_shape)
             draw = self.sample
             for _ in sample_shape:
                 draw = jax.vmap(draw)
-            return draw(keys)
+            return draw(jax.random.split(key, sample_shape))
         codes: dict[str, Array] = {}
-        for name, own_key in zip(self.parameters, jax.random.split(key, len(self.parameters)), strict=True):
-            codes[name] = jnp.asarray(self._law(name, codes).sample(own_key))
+        for (family, name, _), own_key in zip(self._sites(), jax.random.split(key, len(self.slices)), strict=True):
+            codes[name] = jnp.asarray(self._law(family, name, codes).sample(own_key))
         return jnp.concatenate(list(codes.values()), axis=-1)
 
     def log_prob(self, value: Array, intermediates: None = None) -> Array:
         """Log density in nats."""
-        codes = {name: value[..., start:stop] for name, (start, stop) in self.slices.items()}
-        return jnp.sum(
-            jnp.stack([jnp.asarray(self._law(name, codes).log_prob(code)) for name, code in codes.items()]), 0
-        )
+        if value.ndim > len(self.batch_shape) + 1:  # several draws of each
+            return jax.vmap(self.log_prob)(value)
+        codes = {name: value[..., span] for _, name, span in self._sites()}
+        each = [jnp.asarray(self._law(family, name, codes).log_prob(codes[name])) for family, name, _ in self._sites()]
+        return jnp.sum(jnp.stack(each), 0)
 
 
 class FramesLaw(CodeLaw):

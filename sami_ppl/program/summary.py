@@ -8,7 +8,7 @@ import jax
 from jax.core import Tracer
 
 from sami_ppl._util.tables import as_html, few, table
-from sami_ppl.encoders.encoder import AbstractEncoder, AbstractRotation, DiagonalEncoder, FamilyEncoder, NetworkEncoder
+from sami_ppl.encoders.encoder import AbstractEncoder, AbstractRotation, DiagonalEncoder, NetworkEncoder
 from sami_ppl.priors.sites import LatentSite
 
 SITES = 8
@@ -93,16 +93,9 @@ def _row(program: Any, site: LatentSite) -> tuple[str, ...]:
         str(site.law.get("kind", "")),
         _sized(site.event_shape),
         ", ".join(site.dims),
-        guide if shared else _family(program.encoder, site.name),
+        guide if shared else program.encoder.family_of(site.name),
         "global" if shared else span,
     )
-
-
-def _family(encoder: AbstractEncoder, site: str) -> str:
-    encoder = _innermost(encoder)
-    if isinstance(encoder, FamilyEncoder):
-        return type(encoder.families[encoder.sites.index(site)]).__name__
-    return "Diagonal" if isinstance(encoder, DiagonalEncoder) else type(encoder).__name__
 
 
 def _innermost(encoder: AbstractEncoder) -> AbstractEncoder:

@@ -12,7 +12,6 @@ from numpyro.distributions.transforms import Transform
 import xarray as xr
 
 from sami_ppl.distributions.supports import elementwise_transform, is_unbounded
-from sami_ppl.encoders.encoder import AbstractRotation, FamilyEncoder
 from sami_ppl.program.program import Program
 from sami_ppl.runs.report import page
 from sami_ppl.runs.report.graph import draw_graph, read_graph
@@ -46,7 +45,8 @@ def identity(program: Program, config: Any, out: Path) -> tuple[str, str]:
 
 def fitted(program: Program, data: xr.Dataset, tree: xr.DataTree) -> list[str]:
     """Tables of the latent factors, networks and data; the graph of the program."""
-    nodes, families = read_graph(program), _families(program)
+    nodes = read_graph(program)
+    families = {site.name: program.encoder.family_of(site.name) for site in program.latents.sites}
     kinds = {node.name: node.kind for node in nodes}
     sites = [
         (s.name, kinds[s.name], "×".join(map(str, s.event_shape)) or "scalar", _support(s.transform), families[s.name],
@@ -86,16 +86,6 @@ def _shared(program: Program, tree: xr.DataTree) -> str:
             values = draws[(slice(None), *index)]
             rows.append((label, float(values.mean()), float(values.std())))
     return table(("global site", "mean", "standard deviation"), rows, "Shared by all observations") if rows else ""
-
-
-def _families(program: Program) -> dict[str, str]:
-    """The family of each site's posterior, or the encoder's class where it has one for the whole code."""
-    encoder, sites = program.encoder, program.latents.sites
-    if isinstance(encoder, FamilyEncoder):
-        return {site.name: type(f).__name__ for site, f in zip(sites, encoder.families, strict=True)}
-    if isinstance(encoder, AbstractRotation):
-        return {site.name: "Diagonal, rotated" for site in sites}
-    return {site.name: type(encoder).__name__.removesuffix("Encoder") for site in sites}
 
 
 def _support(transform: Transform) -> str:
