@@ -1,5 +1,6 @@
 """Programs that were never fitted are told of; fitted ones, exact ones and those of other networks are not."""
 
+from dataclasses import replace
 import warnings
 
 import equinox as eqx
@@ -76,7 +77,7 @@ def test_what_was_never_fitted_is_told_of(use, x, tmp_path):
 def test_a_step_is_a_fit(program, x, train):
     """Of the part that was trained."""
     assert not_fitted(program) == ["denoiser", "encoder"]
-    fitted, _ = sp.fit(program, x, STEPS, key=KEY, train=train, progress=False)
+    fitted, _ = sp.fit(program, x, replace(STEPS, train=train), key=KEY, progress=False)
     assert not_fitted(fitted) == [part for part in ("denoiser", "encoder") if part not in train]
 
 

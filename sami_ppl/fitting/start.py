@@ -23,7 +23,7 @@ import xarray as xr
 from sami_ppl.diagnostics.dimension import manifold_dimension
 from sami_ppl.encoders.encoder import AbstractEncoder
 from sami_ppl.encoders.frames import FramewiseEncoder
-from sami_ppl.fitting.loop import batches
+from sami_ppl.fitting.stage import batches
 from sami_ppl.fitting.start_prior import fit_prior, with_clusters
 from sami_ppl.priors.sites import Latents
 from sami_ppl.program.program import Program
