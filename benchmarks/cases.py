@@ -93,7 +93,7 @@ def _training_step(program: Program, batch: int, trained: tuple[str, ...], kind:
     optimiser = optax.chain(optax.clip_by_global_norm(STAGE.clip), optax.adam(STAGE.learning_rate, b2=0.99))
 
     def loss(params: dict, frozen: dict, x: jax.Array, key: jax.Array) -> jax.Array:
-        denoiser, encoder = (eqx.combine((params | frozen)[name], split[name][1]) for name in networks)
+        denoiser, encoder = (outside_loops(eqx.combine((params | frozen)[n], split[n][1])) for n in networks)
         level_key, eps_key, z_key = jax.random.split(key, 3)
         levels = objective.noise_levels(schedule, level_key, batch)
         eps = jax.random.normal(eps_key, x.shape, x.dtype)
@@ -108,8 +108,7 @@ def _training_step(program: Program, batch: int, trained: tuple[str, ...], kind:
 
     def step(params: dict, average: dict, state: Any, frozen: dict, x: jax.Array, key: jax.Array) -> tuple:
         key, step_key = jax.random.split(key)
-        with outside_loops():
-            value, gradient = jax.value_and_grad(loss)(params, frozen, x, step_key)
+        value, gradient = jax.value_and_grad(loss)(params, frozen, x, step_key)
         updates, state = optimiser.update(gradient, state)
         params = optax.apply_updates(params, updates)
         average = jax.tree.map(lambda old, new: old + (1 - STAGE.ema) * (new - old), average, params)
@@ -127,8 +126,7 @@ def _fit_step(program: Program, batch: int) -> Step:
     x = Batch(jax.random.normal(jax.random.key(1), (batch, *program.event_shape)), {})
 
     def step(state: Any, x: Batch) -> tuple:
-        with outside_loops():
-            state, value = fit.recipe.update(program, state, x)
+        state, value = fit.recipe.update(outside_loops(program), state, x)
         return state, x, value
 
     return step, (fit.init(jax.random.key(2), x), x), True

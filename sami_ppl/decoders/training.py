@@ -87,7 +87,7 @@ class Objective:
         if self.denoiser_loss == "own" and encoder is not None:
             known, eps, zero = _own_noise(denoiser, x, *levels, eps)
 
-            def encoder_alone(known: Array, *inputs: Array) -> Array:
+            def encoder_alone(known: Array, *inputs: Any) -> Array:
                 return bound(KnownNoise(denoiser, known), encoder, *inputs).total
 
             return jax.vmap(encoder_alone)(known, x, z, *levels, eps) + zero / len(x)

@@ -161,9 +161,9 @@ def _recipe(structure: Any, leaves: tuple[Any, ...], *settings: Any) -> Recipe:
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def compiled_step(recipe: Recipe, rest: Program, state: State, data: Batch, rows: Array) -> tuple[State, Array]:
     """A step on single observations, and its loss; `state` is given away."""
-    with outside_loops():
-        batch = jax.tree.map(lambda leaf: parallel.split_rows(leaf, recipe.mesh), data.take(rows))
-        return parallel.keep_whole(recipe.update(eqx.combine(rest, recipe.frame), state, batch), recipe.mesh)
+    program = outside_loops(eqx.combine(rest, recipe.frame))
+    batch = jax.tree.map(lambda leaf: parallel.split_rows(leaf, recipe.mesh), data.take(rows))
+    return parallel.keep_whole(recipe.update(program, state, batch), recipe.mesh)
 
 
 @partial(jax.jit, static_argnums=0)
