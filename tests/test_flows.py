@@ -15,7 +15,6 @@ import pytest
 
 from sami_ppl import families, fit
 from sami_ppl.decoders.guidance import guidance
-from sami_ppl.decoders.training import BOUND
 from sami_ppl.diagnostics import noise_end_kl
 from sami_ppl.diffusion.schedule import VariancePreserving
 from sami_ppl.distributions.flows import FlowDistribution, coupling_flow, flow_distribution
@@ -203,7 +202,7 @@ def test_a_prior_fitted_afterwards_is_the_aggregate_posterior(tiny_program):
     x = np.random.default_rng(0).normal(1.0, 1.0, size=(64, 4)).astype(np.float32)
     silent = program.replace(denoiser=jax.tree.map(lambda a: a * jnp.nan, program.denoiser))
     recipe = Fit(silent, Stage(train=("prior",)), steps=1).recipe
-    loss = ScoreELBO().loss(KEY, silent.params(), *recipe.sides(silent, BOUND), x)
+    loss = ScoreELBO().loss(KEY, silent.params(), *recipe.sides(silent), x)
     assert np.isfinite(loss), "a denoiser that gives NaN has no part in it"
     stage = Stage(steps=400, batch=57, warmup=1, learning_rate=0.05, validate_every=400, beta=1.0, ema=0.0)
     fitted, _ = fit(program, x, replace(stage, train=("prior",)), key=KEY, progress=False)
@@ -234,7 +233,7 @@ def test_a_flow_fitted_afterwards_is_no_worse_than_the_normal_prior(tiny_program
     fitted, _ = fit(bent, x, replace(stage, train=("prior",)), key=KEY, progress=False)
     kl = {}
     for name, one in {"start": bent, "flow": fitted}.items():
-        sides = Fit(one, Stage(train=("prior",)), steps=1).recipe.sides(one, BOUND)
+        sides = Fit(one, Stage(train=("prior",)), steps=1).recipe.sides(one)
         kl[name] = np.mean([ScoreELBO().loss(k, one.params(), *sides, x) for k in jax.random.split(KEY, 8)])
     loc, scale = program.encode(x)
     normal = 0.5 * np.mean(np.sum(loc**2 + scale**2 - 1 - 2 * np.log(scale), 1))

@@ -61,7 +61,7 @@ def test_a_penalty_is_added_and_logged_apart(tiny_program):
     for penalties in ({}, {"three": three}):
         run = Fit(program, replace(STAGE, penalties=penalties), steps=6, observations=50)
         records.append(run.record(program.params(), data, KEY))
-        sides = run.recipe.sides(program, run.stage.objective)
+        sides = run.recipe.sides(program)
         losses.append(run.recipe.loss_at(0, program, data).loss(KEY, program.params(), *sides, X))
     assert float(losses[1]) == pytest.approx(float(losses[0]) + 3, rel=1e-5)
     assert records[1].pop("penalties") == {"three": 3.0}

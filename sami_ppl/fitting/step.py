@@ -23,7 +23,7 @@ from numpyro.infer.util import transform_fn
 import optax
 
 from sami_ppl._util import parallel
-from sami_ppl.decoders.training import BOUND, Objective
+from sami_ppl.decoders.training import BOUND
 from sami_ppl.diagnostics.gain import NoiseErrors, noise_errors
 from sami_ppl.fitting.objective import ScoreELBO, Scores
 from sami_ppl.fitting.penalties import Draw, Penalty
@@ -82,12 +82,13 @@ class Recipe:
         latents = self.frame.latents
         return self.stage.weights_at(step, [site.name for site in (*latents.sites, *latents.shared)])
 
-    def sides(self, program: Program, objective: Objective) -> tuple[Callable, Callable]:
-        """The model that is fitted, and its guide."""
+    def sides(self, program: Program, *, trained: bool = True) -> tuple[Callable, Callable]:
+        """The model that is fitted, and its guide; `trained`, as the stage trains them."""
+        objective = self.stage.objective if trained else BOUND
         if self.stage.target == "marginal":
             return partial(program.marginal_model, objective=objective), program.no_guide
         model, guide = (partial(side, objective=objective) for side in (program.model, program.guide))
-        if self.stage.train == ("prior",):
+        if trained and self.stage.train == ("prior",):
             # p(x | z) does not depend on them: the KL is all there is, and the denoiser is not called.
             model = handlers.block(model, hide=["x"])
         return model, guide
@@ -111,8 +112,7 @@ class Recipe:
 
     def svi(self, program: Program, batch: Batch, step: Array | int = 0) -> SVI:
         """NumPyro's SVI as it is at a step."""
-        sides = self.sides(program, self.stage.objective)
-        svi = SVI(*sides, self.optimiser(), self.loss_at(step, program, batch))
+        svi = SVI(*self.sides(program), self.optimiser(), self.loss_at(step, program, batch))
         svi.constrain_fn = partial(transform_fn, _transforms(program, batch))  # which it learns in `init` otherwise
         return svi
 
@@ -145,7 +145,7 @@ class Recipe:
     ) -> tuple[dict[str, Array], NoiseErrors]:
         """Terms of the bound itself (β = 1, w = 1), penalties, and denoising errors."""
         term_key, error_key = jax.random.split(key)
-        model, guide = self.sides(program, BOUND)
+        model, guide = self.sides(program, trained=False)
         elbo = ScoreELBO(penalties=self.penalties(program, data))
         terms = elbo.terms(term_key, params, partial(model, levels=4), guide, data.x, **self.arguments(data))
         program, guided = program.with_params(params), self.stage.target == "joint"
