@@ -12,8 +12,8 @@ import xarray as xr
 from sami_ppl import fit
 from sami_ppl.diagnostics import noise_end_kl
 from sami_ppl.evidence import evidence_bound
-from sami_ppl.fitting.loop import Stage
 from sami_ppl.fitting.objective import ScoreELBO
+from sami_ppl.fitting.stage import Stage
 from sami_ppl.priors.read import read_prior
 
 KEY = jax.random.key(0)
