@@ -103,7 +103,7 @@ def test_programs_without_our_networks_are_left_alone():
 def test_a_program_with_one_trained_block_is_fitted(program):
     """The control: it is no matter of one block."""
     blocks = program.denoiser.network
-    last = (lambda n: n.blocks[-1].outer.bias) if isinstance(blocks, ResidualMLP) else (lambda n: n.middle.conv2)
+    last = (lambda n: n.blocks[-1].outer.bias) if isinstance(blocks, ResidualMLP) else (lambda n: n.middle.conv2.weight)
     touched = eqx.tree_at(last, blocks, replace_fn=lambda leaf: jax.tree.map(lambda a: a + 1e-6, leaf))
     assert not_fitted(program.replace(denoiser=eqx.tree_at(lambda d: d.network, program.denoiser, touched))) == [
         "encoder"
