@@ -17,14 +17,14 @@ from numpyro import distributions as dist
 import optax
 
 from sami_ppl import DDIM, DiagonalEncoder, PreconditionedDenoiser, Program, Stage, VariancePreserving
-from sami_ppl.decoders.bound import DenoiserLoss, KnownNoise, noise_error, own_noise
 from sami_ppl.decoders.guidance import GuidedDenoiser
-from sami_ppl.fitting.loop import Batch, Fit
+from sami_ppl.decoders.training import DenoiserLoss, Objective
+from sami_ppl.fitting.step import Batch, Fit
 from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
 from sami_ppl.nn.unet import outside_loops
 
 FEATURES = 64
-STAGE = Stage(steps=1000, warmup=1, clip=100.0)
+STAGE = Stage(steps=1000, warmup=1, clip=100.0, train=("encoder",))
 Step = tuple[Callable, tuple, bool]
 """A function, its arguments, and whether it returns its next arguments, followed by its loss."""
 
@@ -85,45 +85,30 @@ def program_of(case: Case) -> Program:
     return Program(prior, denoiser, encoder, sampler=DDIM(2))
 
 
-def _training_step(
-    program: Program, batch: int, trained: tuple[str, ...], kind: DenoiserLoss, *, guided: bool, forward: bool = False
-) -> Step:
+def _training_step(program: Program, batch: int, trained: tuple[str, ...], kind: DenoiserLoss, *, guided: bool) -> Step:
     """One step of Adam on the bound per observation, for the networks `trained`."""
     networks = {"denoiser": program.denoiser, "encoder": program.encoder}
     split = {name: eqx.partition(network, eqx.is_inexact_array) for name, network in networks.items()}
-    schedule = program.denoiser.schedule
+    schedule, objective = program.denoiser.schedule, Objective(kind)
     optimiser = optax.chain(optax.clip_by_global_norm(STAGE.clip), optax.adam(STAGE.learning_rate, b2=0.99))
 
     def loss(params: dict, frozen: dict, x: jax.Array, key: jax.Array) -> jax.Array:
-        denoiser, encoder = (eqx.combine((params | frozen)[name], split[name][1]) for name in networks)
+        denoiser, encoder = (outside_loops(eqx.combine((params | frozen)[n], split[n][1])) for n in networks)
         level_key, eps_key, z_key = jax.random.split(key, 3)
-        log_snr, weight = schedule.stratified(level_key, batch)
+        levels = objective.noise_levels(schedule, level_key, batch)
         eps = jax.random.normal(eps_key, x.shape, x.dtype)
+        if not guided:
+            return jnp.mean(objective.bounds(denoiser, None, x, None, levels, eps))
         noise = jax.random.normal(z_key, (batch, encoder.latent_size), x.dtype)
-
-        # As the decoder does: the gradient of the denoiser's own loss is taken before the encoder starts.
-        ahead = kind == "own" and not forward
-        known, zero = eps, jnp.zeros(())
-        if ahead:
-            known, eps, zero = own_noise(denoiser, x, log_snr, weight, eps)
-
-        def one(known: jax.Array, x: jax.Array, log_snr: jax.Array, eps: jax.Array, noise: jax.Array) -> tuple:
-            if not guided:
-                return noise_error(denoiser, None, x, None, log_snr, eps, denoiser_loss=kind), jnp.zeros(())
-            loc, scale = eqx.filter_checkpoint(encoder.posterior)(x) if ahead else encoder.posterior(x)
-            kl = jnp.sum(0.5 * (loc**2 + scale**2 - 1) - jnp.log(scale))
-            z = loc + scale * noise
-            found, asked = (KnownNoise(denoiser, known), "none") if ahead else (denoiser, kind)
-            error = noise_error(found, encoder, x, z, log_snr, eps, denoiser_loss=asked, reverse_over_forward=forward)
-            return error, kl
-
-        error, kl = jax.vmap(one)(known, x, log_snr, eps, noise)
-        return jnp.mean(0.5 * weight * error + STAGE.beta * kl) + zero / batch
+        clean = objective.clean_pass(lambda encoder, x: jax.vmap(encoder.posterior)(x))
+        loc, scale = clean(encoder, x)
+        kl = jnp.sum(0.5 * (loc**2 + scale**2 - 1) - jnp.log(scale), axis=1)
+        bounds = objective.bounds(denoiser, encoder, x, loc + scale * noise, levels, eps)
+        return jnp.mean(bounds + STAGE.beta * kl)
 
     def step(params: dict, average: dict, state: Any, frozen: dict, x: jax.Array, key: jax.Array) -> tuple:
         key, step_key = jax.random.split(key)
-        with outside_loops():
-            value, gradient = jax.value_and_grad(loss)(params, frozen, x, step_key)
+        value, gradient = jax.value_and_grad(loss)(params, frozen, x, step_key)
         updates, state = optimiser.update(gradient, state)
         params = optax.apply_updates(params, updates)
         average = jax.tree.map(lambda old, new: old + (1 - STAGE.ema) * (new - old), average, params)
@@ -137,12 +122,11 @@ def _training_step(
 
 def _fit_step(program: Program, batch: int) -> Step:
     """The encoder step as `sami_ppl.fit` takes it: NumPyro's SVI on the program's model and guide."""
-    fit = Fit(program, STAGE, target="joint", train=("encoder",), steps=STAGE.steps)
+    fit = Fit(program, STAGE, steps=STAGE.steps)
     x = Batch(jax.random.normal(jax.random.key(1), (batch, *program.event_shape)), {})
 
     def step(state: Any, x: Batch) -> tuple:
-        with outside_loops():
-            state, value = fit.update(state, x)
+        state, value = fit.recipe.update(outside_loops(program), state, x)
         return state, x, value
 
     return step, (fit.init(jax.random.key(2), x), x), True
@@ -178,6 +162,5 @@ def steps_of(case: Case) -> dict[str, Step]:
     both, encoder = ("denoiser", "encoder"), ("encoder",)
     training = {"plain": _training_step(program, batch, ("denoiser",), "guided", guided=False)}
     for name, trained, kind in (("encoder", encoder, "none"), ("decoupled", both, "own"), ("joint", both, "guided")):
-        for suffix, forward in (("", False), (", reverse over forward", True)):
-            training[name + suffix] = _training_step(program, batch, trained, kind, guided=True, forward=forward)
+        training[name] = _training_step(program, batch, trained, kind, guided=True)
     return {**training, "encoder, by Fit": _fit_step(program, batch), **_inference_steps(program, batch)}

@@ -19,7 +19,9 @@ from benchmarks.cases import Case, program_of, steps_of
 from benchmarks.steps import compile_step, memory
 from benchmarks.timing import interleaved, machine, spread
 from sami_ppl import Stage
-from sami_ppl.fitting.loop import BLOCK, Batch, Fit, batches
+from sami_ppl.fitting.loop import BLOCK
+from sami_ppl.fitting.stage import batches
+from sami_ppl.fitting.step import Batch, Fit, compiled_step
 
 BASE = Case("unet", 32, 64, 6, (16, 32))
 GROWTH = {
@@ -57,11 +59,12 @@ def along_observations(values: tuple[int, ...], rounds: int) -> dict[str, Any]:
     calls, held = {}, []
     for value in values:
         x = Batch(jax.random.normal(jax.random.key(0), (value, *program.event_shape)), {})
-        fit = Fit(program, Stage(steps=1000), target="joint", train=("encoder",), steps=1000)
+        fit = Fit(program, Stage(train=("encoder",)), steps=1000)
         state = fit.init(jax.random.key(1), x)
         rows = batches(0, value, case.batch, 0, BLOCK)
         calls[str(value)] = lambda fit=fit, state=state, x=x, rows=rows: fit.run_block(state, x, rows)
-        found: Any = fit.step.lower(fit, state, x, rows[0]).compile().memory_analysis()
+        step: Any = compiled_step.lower(fit.recipe, fit.rest, state, x, rows[0])
+        found = step.compile().memory_analysis()
         held.append((found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes) / 2**20)
     taken = [spread(found / BLOCK) for found in interleaved(calls, rounds, warm=1).values()]
     row = {"seconds": taken, "memory_mib": held,

@@ -57,8 +57,6 @@ def measure(case: Case, rounds: int, ceiling: float, only: Collection[str] = ())
             "gflop_products": products / 1e9,
             "share_of_ceiling": products / 1e9 / float(np.median(taken)) / ceiling,
         }
-        if (forward := f"{name}, reverse over forward") in seconds:
-            row["over_forward"] = ratio(taken, seconds[forward])
         if (base := {"guided sampling": "sampling", "encoder, by Fit": "encoder"}.get(name)) in seconds:
             row[f"over_{base}"] = ratio(taken, seconds[base])
         elif name in ("encoder", "decoupled", "joint"):
@@ -70,17 +68,22 @@ def measure(case: Case, rounds: int, ceiling: float, only: Collection[str] = ())
 
 def table(result: dict[str, Any]) -> str:
     """One configuration as a Markdown table."""
-    header = ("step", "ms (quartiles)", "ratio (quartiles)", "to reverse over forward", "MiB (ratio)",
-              "GFLOP compiled / products", "share of ceiling")  # fmt: skip
+    header = (
+        "step",
+        "ms (quartiles)",
+        "ratio (quartiles)",
+        "MiB (ratio)",
+        "GFLOP compiled / products",
+        "share of ceiling",
+    )
     lines = [f"**{result['case']}**", "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     for name, row in result["steps"].items():
-        over = next((key for key in row if key.startswith("over_") and key != "over_forward"), None)
+        over = next((key for key in row if key.startswith("over_")), None)
         memory_ratio = f" ({row['memory_over_plain']:.2f})" if "memory_over_plain" in row else ""
         cells = (
             name,
             _quartiles(row["seconds"], 1e3, 1),
             f"{_quartiles(row[over])} × {over.removeprefix('over_')}" if over else "",
-            _quartiles(row["over_forward"]) if "over_forward" in row else "",
             f"{row['memory_mib']:.1f}{memory_ratio}",
             f"{row['gflop_compiled']:.2f} / {row['gflop_products']:.2f}",
             f"{100 * row['share_of_ceiling']:.0f} %",

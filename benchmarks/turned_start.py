@@ -6,6 +6,7 @@ prior "soft_uniform" behind a learned rotation, and N(0, I). Scores of the start
 """
 
 import argparse
+from dataclasses import replace
 import json
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def measure(folder: str, prior: str, seed: int, steps: int, warm_steps: int, pro
         steps=steps, batch=128, learning_rate=8e-4, warmup=300, clip=150.0,
         beta_start=0.2, beta=0.5, beta_steps=int(steps * 5 / 6),
     )  # fmt: skip
-    fitted, _ = fit(begun, train, stage, key=fit_key, train=("encoder",), progress=progress)
+    fitted, _ = fit(begun, train, replace(stage, train=("encoder",)), key=fit_key, progress=progress)
     return {
         "denoiser": folder, "prior": prior, "seed": seed, "components": components, "steps": steps,
         "start": scores(begun, train, test), "fit": scores(fitted, train, test),

@@ -1,12 +1,16 @@
 """Short fits, and validations that find what a test says."""
 
+from dataclasses import replace
+
 import equinox as eqx
 import jax
 import numpy as np
 
-from sami_ppl.fitting.loop import Fit, Stage
+from sami_ppl.fitting.stage import Stage
+from sami_ppl.fitting.step import Fit
 
 STAGE = Stage(steps=6, batch=8, warmup=2, validate_every=2, learning_rate=1e-2)
+ALONE = replace(STAGE, target="marginal")
 KEY = jax.random.key(3)
 
 

@@ -12,8 +12,8 @@ import xarray as xr
 from sami_ppl import fit
 from sami_ppl.diagnostics import noise_end_kl
 from sami_ppl.evidence import evidence_bound
-from sami_ppl.fitting.loop import Stage
 from sami_ppl.fitting.objective import ScoreELBO
+from sami_ppl.fitting.stage import Stage
 from sami_ppl.priors.read import read_prior
 
 KEY = jax.random.key(0)
@@ -91,12 +91,12 @@ def test_a_fit_follows_u(tiny_program):
         numpyro.sample("z", dist.Normal(jnp.stack([4.0 * u - 2, jnp.zeros(len(u))], -1), 0.5).to_event(1))
 
     program = tiny_program().replace(prior=two, given={"u": np.array([0, 1])})
-    stage = Stage(steps=300, batch=64, warmup=10, learning_rate=0.01, validate_every=300, beta=1.0)
-    fitted, _ = fit(program, dataset(x, u), stage, key=KEY, train=("encoder",), progress=False)
+    stage = Stage(steps=300, batch=64, warmup=10, learning_rate=0.01, validate_every=300, beta=1.0, train=("encoder",))
+    fitted, _ = fit(program, dataset(x, u), stage, key=KEY, progress=False)
     values = fitted.latents.from_code(fitted.encode(x)[0])["z"]
     assert values[u == 1, 0].mean() > 1.5
     assert values[u == 0, 0].mean() < -1.5
-    backwards, _ = fit(program, dataset(x, 1 - u), stage, key=KEY, train=("encoder",), progress=False)
+    backwards, _ = fit(program, dataset(x, 1 - u), stage, key=KEY, progress=False)
     values = backwards.latents.from_code(backwards.encode(x)[0])["z"]
     assert values[u == 1, 0].mean() < -1.5, "control: classes exchanged"
 

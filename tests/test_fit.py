@@ -1,6 +1,7 @@
 """The fit loop: what is trained, and what is kept."""
 
 from dataclasses import replace
+from functools import partial
 
 from discrete_priors import X, two
 import jax
@@ -8,13 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import pytest
-from scripted_fits import KEY, STAGE, leaves, same, scripted
+from scripted_fits import ALONE, KEY, STAGE, leaves, same, scripted
 import xarray as xr
 
 from sami_ppl import Matern, Program, encoder_for, fit, over_time
+from sami_ppl.decoders.training import Objective
 from sami_ppl.diagnostics import CollapseWarning
-from sami_ppl.fitting.loop import Batch, Fit, NonFiniteLoss, batches
+from sami_ppl.fitting.loop import NonFiniteLoss
 from sami_ppl.fitting.objective import ScoreELBO
+from sami_ppl.fitting.stage import Stage, batches
+from sami_ppl.fitting.step import Batch, Fit
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +29,36 @@ def x():
 # Bad input
 
 
-def test_unknown_networks_are_refused(tiny_program):
-    with pytest.raises(ValueError, match="train must name"):
-        Fit(tiny_program(), STAGE, target="joint", train=("decoder",), steps=6)
+def test_unknown_networks_are_refused():
+    for train in (("decoder",), (), "encoder"):
+        with pytest.raises(ValueError, match="train must name"):
+            Stage(train=train)
 
 
-def test_misspelt_options_are_refused(tiny_program):
+def test_misspelt_options_are_refused():
     """None of them would have been missed: another loss or nothing at all was trained."""
     with pytest.raises(ValueError, match=r"denoiser_loss must be one of .*'none'.*, got 'frozen'"):
-        tiny_program(denoiser_loss="frozen")
+        Stage(denoiser_loss="frozen")
     with pytest.raises(ValueError, match="target must be 'joint' or 'marginal', got 'Marginal'"):
-        Fit(tiny_program(), STAGE, target="Marginal", train=("denoiser",), steps=6)
+        Stage(target="Marginal", train=("denoiser",))
     for train in (("encoder",), ("encoder", "prior")):
         with pytest.raises(ValueError, match="target='marginal' fits the denoiser alone"):
-            Fit(tiny_program(), STAGE, target="marginal", train=train, steps=6)
+            Stage(target="marginal", train=train)
+
+
+def test_what_is_trained_is_said_by_the_stage_alone(tiny_program, x):
+    """Neither program nor fit take it; the message shows the form that does."""
+    for name, value in (("denoiser_loss", "own"), ("discount", 0.5)):
+        form = rf"does not take {name}: .* sp.fit\(program, data, sp.Stage\({name}=...\), key=key\)"
+        with pytest.raises(TypeError, match=r"Program\(\) " + form):
+            tiny_program(**{name: value})
+        with pytest.raises(TypeError, match=r"replace\(\) " + form):
+            tiny_program().replace(**{name: value})
+    for name, value in (("target", "marginal"), ("train", ("encoder",))):
+        with pytest.raises(TypeError, match=rf"fit\(\) does not take {name}: .*sp.Stage\({name}=...\)"):
+            fit(tiny_program(), x, STAGE, key=KEY, **{name: value})
+    with pytest.raises(TypeError, match=r"fit\(\) does not take held$"):
+        fit(tiny_program(), x, STAGE, key=KEY, held=x)
 
 
 def test_fewer_observations_than_a_batch_are_refused(tiny_program, x):
@@ -50,8 +70,8 @@ def test_fewer_observations_than_a_batch_are_refused(tiny_program, x):
 
 def test_a_stage_of_one_step_takes_it(tiny_program, x, monkeypatch):
     scripted(monkeypatch, [3.0])
-    program, stage = tiny_program(), replace(STAGE, steps=1)
-    fitted, _ = fit(program, x, stage, key=KEY, target="marginal", progress=False)
+    program, stage = tiny_program(), replace(ALONE, steps=1)
+    fitted, _ = fit(program, x, stage, key=KEY, progress=False)
     assert not same(fitted.denoiser, program.denoiser)
 
 
@@ -66,11 +86,11 @@ def test_the_test_part_of_split_data_is_left_alone(tiny_program, x, monkeypatch)
     monkeypatch.setattr(Fit, "record", record)
     part = np.where(np.arange(50) % 5 == 2, "test", "train")
     data = xr.Dataset({"x": (("obs", "feature"), np.where(part[:, None] == "test", np.inf, x)), "split": ("obs", part)})
-    arguments = {"key": KEY, "target": "marginal", "progress": False}
-    fitted, _ = fit(tiny_program(), data, STAGE, **arguments)
+    arguments = {"key": KEY, "progress": False}
+    fitted, _ = fit(tiny_program(), data, ALONE, **arguments)
     train = data.isel(obs=part == "train")
-    alone, _ = fit(tiny_program(), train.x.values, STAGE, **arguments)
-    again, _ = fit(tiny_program(), train.set_coords("split"), STAGE, **arguments)
+    alone, _ = fit(tiny_program(), train.x.values, ALONE, **arguments)
+    again, _ = fit(tiny_program(), train.set_coords("split"), ALONE, **arguments)
     assert same(fitted.denoiser, alone.denoiser)
     assert same(again.denoiser, alone.denoiser)
     assert all(np.array_equal(found, train.x.values[-4:]) for found in seen)
@@ -92,7 +112,7 @@ def test_beta_schedule_compiles_once(tiny_program, x, counted):
     program = tiny_program()
     prior = counted(program.prior)
     program = program.replace(prior=prior)
-    run = Fit(program, replace(STAGE, beta_start=0.0, beta_steps=5), target="joint", train=("encoder",), steps=6)
+    run = Fit(program, replace(STAGE, beta_start=0.0, beta_steps=5, train=("encoder",)), steps=6)
     x = Batch(x, {})
     state = run.init(KEY, x)
     rows = np.zeros((3, 8), np.int32)
@@ -106,14 +126,15 @@ def test_beta_schedule_compiles_once(tiny_program, x, counted):
 
 def test_running_average(tiny_program, x):
     """average ← average + (1 − d)(new − average) with d = min(ema, (1 + n)/(10 + n)) at step n."""
-    run = Fit(tiny_program(), replace(STAGE, ema=0.2), target="marginal", train=("denoiser",), steps=6)
+    run = Fit(tiny_program(), replace(ALONE, ema=0.2), steps=6)
     x = Batch(x, {})
     state = run.init(KEY, x)
+    svi = run.recipe.svi(run.program, x)
     expected = leaves(state.average)
     for n in range(3):
         state, _ = run.run_block(state, x, np.arange(8, dtype=np.int32)[None])
         decay = min(0.2, (1 + n) / (10 + n))
-        new = leaves(run.svi.get_params(state.svi))
+        new = leaves(svi.get_params(state.svi))
         expected = [decay * old + (1 - decay) * leaf for old, leaf in zip(expected, new, strict=True)]
         assert n == 0 or not np.allclose(new[0], expected[0], rtol=0, atol=1e-5), "the first step has rate 0"
         for found, wanted in zip(leaves(state.average), expected, strict=True):
@@ -130,12 +151,13 @@ def test_a_decoupled_step_is_right_for_discrete_sites_and_missing_frames(tiny_pr
 
     tiny = tiny_program()
     encoder = encoder_for(two, mlp(4, 8, key=KEY), tiny.denoiser.schedule, (4,), key=KEY)
-    kinds = Program(two, fill(tiny.denoiser), fill(encoder), denoiser_loss="own")
-    clips = over_time(tiny.replace(denoiser=fill(tiny.denoiser)), smooth).replace(denoiser_loss="own")
+    kinds = Program(two, fill(tiny.denoiser), fill(encoder))
+    clips = over_time(tiny.replace(denoiser=fill(tiny.denoiser)), smooth)
+    sides = lambda program: (partial(side, objective=Objective("own")) for side in (program.model, program.guide))  # noqa: E731
     frames = np.random.default_rng(1).normal(size=(5, 3, 4)).astype(np.float32)
     frames[1, 2] = frames[3, 0] = np.nan
     for program, x in ((kinds, X), (clips, frames)):
-        own = gradient(program, program.model, program.guide, x)
+        own = gradient(program, *sides(program), x)
         alone = gradient(program, program.marginal_model, program.no_guide, x)
         assert max(np.abs(leaf).max() for leaf in alone) > 1e-2
         for a, b in zip(own, alone, strict=True):
@@ -152,16 +174,15 @@ def test_denoiser_learns_in_decoupled_training_what_it_learns_alone(tiny_program
     program = tiny_program()
     key = jax.random.key(0)
 
-    def gradient(program, model, guide, *arguments):
-        return jax.grad(
-            lambda params: jnp.sum(ScoreELBO().terms(key, params, model(program), guide(program), *arguments)["x"])
-        )(program.params())
+    def gradient(model, guide, **arguments):
+        return jax.grad(lambda params: jnp.sum(ScoreELBO().terms(key, params, model, guide, x[:8], **arguments)["x"]))(
+            program.params()
+        )
 
-    joint = (lambda p: p.model, lambda p: p.guide)
-    own = gradient(program.replace(denoiser_loss="own"), *joint, x[:8])
-    marginal = gradient(program, lambda p: p.marginal_model, lambda p: p.no_guide, x[:8])
-    guided = gradient(program, *joint, x[:8])
-    none = gradient(program.replace(denoiser_loss="none"), *joint, x[:8])
+    marginal = gradient(program.marginal_model, program.no_guide)
+    own, guided, none = (
+        gradient(program.model, program.guide, objective=Objective(kind)) for kind in ("own", "guided", "none")
+    )
     assert all(np.all(leaf == 0) for leaf in leaves(none["denoiser$params"]))
     assert all(np.all(leaf == 0) for leaf in leaves(marginal["encoder$params"]))
     for a, b in zip(leaves(own["encoder$params"]), leaves(guided["encoder$params"]), strict=True):
@@ -178,9 +199,9 @@ def test_denoiser_learns_in_decoupled_training_what_it_learns_alone(tiny_program
 @pytest.mark.parametrize(("patience", "kept"), [(2, 1), (None, 5)])
 def test_early_stopping_returns_the_best_state(tiny_program, x, monkeypatch, patience, kept):
     seen = scripted(monkeypatch, [3.0, 1.0, 2.0, 1.5, 0.5, 0.1])
-    stage = replace(STAGE, steps=12, patience=patience)
+    stage = replace(ALONE, steps=12, patience=patience)
     found = []
-    fitted, history = fit(tiny_program(), x, stage, key=KEY, target="marginal", progress=False, callback=found.append)
+    fitted, history = fit(tiny_program(), x, stage, key=KEY, progress=False, callback=found.append)
     assert found == history.records
     assert all(record["stage"] == "fit" and np.isfinite(record["train_loss"]) for record in found)
     assert [record["step"] for record in found] == ([2, 4, 6, 8] if patience else [2, 4, 6, 8, 10, 12])
@@ -193,7 +214,7 @@ def test_loss_not_finite_names_the_site_and_keeps_the_best_program(tiny_program,
     bad = x.copy()
     bad[batches_seed_row(x)] = np.inf
     with pytest.raises(NonFiniteLoss, match=r"step 4; sites not finite: 'x'") as caught:
-        fit(tiny_program(), bad[:45], STAGE, key=KEY, target="marginal", progress=False, held_out=x[45:])
+        fit(tiny_program(), bad[:45], ALONE, key=KEY, progress=False, held_out=x[45:])
     assert all(np.all(np.isfinite(leaf)) for leaf in leaves(caught.value.program))
     assert not same(caught.value.program.denoiser, tiny_program().denoiser)
 
@@ -208,12 +229,12 @@ def batches_seed_row(x):
 def test_loss_of_held_out_data_not_finite_is_an_error_too(tiny_program, x, monkeypatch):
     scripted(monkeypatch, [3.0, float("nan")])
     with pytest.raises(NonFiniteLoss, match=r"held-out data is not finite at step 4") as caught:
-        fit(tiny_program(), x, STAGE, key=KEY, target="marginal", progress=False)
+        fit(tiny_program(), x, ALONE, key=KEY, progress=False)
     assert all(np.all(np.isfinite(leaf)) for leaf in leaves(caught.value.program))
 
 
 def test_gradient_not_finite_is_told_from_terms_not_finite(tiny_program, x):
-    run = Fit(tiny_program(), STAGE, target="marginal", train=("denoiser",), steps=6)
+    run = Fit(tiny_program(), ALONE, steps=6)
     x = Batch(x, {})
     state = run.init(KEY, x)
     assert run.sites_not_finite(state, Batch(jnp.full((8, 4), jnp.nan), {})) == "'x'"
@@ -227,17 +248,16 @@ def test_gradient_not_finite_is_told_from_terms_not_finite(tiny_program, x):
 @pytest.mark.slow
 def test_encoder_stage_leaves_the_denoiser_as_it_was(tiny_program, x):
     program = tiny_program()
-    fitted, history = fit(program, x, STAGE, key=KEY, train=("encoder",), progress=False)
+    fitted, history = fit(program, x, replace(STAGE, train=("encoder",)), key=KEY, progress=False)
     assert same(program.denoiser, fitted.denoiser)
     assert not any(np.array_equal(a, b) for a, b in zip(leaves(program.encoder), leaves(fitted.encoder), strict=True))
-    assert fitted.denoiser_loss == program.denoiser_loss
     assert len(history.records[-1]["own"]) == len(history.records[-1]["shuffled"]) == 6
 
 
 @pytest.mark.slow
 def test_marginal_fit_leaves_the_encoder_as_it_was(tiny_program, x):
     program = tiny_program()
-    fitted, history = fit(program, x, STAGE, key=KEY, target="marginal", progress=False)
+    fitted, history = fit(program, x, ALONE, key=KEY, progress=False)
     assert same(program.encoder, fitted.encoder)
     assert not any(np.array_equal(a, b) for a, b in zip(leaves(program.denoiser), leaves(fitted.denoiser), strict=True))
     assert history.records[-1]["own"] is None
@@ -247,20 +267,19 @@ def test_marginal_fit_leaves_the_encoder_as_it_was(tiny_program, x):
 def test_validation_reports_the_bound_whatever_is_trained(tiny_program, x):
     """At β = 1 and without discount or free bits; `loss` at the stage's own β."""
     program = tiny_program()
-    stage = replace(STAGE, beta=0.25, discount=2.0, free_bits=5.0)
-    run = Fit(program, stage, target="joint", train=("encoder",), steps=6)
+    stage = replace(STAGE, beta=0.25, discount=2.0, free_bits=5.0, train=("encoder",))
+    run = Fit(program, stage, steps=6)
     key = jax.random.key(1)
     record = run.record(program.params(), Batch(jnp.asarray(x), {}), key)
     term_key, _ = jax.random.split(key)
 
-    def terms(program):
-        return ScoreELBO().terms(
-            term_key, program.params(), lambda x: program.model(x, levels=4), lambda x: program.guide(x), x
-        )
+    def terms(**options):
+        model = partial(program.model, levels=4, **options)
+        return ScoreELBO().terms(term_key, program.params(), model, program.guide, x)
 
-    expected = terms(program)
+    expected = terms()
     kl = float(jnp.sum(expected["z"]))
     np.testing.assert_allclose(record["bound"], float(expected["x"]) + kl, rtol=1e-5)
     np.testing.assert_allclose(record["loss"], float(expected["x"]) + 0.25 * kl, rtol=1e-5)
     assert kl > 0.1
-    assert abs(float(terms(program.replace(discount=2.0))["x"]) - float(expected["x"])) > 1
+    assert abs(float(terms(objective=Objective(discount=2.0))["x"]) - float(expected["x"])) > 1

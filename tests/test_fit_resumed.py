@@ -13,13 +13,14 @@ import numpy as np
 import numpyro
 from numpyro import distributions as dist
 import pytest
-from scripted_fits import KEY, STAGE, same, scripted
+from scripted_fits import ALONE, KEY, same, scripted
 
 from sami_ppl import VariancePreserving, fit
 from sami_ppl._util.history import read_history
 from sami_ppl.fitting import signature
 from sami_ppl.fitting.checkpoint import CheckpointError
-from sami_ppl.fitting.loop import Stage, fit_stage
+from sami_ppl.fitting.loop import fit_stage
+from sami_ppl.fitting.stage import Stage
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +45,11 @@ def stop_at(step):
 
 def test_resumed_run_is_bit_identical(tiny_program, x, monkeypatch, tmp_path):
     scripted(monkeypatch, [3.0, 1.0, 2.0] * 3)
-    arguments = {"key": KEY, "target": "marginal", "progress": False}
-    whole, history = fit(tiny_program(), x, STAGE, out=tmp_path / "whole", **arguments)
+    arguments = {"key": KEY, "progress": False}
+    whole, history = fit(tiny_program(), x, ALONE, out=tmp_path / "whole", **arguments)
     with pytest.raises(Stop):
-        fit(tiny_program(), x, STAGE, out=tmp_path / "cut", callback=stop_at(4), **arguments)
-    resumed, again = fit(tiny_program(), x, STAGE, out=tmp_path / "cut", resume=True, **arguments)
+        fit(tiny_program(), x, ALONE, out=tmp_path / "cut", callback=stop_at(4), **arguments)
+    resumed, again = fit(tiny_program(), x, ALONE, out=tmp_path / "cut", resume=True, **arguments)
     assert same(whole, resumed)
     keep = ("step", "train_loss", "beta")
     assert [[r[k] for k in keep] for r in again.records] == [[r[k] for k in keep] for r in history.records]
@@ -58,28 +59,28 @@ def test_resumed_run_is_bit_identical(tiny_program, x, monkeypatch, tmp_path):
 
 def test_finished_run_is_not_run_again(tiny_program, x, monkeypatch, tmp_path):
     seen = scripted(monkeypatch, [3.0, 1.0, 2.0])
-    arguments = {"key": KEY, "target": "marginal", "progress": False, "out": tmp_path}
-    first, _ = fit(tiny_program(), x, STAGE, **arguments)
-    second, history = fit(tiny_program(), x, STAGE, resume=True, **arguments)
+    arguments = {"key": KEY, "progress": False, "out": tmp_path}
+    first, _ = fit(tiny_program(), x, ALONE, **arguments)
+    second, history = fit(tiny_program(), x, ALONE, resume=True, **arguments)
     assert len(seen) == 3
     assert same(first, second)
     assert len(history.records) == 3
     with pytest.raises(CheckpointError, match="holds checkpoints already"):
-        fit(tiny_program(), x, STAGE, **arguments)
+        fit(tiny_program(), x, ALONE, **arguments)
     assert len(read_history(tmp_path / "log.jsonl")) == 3
 
     for changed, difference in (
-        ({"stage": replace(STAGE, warmup=1)}, "warmup: 2 there, 1 here"),
-        ({"stage": replace(STAGE, beta=0.3)}, "beta: 0.1 there, 0.3 here"),
+        ({"stage": replace(ALONE, warmup=1)}, "warmup: 2 there, 1 here"),
+        ({"stage": replace(ALONE, beta=0.3)}, "beta: 0.1 there, 0.3 here"),
         ({"key": jax.random.key(4)}, "seed: "),
-        ({"target": "joint"}, "target: 'marginal' there, 'joint' here"),
-        ({"program": tiny_program().replace(denoiser_loss="own")}, "denoiser_loss: 'guided' there, 'own' here"),
+        ({"stage": replace(ALONE, target="joint")}, "target: 'marginal' there, 'joint' here"),
+        ({"stage": replace(ALONE, denoiser_loss="own")}, "denoiser_loss: 'guided' there, 'own' here"),
         ({"x": np.concatenate([1 - x[:45], x[45:]])}, "data: {'x': "),
         ({"x": x[:45], "held_out": -x[45:]}, "held_out: {'x': "),
         ({"program": tiny_program(laplace(0.0))}, "sites: {'z': [{'kind': 'Normal'"),
         ({"program": with_schedule(tiny_program(), -1.0)}, "schedule: 'VariancePreserving(log_snr_min=-4.0, "),
     ):
-        call = {"program": tiny_program(), "x": x, "stage": STAGE, "resume": True, **arguments, **changed}
+        call = {"program": tiny_program(), "x": x, "stage": ALONE, "resume": True, **arguments, **changed}
         with pytest.raises(CheckpointError, match="belongs to another run") as caught:
             fit(call.pop("program"), call.pop("x"), call.pop("stage"), **call)
         lines = str(caught.value).splitlines()
@@ -128,14 +129,14 @@ def test_data_are_told_by_every_value(x):
 
 def test_a_checkpoint_that_does_not_say_of_what_it_is_is_refused(tiny_program, x, monkeypatch, tmp_path):
     scripted(monkeypatch, [3.0, 1.0, 2.0])
-    arguments = {"key": KEY, "target": "marginal", "progress": False, "out": tmp_path}
+    arguments = {"key": KEY, "progress": False, "out": tmp_path}
     with monkeypatch.context() as earlier:
         new = ("data", "held_out", "sites", "schedule")
         without = lambda *a, **k: {n: v for n, v in signature.signature(*a, **k).items() if n not in new}  # noqa: E731
         earlier.setitem(fit_stage.__globals__, "signature", without)
-        fit(tiny_program(), x, STAGE, **arguments)
+        fit(tiny_program(), x, ALONE, **arguments)
     with pytest.raises(CheckpointError, match=r"belongs to another run:\n  data: None there, \{'x': "):
-        fit(tiny_program(), x, STAGE, resume=True, **arguments)
+        fit(tiny_program(), x, ALONE, resume=True, **arguments)
 
 
 # Killed

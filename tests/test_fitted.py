@@ -1,5 +1,6 @@
 """Programs that were never fitted are told of; fitted ones, exact ones and those of other networks are not."""
 
+from dataclasses import replace
 import warnings
 
 import equinox as eqx
@@ -76,7 +77,7 @@ def test_what_was_never_fitted_is_told_of(use, x, tmp_path):
 def test_a_step_is_a_fit(program, x, train):
     """Of the part that was trained."""
     assert not_fitted(program) == ["denoiser", "encoder"]
-    fitted, _ = sp.fit(program, x, STEPS, key=KEY, train=train, progress=False)
+    fitted, _ = sp.fit(program, x, replace(STEPS, train=train), key=KEY, progress=False)
     assert not_fitted(fitted) == [part for part in ("denoiser", "encoder") if part not in train]
 
 
@@ -102,7 +103,7 @@ def test_programs_without_our_networks_are_left_alone():
 def test_a_program_with_one_trained_block_is_fitted(program):
     """The control: it is no matter of one block."""
     blocks = program.denoiser.network
-    last = (lambda n: n.blocks[-1].outer.bias) if isinstance(blocks, ResidualMLP) else (lambda n: n.middle.conv2)
+    last = (lambda n: n.blocks[-1].outer.bias) if isinstance(blocks, ResidualMLP) else (lambda n: n.middle.conv2.weight)
     touched = eqx.tree_at(last, blocks, replace_fn=lambda leaf: jax.tree.map(lambda a: a + 1e-6, leaf))
     assert not_fitted(program.replace(denoiser=eqx.tree_at(lambda d: d.network, program.denoiser, touched))) == [
         "encoder"

@@ -1,5 +1,7 @@
 """The front door: a prior of named factors, a program from prior and data, plans; what is guessed, said and refused."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -227,9 +229,9 @@ def test_a_plan_takes_the_stages_that_one_would_take(pixels_fitted):
     program = sp.autoencoder(three_factors(), PIXELS, size=SMALL, key=KEY, progress=False)
     keys = jax.random.split(KEY, 3)
     part = {"held_out": PIXELS[36:], "progress": False}
-    program, _ = sp.fit(program, PIXELS[:36], STEPS, key=keys[0], target="marginal", **part)
+    program, _ = sp.fit(program, PIXELS[:36], replace(STEPS, target="marginal"), key=keys[0], **part)
     program = sp.warm_start(program, PIXELS[:36], key=keys[1], steps=2, batch=STEPS.batch, progress=False)
-    program, _ = sp.fit(program, PIXELS[:36], STEPS, key=keys[2], train=("encoder",), **part)
+    program, _ = sp.fit(program, PIXELS[:36], replace(STEPS, train=("encoder",)), key=keys[2], **part)
     for one, other in zip(jax.tree.leaves(program.params()), jax.tree.leaves(pixels_fitted[0].params()), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -248,12 +250,15 @@ def test_another_prior_on_the_same_denoiser(pixels_fitted):
     assert not np.array_equal(fitted.encoder.loc.weight, other.encoder.loc.weight)
 
 
-@pytest.mark.parametrize("plan", [sp.Joint, sp.Decoupled])
-def test_plans_of_both_networks(plan):
+@pytest.mark.parametrize(("plan", "loss"), [(sp.Joint, "guided"), (sp.Decoupled, "own")])
+def test_plans_of_both_networks(plan, loss):
     program = sp.autoencoder(three_factors(), VECTORS, size=SMALL, key=KEY, progress=False)
     fitted, history = sp.fit(program, VECTORS, plan(STEPS), key=KEY, progress=False)
     assert [r["stage"] for r in history.records] == ["both"]
-    assert fitted.denoiser_loss == {"Joint": "guided", "Decoupled": "own"}[plan.__name__]
+    stage = replace(STEPS, denoiser_loss=loss)
+    alone, _ = sp.fit(program, VECTORS, stage, key=jax.random.split(KEY, 1)[0], progress=False)
+    for one, other in zip(jax.tree.leaves(fitted.params()), jax.tree.leaves(alone.params()), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_plans_that_cannot_be_run_say_so_first():
@@ -272,8 +277,12 @@ def test_plans_that_cannot_be_run_say_so_first():
         sp.fit(program, VECTORS, 3000, **fit)
     with pytest.raises(TypeError, match="plan must be a plan"):
         sp.fit(program, VECTORS, sp.TwoStage, **fit)
-    with pytest.raises(TypeError, match="are of a single stage"):
-        sp.fit(program, VECTORS, train=("encoder",), **fit)
+    with pytest.raises(TypeError, match="is of a single stage"):
+        sp.fit(program, VECTORS, name="mine", **fit)
+    with pytest.raises(ValueError, match="Joint sets denoiser_loss='guided', its stage has denoiser_loss='own'"):
+        sp.fit(program, VECTORS, sp.Joint(sp.Stage(denoiser_loss="own")), **fit)
+    with pytest.raises(ValueError, match=r"TwoStage sets train=\('encoder',\), its stage has train=\('prior',\)"):
+        sp.fit(program, VECTORS, sp.TwoStage(encoder=sp.Stage(train=("prior",))), **fit)
     with pytest.raises(ValueError, match="one of them is held out"):
         sp.fit(program, VECTORS[:1], **fit)
     with pytest.raises(ValueError, match="x must have shape"):

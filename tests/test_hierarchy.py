@@ -1,5 +1,8 @@
 """Hierarchical and learned priors: global sites and their guide, parameters."""
 
+from dataclasses import replace
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,8 +16,10 @@ import optax
 import pytest
 
 from sami_ppl import fit
-from sami_ppl.fitting.loop import Fit, Stage
+from sami_ppl.decoders.training import Objective
 from sami_ppl.fitting.objective import ScoreELBO
+from sami_ppl.fitting.stage import Stage
+from sami_ppl.fitting.step import Fit
 from sami_ppl.priors.read import read_prior
 from sami_ppl.saving.save import load, save
 
@@ -134,14 +139,14 @@ def test_another_prior_begins_anew(tiny_program):
 
 def test_global_sites_have_no_floor_and_need_the_number_of_observations(tiny_program):
     """What would be without effect, or weighed by the batch, is refused; a weight of their own is not."""
-    program, options = tiny_program(prior=only_centre), {"target": "joint", "train": ("encoder",), "steps": 1}
+    program = tiny_program(prior=only_centre)
     for setting in ({"free_bits": {"centre": 0.5}}, {"capacity": {"centre": 1.0}}):
         with pytest.raises(ValueError, match="free_bits or capacity name centre, shared by all observations"):
-            Fit(program, Stage(**setting), **options, observations=10)
+            Fit(program, Stage(**setting), steps=1, observations=10)
     with pytest.raises(ValueError, match=r"observations must be given with global sites \(centre\)"):
-        Fit(program, Stage(), **options)
-    weighted = Fit(program, Stage(batch=N, site_beta={"centre": 3.0}), **options, observations=N)
-    beta = weighted.stage.weights_at(0, weighted.sites)
+        Fit(program, Stage(), steps=1)
+    weighted = Fit(program, Stage(batch=N, site_beta={"centre": 3.0}), steps=1, observations=N)
+    beta = weighted.recipe.weights_at(0)
     arguments = (KEY, program.params(), program.model, program.guide, X)
     one, three = (ScoreELBO().terms(*arguments, beta=b, total=N)["centre"] for b in (beta["z"], beta))
     np.testing.assert_allclose(three, 3 * one, rtol=1e-6)
@@ -182,8 +187,7 @@ def test_global_sites_find_their_posterior(tiny_program):
         {"train": optax.adam(optax.cosine_decay_schedule(0.05, 800)), "freeze": optax.set_to_zero()},
         lambda params: {name: own.get(name, "freeze") for name in params},
     )
-    quiet = program.replace(denoiser_loss="none")
-    svi = SVI(quiet.model, quiet.guide, optimiser, ScoreELBO())
+    svi = SVI(partial(program.model, objective=Objective("none")), program.guide, optimiser, ScoreELBO())
     state = svi.init(KEY, X, total=N)
     update = jax.jit(lambda state: svi.update(state, X, total=N)[0])
     for _ in range(800):
@@ -226,9 +230,8 @@ def test_global_sites_find_their_covariance(tiny_program, kind):
         {"train": optax.adam(optax.cosine_decay_schedule(0.05, 1500)), "freeze": optax.set_to_zero()},
         lambda params: {name: "train" if name in names else "freeze" for name in params},
     )
-    quiet = program.replace(denoiser_loss="none")
     # p(x | z) says nothing of a and b beyond z, which is held.
-    svi = SVI(handlers.block(quiet.model, hide=["x"]), quiet.guide, optimiser, ScoreELBO())
+    svi = SVI(handlers.block(program.model, hide=["x"]), program.guide, optimiser, ScoreELBO())
     state = svi.init(KEY, X, total=N)
     state, _ = jax.jit(lambda s: jax.lax.scan(lambda s, _: svi.update(s, X, total=N), s, length=1500))(state)
     fitted = program.with_params(svi.get_params(state))
@@ -270,10 +273,10 @@ def test_a_fit_trains_the_prior_with_the_encoder(tiny_program, tmp_path):
     stage = Stage(steps=20, batch=16, warmup=1, learning_rate=0.01, validate_every=20)
     for prior in (hierarchical, learned):
         program = tiny_program(prior=prior)
-        fitted, _ = fit(program, x, stage, key=KEY, train=("encoder",), progress=False)
+        fitted, _ = fit(program, x, replace(stage, train=("encoder",)), key=KEY, progress=False)
         for name, start in program.prior_params.items():
             assert not np.allclose(fitted.prior_params[name], start, atol=1e-4), name
-        still, _ = fit(program, x, stage, key=KEY, target="marginal", train=("denoiser",), progress=False)
+        still, _ = fit(program, x, replace(stage, target="marginal", train=("denoiser",)), key=KEY, progress=False)
         jax.tree.map(np.testing.assert_array_equal, still.prior_params, program.prior_params)
         save(fitted, tmp_path / prior.__name__)
         again = load(tmp_path / prior.__name__, program)
@@ -283,9 +286,9 @@ def test_a_fit_trains_the_prior_with_the_encoder(tiny_program, tmp_path):
 def test_a_fit_counts_global_sites_once_for_all_observations(tiny_program):
     """The log's KL of a global site is its own divided by the training observations, here 54, not by the batch."""
     x = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
-    stage = Stage(steps=4, batch=8, warmup=1, validate_every=4, ema=0.0)
+    stage = Stage(steps=4, batch=8, warmup=1, validate_every=4, ema=0.0, train=("encoder",))
     program = tiny_program(prior=only_centre)
-    fitted, history = fit(program, x, stage, key=KEY, train=("encoder",), progress=False)
+    fitted, history = fit(program, x, stage, key=KEY, progress=False)
     loc, scale = fitted.prior_params["centre$loc"], np.exp(fitted.prior_params["centre$log_scale"])
     kl = 0.5 * np.sum(scale**2 + loc**2 - 1 - 2 * np.log(scale))
     np.testing.assert_allclose(history.stage_records()[-1]["kl"]["centre"], kl / 54, rtol=1e-4)
@@ -326,7 +329,7 @@ def test_a_flow_is_a_learned_prior(tiny_program):
     assert set(program.prior_params) == {"flow$params"}
     x = np.random.default_rng(0).normal(1.0, 1.0, size=(64, 4)).astype(np.float32)
     stage = Stage(steps=20, batch=16, warmup=1, learning_rate=0.01, validate_every=20)
-    fitted, _ = fit(program, x, stage, key=KEY, train=("encoder",), progress=False)
+    fitted, _ = fit(program, x, stage, key=KEY, progress=False)
     assert not np.allclose(fitted.prior_params["flow$params"].weight, flow.weight, atol=1e-4)
 
 

@@ -45,12 +45,12 @@ MISTAKES = {
         "test_exact.py::test_guided_denoiser_is_that_of_the_conditional[vp-0.4]",
     ),
     "mean over pixels instead of the sum": (
-        "decoders/bound.py", "guided = jnp.sum(seen * (eps - trained", "guided = jnp.mean(seen * (eps - trained",
+        "decoders/bound.py", "return jnp.sum(seen * residual**2)", "return jnp.mean(seen * residual**2)",
         "test_bound.py::test_guided_bound_is_the_conditional_likelihood[vp]",
     ),
     "detached z": (
-        "decoders/bound.py", "sigma * guidance(encoder, z, x_noisy, log_snr)) ** 2)",
-        "sigma * guidance(encoder, jax.lax.stop_gradient(z), x_noisy, log_snr)) ** 2)",
+        "decoders/bound.py", "guidance(encoder, z, x_noisy, log_snr)",
+        "guidance(encoder, __import__('jax').lax.stop_gradient(z), x_noisy, log_snr)",
         "test_bound.py::test_gradient_is_that_of_the_formula[reverse-guided]",
     ),
     "last denoising step dropped": (

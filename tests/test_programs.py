@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 import pytest
 
-from sami_ppl.fitting.loop import Stage
+from sami_ppl.fitting.stage import Stage
 from sami_ppl.runs.settings import _has, configure, default_configs
 from sami_ppl.saving import files as programs
 from sami_ppl.saving import save as io

@@ -63,12 +63,12 @@ def value_and_gradients(pair):
         x, eps, noise, log_snr = (jnp.asarray(GOLDEN[k], float) for k in ("x", "eps", "noise", "log_snr"))
 
         def loss(trained):
-            networks = eqx.combine(params | trained, static)
+            networks = eqx.combine(jax.lax.stop_gradient(params) | trained, static)
 
             def one(x, eps, noise, log_snr):
                 loc, scale = networks["encoder"].posterior(x)
                 z = loc + scale * noise
-                return noise_error(networks["denoiser"], networks["encoder"], x, z, log_snr, eps, denoiser_loss=kind)
+                return noise_error(networks["denoiser"], networks["encoder"], x, z, log_snr, eps)
 
             return jax.vmap(one)(x, eps, noise, log_snr).sum()
 

@@ -1,5 +1,6 @@
 """Programs of sequences against one dense Gaussian: linear-Gaussian frames over Matérn processes, some missing."""
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 import warnings
@@ -20,6 +21,7 @@ import xarray as xr
 
 import sami_ppl as sp
 from sami_ppl import families
+from sami_ppl.decoders.training import Objective
 from sami_ppl.diagnostics import CollapseWarning, information_spectrum, noise_end_kl
 from sami_ppl.encoders.frames import FramewiseEncoder
 from sami_ppl.evidence import evidence_bound
@@ -56,9 +58,9 @@ def timed(times):
     numpyro.sample("z", sp.Matern(times, LENGTHS))
 
 
-def frame_program(**changes):
+def frame_program():
     model = frames()
-    return sp.Program(normal, model.denoiser, model.encoder, sampler=sp.DDIM(12), **changes)
+    return sp.Program(normal, model.denoiser, model.encoder, sampler=sp.DDIM(12))
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +219,7 @@ def test_figures_of_the_evidence_of_sequences_with_gaps(program, monkeypatch):
 def test_the_lengthscale_is_the_most_likely_one():
     """SVI on the bound, all else held, finds the maximum of the dense likelihood; 120 sequences with gaps."""
     x = sequences(learned, 120, gaps=(1,))
-    program = sp.over_time(frame_program(denoiser_loss="none"), learned)
+    program = sp.over_time(frame_program(), learned)
 
     def negative(log_length):
         mean, cov = dense(learned, np.exp(log_length))
@@ -228,7 +230,7 @@ def test_the_lengthscale_is_the_most_likely_one():
     best = optimize.minimize_scalar(negative, (0.0, 1.0)).x
     rates = {True: optax.adam(optax.cosine_decay_schedule(0.1, 150)), False: optax.set_to_zero()}
     optimiser = optax.multi_transform(rates, lambda params: {name: name == "log_lengthscale" for name in params})
-    svi = SVI(program.model, program.guide, optimiser, ScoreELBO())
+    svi = SVI(partial(program.model, objective=Objective("none")), program.guide, optimiser, ScoreELBO())
     state = svi.init(KEY, x)
     update = jax.jit(lambda state: svi.update(state, x)[0])
     for _ in range(150):
@@ -242,11 +244,11 @@ def test_fits_save_and_load(tiny_program, tmp_path):
     rng = np.random.default_rng(0)
     x = np.cumsum(0.3 * rng.normal(size=(40, T, 4)), 1).astype(np.float32)
     x[::3, 4] = np.nan
-    stage = sp.Stage(steps=12, batch=8, warmup=1, learning_rate=0.02, validate_every=12, beta=1.0)
+    stage = sp.Stage(steps=12, batch=8, warmup=1, learning_rate=0.02, validate_every=12, beta=1.0, train=("encoder",))
     program = sp.over_time(tiny_program(), hierarchical)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # twelve steps are no fit
-        fitted, history = sp.fit(program, x, stage, key=KEY, train=("encoder",), progress=False)
+        fitted, history = sp.fit(program, x, stage, key=KEY, progress=False)
     record = history.stage_records()[-1]
     assert np.isfinite([record["bound"], *record["own"]]).all()
     for name, start in program.prior_params.items():

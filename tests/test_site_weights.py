@@ -11,8 +11,9 @@ from numpyro.infer import Trace_ELBO, TraceMeanField_ELBO
 import pytest
 
 from sami_ppl import fit
-from sami_ppl.fitting.loop import Fit, Stage
 from sami_ppl.fitting.objective import ScoreELBO
+from sami_ppl.fitting.stage import Stage
+from sami_ppl.fitting.step import Fit
 from sami_ppl.runs.settings import configure
 from sami_ppl.saving.files import UserError
 
@@ -28,7 +29,7 @@ def prior():
 @pytest.fixture
 def case(tiny_program, fill):
     program = tiny_program(prior)
-    program = program.replace(encoder=fill(program.encoder), denoiser_loss="none")
+    program = program.replace(encoder=fill(program.encoder))
     return program, jax.random.normal(jax.random.key(1), (6, 4))
 
 
@@ -87,8 +88,10 @@ def test_a_fit_feels_them(tiny_program):
     x = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
     kl = {}
     for name, extra in (("free", {}), ("held", {"capacity": {"place": 3.0}, "site_beta": {"place": 20.0}})):
-        stage = Stage(steps=400, batch=32, beta=1.0, learning_rate=1e-2, validate_every=400, **extra)
-        _, history = fit(tiny_program(prior), x, stage, key=KEY, train=("encoder",), progress=False)
+        stage = Stage(
+            steps=400, batch=32, beta=1.0, learning_rate=1e-2, validate_every=400, train=("encoder",), **extra
+        )
+        _, history = fit(tiny_program(prior), x, stage, key=KEY, progress=False)
         kl[name] = float(np.sum(history.records[-1]["kl"]["place"]))
     assert 1.5 < kl["held"] < 4.5
     assert abs(kl["free"] - 3.0) > abs(kl["held"] - 3.0)
@@ -97,7 +100,7 @@ def test_a_fit_feels_them(tiny_program):
 def test_wrong_names_are_refused(tiny_program):
     for extra in ({"site_beta": {"lihgt": 1.0}}, {"capacity": {"lihgt": 1.0}}, {"free_bits": {"lihgt": 1.0}}):
         with pytest.raises(ValueError, match="name lihgt, but the prior's sites are place, light"):
-            Fit(tiny_program(prior), Stage(**extra), target="joint", train=("encoder",), steps=3)
+            Fit(tiny_program(prior), Stage(train=("encoder",), **extra), steps=3)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from sami_ppl.fitting.loop import Stage, batches
+from sami_ppl.fitting.stage import Stage, batches
 
 STAGE = Stage(steps=6, batch=8)
 

@@ -142,11 +142,12 @@ def in_notebook() -> bool:
 
 
 def summary_line(record: dict[str, Any]) -> str:
-    """One line for the bar: loss, KL per axis, and the errors without guidance, with own z, with shuffled z."""
+    """One line for the bar: loss, KL per axis, penalties, and errors without guidance, with own z, with shuffled z."""
     parts = [f"loss {record['loss']:.1f}", f"bound {record['bound']:.1f}"]
     if record.get("kl"):
         sites = record["kl"].items()
         parts.append("kl " + ", ".join(" ".join([n, *(f"{v:.2f}" for v in np.atleast_1d(kl))]) for n, kl in sites))
+    parts += [f"penalty {name} {value:.2f}" for name, value in record.get("penalties", {}).items()]
     parts.append(f"err {sum(record['unguided']):.1f}")
     if record.get("own") is not None:
         parts.append(f"own {sum(record['own']):.1f} shuffled {sum(record['shuffled']):.1f}")

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 from numpyro.distributions import Distribution, constraints
 
-from sami_ppl.decoders.bound import DenoiserLoss, KnownNoise, bound, own_noise
 from sami_ppl.decoders.guidance import GuidedDenoiser
+from sami_ppl.decoders.training import BOUND, Objective
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.diffusion.sampler import AbstractSampler
+from sami_ppl.diffusion.schedule import NoiseLevels
 from sami_ppl.encoders.encoder import AbstractEncoder
 
 
@@ -31,15 +32,15 @@ class ScoreDecoder(Distribution):
     Noise comes from `key`. With `key=None`, as where NumPyro runs a model without a seed (`log_likelihood`), a fixed
     noise set is used, the same one for all values of z: differences between draws of z are then free of it.
 
-    `discount` c > 0 weights noise levels by w(λ) = exp(−c max(λ, 0)), for training only: with c = 0 it is the bound.
+    `objective` says what of the bound is trained (`training.Objective`); the default is the bound.
 
     Without an encoder (`encoder=None, z=None`), the marginal p(x) of the denoiser, of shape `batch_shape`.
     """
 
-    denoiser_loss: DenoiserLoss
+    objective: Objective
     arg_constraints: dict = {}
     pytree_data_fields = ("denoiser", "encoder", "z", "key")
-    pytree_aux_fields = ("sampler", "levels", "denoiser_loss", "discount")
+    pytree_aux_fields = ("sampler", "levels", "objective")
 
     def __init__(
         self,
@@ -50,13 +51,11 @@ class ScoreDecoder(Distribution):
         sampler: AbstractSampler,
         key: Array | None = None,
         levels: int = 1,
-        denoiser_loss: DenoiserLoss = "guided",
-        discount: float = 0.0,
+        objective: Objective = BOUND,
         batch_shape: tuple[int, ...] = (),
     ):
         self.denoiser, self.encoder, self.z, self.key = denoiser, encoder, z, key
-        self.sampler, self.levels, self.denoiser_loss = sampler, levels, denoiser_loss
-        self.discount = discount
+        self.sampler, self.levels, self.objective = sampler, levels, objective
         super().__init__(
             batch_shape=tuple(batch_shape) if z is None else z.shape[:-1],
             event_shape=denoiser.event_shape,
@@ -75,8 +74,7 @@ class ScoreDecoder(Distribution):
         themselves spread evenly over the range.
         """
         level_key, noise_key = jax.random.split(jax.random.key(0) if self.key is None else self.key)
-        log_snr, weight = self.denoiser.schedule.stratified(level_key, self.levels * count)
-        weight = weight * jnp.exp(-self.discount * jnp.maximum(log_snr, 0.0))
+        log_snr, weight = self.objective.noise_levels(self.denoiser.schedule, level_key, self.levels * count)
         keys = jax.random.split(noise_key, self.levels)
         return NoisePass(log_snr.reshape(self.levels, -1), weight.reshape(self.levels, -1), keys)
 
@@ -87,24 +85,10 @@ class ScoreDecoder(Distribution):
         x = jnp.broadcast_to(value, batch + self.event_shape).reshape((-1, *self.event_shape))
         z = None if self.z is None else jnp.broadcast_to(self.z, batch + self.z.shape[-1:]).reshape((len(x), -1))
 
-        def one_pass(inputs: NoisePass) -> Array:
-            log_snr, weight, pass_key = inputs
-            eps = jax.random.normal(pass_key, x.shape, x.dtype)
-            if self.denoiser_loss == "own" and z is not None:
-                known, eps, zero = own_noise(self.denoiser, x, log_snr, weight, eps)
-
-                def encoder_alone(known: Array, *inputs: Array) -> Array:
-                    fixed = KnownNoise(self.denoiser, known)
-                    return bound(fixed, self.encoder, *inputs, denoiser_loss="none").total
-
-                return jax.vmap(encoder_alone)(known, x, z, log_snr, weight, eps) + zero / len(x)
-            parts = jax.vmap(
-                lambda x, z, log_snr, weight, eps: bound(
-                    self.denoiser, self.encoder, x, z, log_snr, weight, eps, denoiser_loss=self.denoiser_loss
-                ),
-                in_axes=(0, None if z is None else 0, 0, 0, 0),
-            )(x, z, log_snr, weight, eps)
-            return parts.total
+        def one_pass(noise: NoisePass) -> Array:
+            eps = jax.random.normal(noise.key, x.shape, x.dtype)
+            levels = NoiseLevels(noise.log_snr, noise.weight)
+            return self.objective.bounds(self.denoiser, self.encoder, x, z, levels, eps)
 
         passes = self.passes(len(x))
         if self.levels == 1:

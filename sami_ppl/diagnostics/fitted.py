@@ -30,7 +30,7 @@ def warn_if_not_fitted(program: Program, *, stacklevel: int = 3) -> None:
         warnings.warn(
             f"The {' and the '.join(parts)} of this program have never been fitted, and what follows says nothing "
             "about the data: program, history = sp.fit(program, data, sp.Stage(steps=3000), key=key) fits both, "
-            'train=("encoder",) one of them.',
+            'sp.Stage(steps=3000, train=("encoder",)) one of them.',
             NotFittedWarning,
             stacklevel=stacklevel,
         )

@@ -95,6 +95,11 @@ class NoiseProposal(eqx.Module):
         self.schedule = schedule
         self.probabilities = jnp.ones(1) if probabilities is None else probabilities / probabilities.sum()
 
+    def stratified(self, key: Key[Array, ""], n: int) -> NoiseLevels:
+        """N noise levels, one per stratum of equal probability, with one shared random offset, and their weights."""
+        u = jax.random.uniform(key)
+        return self.at(1.0 - jnp.mod(u + jnp.arange(n) / n, 1.0))
+
     def at(self, position: Float[Array, "*n"]) -> NoiseLevels:
         """The levels at quantiles `position` in [0, 1] of the density, λmin at 0, each with weight 1/density."""
         bins = self.probabilities.shape[0]

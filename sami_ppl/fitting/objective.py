@@ -10,7 +10,7 @@ does not depend on the value is computed once: the denoiser, and the encoder up 
 K of them, and what follows from it are computed K times.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +36,9 @@ class ScoreELBO(ELBO):
     `label_weight` α: where the value of a discrete site is known (`obs_mask`), its KL is −log p of that value, and
     −α log q(value | x) is added, which teaches the classifier directly (Kingma et al. 2014, eq. 9); in `terms` under
     `<site> label`. 0 is the bound itself.
+
+    `penalties`: further terms by name, functions of the parameters, the `Scores` and a key, scalars in nats per
+    observation (see `fitting.penalties`).
     """
 
     can_infer_discrete = True  # NumPyro's SVI asks
@@ -45,11 +48,13 @@ class ScoreELBO(ELBO):
         free_bits: float | Mapping[str, float] = 0.0,
         capacity: Mapping[str, Float[Array, ""] | float] | None = None,
         label_weight: float = 0.0,
+        penalties: Mapping[str, "Callable[[dict[str, Any], Scores, Array], Array]"] | None = None,
     ):
         floors = free_bits.values() if isinstance(free_bits, Mapping) else (free_bits,)
         if any(floor < 0 for floor in floors):
             raise ValueError(f"free_bits must be at least 0 nats, got {free_bits}")
         self.free_bits, self.capacity, self.label_weight = free_bits, dict(capacity or {}), label_weight
+        self.penalties = dict(penalties or {})
         super().__init__(num_particles=1)
 
     def loss_with_mutable_state(
@@ -62,7 +67,10 @@ class ScoreELBO(ELBO):
     def terms(
         self, rng_key: Key[Array, ""], param_map: dict[str, Any], model: Any, guide: Any, *args: Any, **kwargs: Any
     ) -> dict[str, Array]:
-        """The loss by site, in nats per observation: KL per axis at latent sites, a scalar at observed ones."""
+        """The loss by site, in nats per observation: KL per axis at latent sites, a scalar at observed ones.
+
+        Then the penalties, by name. Raises ValueError for one that is no single number.
+        """
         scored = scores(rng_key, param_map, model, guide, *args, **kwargs)
         terms = {}
         for name, score in scored.local.items():
@@ -79,6 +87,13 @@ class ScoreELBO(ELBO):
                 terms[f"{name} label"] = self.label_weight * jnp.mean(scored.surprise[name])
         for name, kl in scored.shared.items():
             terms[name] = _weight_per_observation(scored.trace[name], scored.trace)[0] * kl
+        for i, (name, penalty) in enumerate(self.penalties.items()):
+            terms[name] = jnp.asarray(penalty(param_map, scored, jax.random.fold_in(rng_key, i)))
+            if terms[name].shape != ():
+                raise ValueError(
+                    f"the penalty {name!r} must be one number, in nats per observation, got shape {terms[name].shape}: "
+                    "take its mean over the batch"
+                )
         return terms
 
 
@@ -86,13 +101,15 @@ class Scores(NamedTuple):
     """Terms of the bound before they are weighted, in nats: of each observation, of global sites.
 
     `local`: minus log densities (obs,) at observed sites, KL (obs, axes) at latent ones. `surprise`: −log q of the
-    known values of partly observed sites, (obs,), 0 where there is none. `trace`: the model's, at one draw.
+    known values of partly observed sites, (obs,), 0 where there is none. `trace`: the model's, at one draw;
+    `guide`: the guide's.
     """
 
     local: dict[str, Array]
     shared: dict[str, Array]
     surprise: dict[str, Array]
     trace: dict[str, Any]
+    guide: dict[str, Any]
 
 
 def scores(
@@ -107,7 +124,7 @@ def scores(
         if site["type"] == "sample" and site["fn"].support.is_discrete
     }
     if not sizes:
-        return Scores(local, shared, {}, model_trace)
+        return Scores(local, shared, {}, model_trace, guide_trace)
     known = {name: model_trace[name].get("known") for name in sizes}
 
     def at(values: dict[str, Array]) -> tuple[dict[str, Array], Array, dict[str, Array]]:
@@ -132,7 +149,7 @@ def scores(
              for name, score in each.items()}  # fmt: skip
     # Every other discrete site takes each of its values beside a label: count the label once.
     surprise = {name: value.sum(0) * sizes[name] / len(weight) for name, value in surprise.items()}
-    return Scores(local, shared, surprise, model_trace)
+    return Scores(local, shared, surprise, model_trace, guide_trace)
 
 
 def _score(model_trace: dict[str, Any], guide_trace: dict[str, Any]) -> tuple[dict[str, Array], dict[str, Array]]:

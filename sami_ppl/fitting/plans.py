@@ -1,12 +1,13 @@
 """Plans of a fit: which parts are trained in which order, by stages whose settings follow from program and data.
 
-`fit` runs a plan, or a single `Stage`. A stage that a plan is not given has sizes by the data: a batch of no more than
-there are observations, steps for so many epochs, the learning rate of the kind of network.
+`fit` runs a plan, or a single `Stage`. A plan sets what its stages train: `target`, `train`, `denoiser_loss`. A stage
+that it is not given has sizes by the data: a batch of no more than there are observations, steps for so many epochs,
+the learning rate of the kind of network.
 """
 
 import abc
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,14 +18,15 @@ import xarray as xr
 
 from sami_ppl._util.history import History
 from sami_ppl.data.checks import training_part
+from sami_ppl.decoders.training import refuse
 from sami_ppl.diagnostics.fitted import not_fitted
 from sami_ppl.fitting.gauge import align, symmetric_axes
-from sami_ppl.fitting.loop import Target, check_stage, fit_stage
+from sami_ppl.fitting.loop import fit_stage
 from sami_ppl.fitting.stage import Stage
 from sami_ppl.fitting.start import check_clusters, warm_start
 from sami_ppl.nn import UNet
 from sami_ppl.program.build import as_data
-from sami_ppl.program.program import NETWORKS, Program
+from sami_ppl.program.program import Program
 
 EPOCHS = 150
 """Passes through the data that a stage takes, within its least and most steps."""
@@ -43,16 +45,14 @@ class Run(NamedTuple):
         """Whether to say what is done."""
         return self.options["progress"]
 
-    def stage(
-        self, program: Program, stage: Stage, name: str, *, key: Key[Array, ""], **what: Any
-    ) -> tuple[Program, History]:
+    def stage(self, program: Program, stage: Stage, name: str, *, key: Key[Array, ""]) -> tuple[Program, History]:
         """One stage."""
         if self.progress:
             print(
                 f"{name}: {stage.count(self.count):,} steps of {stage.batch}, learning rate {stage.learning_rate:g}"
-                + (f", beta {stage.beta:g}" if what.get("target") != "marginal" else "")
+                + (f", beta {stage.beta:g}" if stage.target != "marginal" else "")
             )
-        return fit_stage(program, self.train, stage, key=key, held_out=self.held_out, name=name, **what, **self.options)
+        return fit_stage(program, self.train, stage, key=key, held_out=self.held_out, name=name, **self.options)
 
 
 class AbstractPlan(abc.ABC):
@@ -89,12 +89,12 @@ class TwoStage(AbstractPlan):
     def settled(self, program: Program, count: int) -> "TwoStage":
         return replace(
             self,
-            denoiser=self.denoiser or denoiser_stage(program, count),
-            encoder=self.encoder or encoder_stage(program, count),
+            denoiser=_for(self, self.denoiser or denoiser_stage(program, count), target="marginal"),
+            encoder=_for(self, self.encoder or encoder_stage(program, count), train=("encoder",)),
         )
 
     def check(self, program: Program, count: int) -> None:
-        check_stage(program, _given(self.denoiser), count, target="marginal")
+        _given(self.denoiser).check(program, count)
         self._second.check(program, count, fitted=True)
 
     @property
@@ -103,7 +103,7 @@ class TwoStage(AbstractPlan):
 
     def run(self, program: Program, run: Run, *, key: Key[Array, ""]) -> tuple[Program, list[History]]:
         denoiser_key, *keys = jax.random.split(key, 3)
-        program, first = run.stage(program, _given(self.denoiser), "denoiser", key=denoiser_key, target="marginal")
+        program, first = run.stage(program, _given(self.denoiser), "denoiser", key=denoiser_key)
         program, rest = self._second.encode(program, run, *keys)
         return program, [first, *rest]
 
@@ -121,7 +121,8 @@ class EncoderOnly(AbstractPlan):
     align: bool = False
 
     def settled(self, program: Program, count: int) -> "EncoderOnly":
-        return replace(self, encoder=self.encoder or encoder_stage(program, count))
+        stage = self.encoder or encoder_stage(program, count)
+        return replace(self, encoder=_for(self, stage, train=("encoder",)))
 
     def check(self, program: Program, count: int, *, fitted: bool = False) -> None:
         if self.warm_steps < 0:
@@ -131,7 +132,7 @@ class EncoderOnly(AbstractPlan):
                 "EncoderOnly needs a fitted denoiser, and this one has never been: write sp.fit(program, data, "
                 "sp.TwoStage(), key=key), which fits both"
             )
-        check_stage(program, _given(self.encoder), count, train=("encoder",))
+        _given(self.encoder).check(program, count)
         if self.warm_steps and self.warm_clusters:
             check_clusters(program)
 
@@ -146,7 +147,7 @@ class EncoderOnly(AbstractPlan):
                 program, run.train, key=warm_key, clusters=self.warm_clusters, steps=self.warm_steps,
                 batch=stage.batch, progress=run.progress,
             )  # fmt: skip
-        program, history = run.stage(program, stage, "encoder", key=encoder_key, train=("encoder",))
+        program, history = run.stage(program, stage, "encoder", key=encoder_key)
         return _aligned(program, run) if self.align else program, [history]
 
 
@@ -158,13 +159,13 @@ class Joint(AbstractPlan):
     align: bool = False
 
     def settled(self, program: Program, count: int) -> "Joint":
-        return replace(self, both=self.both or joint_stage(program, count))
+        return replace(self, both=_for(self, self.both or joint_stage(program, count), denoiser_loss="guided"))
 
     def check(self, program: Program, count: int) -> None:
-        check_stage(program, _given(self.both), count)
+        _given(self.both).check(program, count)
 
     def run(self, program: Program, run: Run, *, key: Key[Array, ""]) -> tuple[Program, list[History]]:
-        return _both(program, run, "guided", _given(self.both), align=self.align, key=key)
+        return _both(program, run, _given(self.both), align=self.align, key=key)
 
 
 @dataclass(frozen=True)
@@ -178,13 +179,13 @@ class Decoupled(AbstractPlan):
     align: bool = False
 
     def settled(self, program: Program, count: int) -> "Decoupled":
-        return replace(self, both=self.both or joint_stage(program, count))
+        return replace(self, both=_for(self, self.both or joint_stage(program, count), denoiser_loss="own"))
 
     def check(self, program: Program, count: int) -> None:
-        check_stage(program, _given(self.both), count)
+        _given(self.both).check(program, count)
 
     def run(self, program: Program, run: Run, *, key: Key[Array, ""]) -> tuple[Program, list[History]]:
-        return _both(program, run, "own", _given(self.both), align=self.align, key=key)
+        return _both(program, run, _given(self.both), align=self.align, key=key)
 
 
 @dataclass(frozen=True)
@@ -194,14 +195,14 @@ class PriorOnly(AbstractPlan):
     fit: Stage | None = None
 
     def settled(self, program: Program, count: int) -> "PriorOnly":
-        return replace(self, fit=self.fit or prior_stage(count))
+        return replace(self, fit=_for(self, self.fit or prior_stage(count), train=("prior",)))
 
     def check(self, program: Program, count: int) -> None:
-        check_stage(program, _given(self.fit), count, train=("prior",))
+        _given(self.fit).check(program, count)
 
     def run(self, program: Program, run: Run, *, key: Key[Array, ""]) -> tuple[Program, list[History]]:
         (key,) = jax.random.split(key, 1)
-        program, history = run.stage(program, _given(self.fit), "fit", key=key, train=("prior",))
+        program, history = run.stage(program, _given(self.fit), "fit", key=key)
         return program, [history]
 
 
@@ -212,19 +213,18 @@ def fit(
     *,
     key: Key[Array, ""],
     held_out: xr.Dataset | Float[Array | np.ndarray, "obs *event"] | None = None,
-    target: Target = "joint",
-    train: tuple[str, ...] = NETWORKS,
     name: str = "fit",
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
     callback: Callable[[dict[str, Any]], None] | None = None,
+    **unknown: Any,
 ) -> tuple[Program, History]:
     """Fit a program to observations: a plan of several stages, or one stage.
 
         program, history = sp.fit(program, data, key=key)                                   # TwoStage()
         program, history = sp.fit(program, data, sp.TwoStage(align=True), key=key)
-        program, history = sp.fit(program, data, sp.Stage(steps=500), key=key, train=("encoder",))
+        program, history = sp.fit(program, data, sp.Stage(steps=500, train=("encoder",)), key=key)
 
     Args:
         program: the program; it is not changed.
@@ -233,36 +233,34 @@ def fit(
         plan: `TwoStage` (default), `EncoderOnly`, `Joint`, `Decoupled` or `PriorOnly`; or a single `Stage`.
         key: random key of weights, batches and noise.
         held_out: observations for validation; default the last tenth of the training part, not trained on then.
-        target: of a single stage: "joint", the program itself, or "marginal", its denoiser alone as a model of x.
-        train: of a single stage: the parts that are trained, of "denoiser", "encoder", "prior".
         name: of a single stage, in the log and for its checkpoints.
         out: folder for checkpoints, `out/checkpoints/<stage>`, and the log, `out/log.jsonl`; None writes nothing.
         resume: go on from the latest checkpoints in `out`, of the same settings, data and prior.
         progress: print the settings of every stage of a plan, and show progress bars.
         callback: receives every record of the log.
+        **unknown: nothing else is taken; what is trained, `target` and `train`, is said by the `Stage`.
 
     Returns:
         The program with its averaged weights, and the log of all stages.
 
     Raises:
-        TypeError: a plan that is none, options of a single stage given with a plan.
+        TypeError: a plan that is none, a name given with a plan, other arguments.
         ValueError: what cannot be run, before the first step; a single observation without `held_out`.
         CheckpointError: checkpoints in `out` of another run, or any without `resume`.
         NonFiniteLoss: the loss is NaN or infinite; it names the site and carries the best program so far.
     """
+    refuse("fit", unknown)
     options: dict[str, Any] = {"out": out, "resume": resume, "progress": progress, "callback": callback}
     if isinstance(plan, Stage):
-        return fit_stage(
-            program, data, plan, key=key, held_out=held_out, target=target, train=train, name=name, **options
-        )
+        return fit_stage(program, data, plan, key=key, held_out=held_out, name=name, **options)
     plan = TwoStage() if plan is None else plan
     if not isinstance(plan, AbstractPlan):
         raise TypeError(
             f"plan must be a plan, such as sp.TwoStage(), or a sp.Stage, got {type(plan).__name__}: write "
             "sp.fit(program, data, key=key) for the default"
         )
-    if (target, tuple(train), name) != ("joint", NETWORKS, "fit"):
-        raise TypeError("target, train and name are of a single stage, a plan has its own: leave them out")
+    if name != "fit":
+        raise TypeError("name is of a single stage, a plan has its own: leave it out")
     part = training_part(as_data(data))
     if held_out is None:
         part, held_out = _parted(part)
@@ -310,6 +308,19 @@ def _steps(count: int, batch: int, least: int, most: int) -> int:
     return min(most, max(least, EPOCHS * count // min(batch, count)))
 
 
+def _for(plan: AbstractPlan, stage: Stage, **settings: Any) -> Stage:
+    """The stage as a plan trains it. Raises ValueError where the stage itself says otherwise."""
+    default = {field.name: field.default for field in fields(Stage)}
+    for name, value in settings.items():
+        if (found := getattr(stage, name)) not in (default[name], value):
+            kind = type(plan).__name__
+            raise ValueError(
+                f"{kind} sets {name}={value!r}, its stage has {name}={found!r}: leave it out, or fit this stage by "
+                "itself, sp.fit(program, data, stage, key=key)"
+            )
+    return replace(stage, **settings)
+
+
 def _given(stage: Stage | None) -> Stage:
     assert stage is not None, "plans are settled before they are checked and run"
     return stage
@@ -321,10 +332,10 @@ def _is_convolutional(program: Program) -> bool:
 
 
 def _both(
-    program: Program, run: Run, loss: Any, stage: Stage, *, align: bool, key: Key[Array, ""]
+    program: Program, run: Run, stage: Stage, *, align: bool, key: Key[Array, ""]
 ) -> tuple[Program, list[History]]:
     (key,) = jax.random.split(key, 1)
-    program, history = run.stage(program.replace(denoiser_loss=loss), stage, "both", key=key)
+    program, history = run.stage(program, stage, "both", key=key)
     return _aligned(program, run) if align else program, [history]
 
 

@@ -1,6 +1,6 @@
 """What a checkpoint is of: the settings of a stage, the program, and the data. A fit goes on from no other."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 import hashlib
 from typing import Any
 
@@ -23,8 +23,10 @@ def signature(
     """
     sites = (*program.latents.sites, *program.latents.shared)
     weights = {network: sum(leaf.size for leaf in jax.tree.leaves(p)) for network, p in program.params().items()}
-    return asdict(stage) | settings | weights | {
-        "denoiser_loss": program.denoiser_loss,
+    # Functions by their names: where they lie in memory is another thing in every process.
+    penalties = {name: getattr(f, "__qualname__", type(f).__qualname__) for name, f in stage.penalties.items()}
+    return asdict(replace(stage, penalties={})) | settings | weights | {
+        "penalties": penalties,
         "schedule": eqx.tree_pformat(program.denoiser.schedule, short_arrays=False),
         "sites": {site.name: [site.law, described(site.transform)] for site in sites},
         "data": digests(*data), "held_out": digests(*held_out),

@@ -1,29 +1,60 @@
-"""How one stage of a fit runs: steps, batches, learning rate, weights of the sites."""
+"""One stage of a fit: what is trained, by which loss, and how: steps, batches, learning rate."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 import math
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 from jaxtyping import Array
 import numpy as np
 
+from sami_ppl._util import parallel
+from sami_ppl.decoders.training import DenoiserLoss, Objective
+from sami_ppl.diffusion.schedule import NoiseProposal
+from sami_ppl.fitting.penalties import Penalty
 from sami_ppl.priors.latents import Latents
 from sami_ppl.program.guide import Beta
+from sami_ppl.program.program import NETWORKS, Program
+
+Target = Literal["marginal", "joint"]
+PARTS = (*NETWORKS, "prior")
+"""What `train` may name. The parameters of the prior are trained with the encoder, or by themselves."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """How one stage of a fit runs. Units: steps, observations, nats.
+    """One stage of a fit: all that shapes the training, none of which is part of the program.
 
-    `epochs`, where given, sets the number of steps by the size of the data. The learning rate warms up linearly over
-    `warmup` steps and falls to zero as a cosine. β goes linearly from `beta_start` to `beta` over the first
-    `beta_steps` steps. `discount` c weights noise levels by exp(−c max(λ, 0)): less effort where the observation says
-    it all by itself; what is logged and reported stays the bound, c = 0. Single sites of the prior may have weights of
-    their own: `site_beta` times β, `free_bits` for each, and a `capacity` C in nats that grows from 0 over the first
-    `capacity_steps` steps and draws their KL to it, β |KL − C|. `label_weight` teaches discrete sites the values that
-    are known (see `ScoreELBO`). `patience`: validations without a better loss
-    after which the stage ends; None, never.
+    Args:
+        steps: number of steps.
+        epochs: where given, passes through the data, which set the number of steps.
+        batch: observations in a step.
+        learning_rate: its highest; it warms up linearly over `warmup` steps and falls to zero as a cosine.
+        clip: largest norm of the gradient.
+        weight_decay: of the matrices and kernels of the networks (AdamW, Loshchilov & Hutter 2019), per step and unit
+            of learning rate; biases, gains and the prior have none.
+        ema: decay of the running average of the weights, which is what a fit returns.
+        target: "joint", the program itself, or "marginal", its denoiser alone as a model of x.
+        train: the parts that are trained, of "denoiser", "encoder", "prior"; the prior is trained with the encoder too,
+            ("prior",) fits it to the posteriors at hand, by their KL alone.
+        denoiser_loss: whose error teaches the denoiser, "guided", its "own", or "none" (`decoders.training.Objective`).
+        discount: c of the weight exp(−c max(λ, 0)) of noise levels: less effort where the observation says it all by
+            itself; what is logged and reported stays the bound, c = 0.
+        proposal: density from which noise levels are drawn, `evidence.elbo.importance_proposal` or shares of equal bins
+            of the noise range from its noisy end; the expected loss is that of the uniform density, None.
+        penalties: further terms of the loss by name, functions of a `fitting.penalties.Draw`; they are logged apart. A
+            function that is made anew is compiled anew.
+        beta: weight of the KL, to which it goes linearly from `beta_start` over the first `beta_steps` steps.
+        free_bits: floor of the KL in nats (see `ScoreELBO`), of each site by name where it is a mapping.
+        site_beta: weights of single sites, times β.
+        capacity: nats C of single sites, which grow from 0 over the first `capacity_steps` steps and draw the KL to
+            them, β |KL − C|.
+        label_weight: teaches discrete sites the values that are known (see `ScoreELBO`).
+        validate_every: steps between two validations.
+        patience: validations without a better loss after which the stage ends; None, never.
+
+    Raises ValueError for a number out of its range, an unknown target, part or loss.
     """
 
     steps: int = 2000
@@ -32,7 +63,14 @@ class Stage:
     learning_rate: float = 1e-3
     warmup: int = 100
     clip: float = 100.0
+    weight_decay: float = 0.0
     ema: float = 0.999
+    target: Target = "joint"
+    train: tuple[str, ...] = NETWORKS
+    denoiser_loss: DenoiserLoss = "guided"
+    discount: float = 0.0
+    proposal: NoiseProposal | tuple[float, ...] | None = None
+    penalties: dict[str, Penalty] = field(default_factory=dict)
     beta: float = 0.1
     beta_start: float | None = None
     beta_steps: int = 0
@@ -41,7 +79,6 @@ class Stage:
     capacity: dict[str, float] = field(default_factory=dict)
     capacity_steps: int = 0
     label_weight: float = 1.0
-    discount: float = 0.0
     validate_every: int = 200
     patience: int | None = None
 
@@ -60,6 +97,61 @@ class Stage:
             raise ValueError(f"label_weight must be at least 0, got {self.label_weight}: 0 is the bound itself")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}: 0 keeps no average")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
+        if self.target not in get_args(Target):
+            raise ValueError(f"target must be 'joint' or 'marginal', got {self.target!r}")
+        if isinstance(self.train, str) or not self.train or set(self.train) - set(PARTS):
+            raise ValueError(f"train must name one or more of {PARTS}, got {self.train!r}")
+        object.__setattr__(self, "train", tuple(self.train))
+        object.__setattr__(self, "proposal", self.objective.proposal)
+        if self.target == "marginal" and "denoiser" not in self.train:
+            raise ValueError(
+                f"target='marginal' fits the denoiser alone, got train={self.train}: leave train out, or target"
+            )
+
+    def __hash__(self) -> int:
+        plain = (tuple(sorted(v.items())) if isinstance(v, dict) else v for v in vars(self).values())
+        return hash(tuple(plain))
+
+    @property
+    def objective(self) -> Objective:
+        """What of the bound is trained: nothing teaches a denoiser that is not."""
+        frozen = self.target == "joint" and "denoiser" not in self.train
+        return Objective("none" if frozen else self.denoiser_loss, self.discount, self.proposal)
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether the decoder is trained at codes: not where the denoiser or the prior is fitted by itself."""
+        return self.target == "joint" and self.train != ("prior",)
+
+    def check(self, program: Program, observations: int | None) -> None:
+        """Raise ValueError where the stage cannot be run on a program and so many observations.
+
+        Cheap: call it before long stages.
+        """
+        if self.train == ("prior",) and not program.prior_params:
+            raise ValueError(
+                "train=('prior',) needs target='joint' and a prior with parameters: make them in it by numpyro.param "
+                "or eqx_module"
+            )
+        self.check_sites(program.latents)
+        shared = ", ".join(sorted(site.name for site in program.latents.shared))
+        if observations is None and shared:
+            raise ValueError(
+                f"observations must be given with global sites ({shared}): their KL counts once for all of them"
+            )
+        if observations is not None and observations < self.batch:
+            raise ValueError(
+                f"a batch of {self.batch} needs at least as many observations for training, got {observations}: give "
+                f"more data or set batch={observations}"
+            )
+        mesh = parallel.current_mesh()
+        if mesh is not None and self.batch % mesh.size:
+            raise ValueError(
+                f"a batch of {self.batch} cannot be split evenly over {mesh.size} devices: set "
+                f"batch={-(-self.batch // mesh.size) * mesh.size}"
+            )
 
     def beta_at(self, step: Array | int) -> Array:
         """β at a step: a runtime value, so that a schedule compiles once."""
@@ -76,7 +168,10 @@ class Stage:
         return {*self.capacity, *(self.free_bits if isinstance(self.free_bits, dict) else {})}
 
     def check_sites(self, latents: Latents) -> None:
-        """Raise ValueError where a weight names no site of a prior, or holds the nats of a global one."""
+        """Raise ValueError where a weight names no site of a prior, or holds the nats of a global one.
+
+        And where a penalty has the name of a site, or there is no code to penalise.
+        """
         shared = {site.name for site in latents.shared}
         sites = [*(site.name for site in latents.sites), *shared]
         if unknown := sorted(self.sites_named() - set(sites)):
@@ -89,6 +184,10 @@ class Stage:
                 f"free_bits or capacity name {', '.join(held)}, shared by all observations: they hold the nats of each "
                 "observation. Give global sites a weight by site_beta"
             )
+        if taken := sorted(self.penalties.keys() & {*sites, "x"}):
+            raise ValueError(f"penalties name {', '.join(taken)}, which is a site of the program: choose other names")
+        if self.penalties and self.target == "marginal":
+            raise ValueError("penalties are of codes, and target='marginal' has none: leave them out")
 
     def weights_at(self, step: Array | int, sites: Iterable[str]) -> Beta:
         """β at a step: one number, or one for each site where they differ."""

@@ -22,7 +22,7 @@ import xarray as xr
 
 from sami_ppl.diagnostics.dimension import manifold_dimension
 from sami_ppl.encoders.encoder import AbstractEncoder
-from sami_ppl.fitting.loop import batches
+from sami_ppl.fitting.stage import batches
 from sami_ppl.fitting.start_prior import fit_prior, with_clusters
 from sami_ppl.priors.latents import Latents
 from sami_ppl.priors.sites import Direction, Discrete

@@ -5,12 +5,10 @@ convolutional encoders without normalisation collapse under SAMI's objective; no
 
 Feature maps are channels-last. On CPUs XLA's gradients of convolutions are fast in a function by itself and ten times
 slower inside any compiled loop (jax-ml/jax#12868): there they are written as matrix products over 3×3 neighbourhoods,
-unless `outside_loops` promises that there is none, as the training step does.
+unless `outside_loops(network)` says that there is none, as the training step does.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -19,36 +17,38 @@ from jaxtyping import Array, Float, Key
 
 from sami_ppl.nn.embed import NoiseEmbedding, embed, from_patches, to_patches, zero_init
 
-_OUTSIDE_LOOPS = ContextVar("outside_loops", default=False)
 
+def outside_loops[T](networks: T) -> T:
+    """The networks for a function that no compiled loop contains: their convolutions take XLA's own form.
 
-@contextmanager
-def outside_loops() -> Iterator[None]:
-    """Around the tracing of a function that no compiled loop contains: convolutions take XLA's own form."""
-    token = _OUTSIDE_LOOPS.set(True)
-    try:
-        yield
-    finally:
-        _OUTSIDE_LOOPS.reset(token)
+    A network's form is no parameter: weights of either fit the other.
+    """
+    return jax.tree.map(lambda leaf: convolution if leaf is convolution_anywhere else leaf, networks)
 
 
 class Conv3x3(eqx.Module):
-    """3×3 convolution with zero padding: (h, w, c_in) → (h, w, c_out)."""
+    """3×3 convolution with zero padding: (h, w, c_in) → (h, w, c_out). `form`: a function of map and weight."""
 
     weight: Float[Array, "c9 c_out"]
     bias: Float[Array, " c_out"]
+    form: Callable[[Array, Array], Array]
 
     def __init__(self, c_in: int, c_out: int, *, key: Key[Array, ""]):
         bound = (9 * c_in) ** -0.5
         self.weight = jax.random.uniform(key, (9 * c_in, c_out), minval=-bound, maxval=bound)
-        self.bias = jnp.zeros(c_out)
+        self.bias, self.form = jnp.zeros(c_out), convolution_anywhere
 
     def __call__(self, h: Float[Array, "h w c"]) -> Float[Array, "h w c2"]:
-        anywhere = jax.default_backend() == "cpu" and not _OUTSIDE_LOOPS.get()
-        return (_convolution_in_loops if anywhere else _convolution)(h, self.weight) + self.bias
+        return self.form(h, self.weight) + self.bias
 
 
-def _convolution(h: Float[Array, "h w c"], weight: Float[Array, "c9 c_out"]) -> Float[Array, "h w c_out"]:
+def convolution_anywhere(h: Float[Array, "h w c"], weight: Float[Array, "c9 c_out"]) -> Float[Array, "h w c_out"]:
+    """The form that is fast inside compiled loops too."""
+    return (_convolution_in_loops if jax.default_backend() == "cpu" else convolution)(h, weight)
+
+
+def convolution(h: Float[Array, "h w c"], weight: Float[Array, "c9 c_out"]) -> Float[Array, "h w c_out"]:
+    """XLA's own form."""
     dtype, names = jnp.result_type(h, weight), ("NHWC", "HWIO", "NHWC")  # as a matrix product has it
     kernel = weight.reshape(3, 3, h.shape[-1], -1).astype(dtype)
     return jax.lax.conv_general_dilated(h[None].astype(dtype), kernel, (1, 1), "SAME", dimension_numbers=names)[0]
@@ -56,7 +56,7 @@ def _convolution(h: Float[Array, "h w c"], weight: Float[Array, "c9 c_out"]) -> 
 
 @jax.custom_jvp
 def _convolution_in_loops(h: Float[Array, "h w c"], weight: Float[Array, "c9 c_out"]) -> Float[Array, "h w c_out"]:
-    return _convolution(h, weight)
+    return convolution(h, weight)
 
 
 @_convolution_in_loops.defjvp

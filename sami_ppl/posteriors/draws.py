@@ -144,7 +144,7 @@ class Sampler:
         return sampler(key, size=self.size, given=given)["x"]
 
     def _score_observations(self, x: Array, given: Given, drawn: dict[str, Any], shared: dict[str, Array]) -> Array:
-        program = self.program.replace(discount=0.0)  # which shapes training; with it this would be no bound
+        program = self.program
         if not self.tabulated:
             model = handlers.substitute(program.model, data=program.params())
             return log_likelihood(model, drawn["values"] | shared, x, levels=self.levels, given=given)["x"]

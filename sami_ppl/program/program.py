@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -17,9 +17,9 @@ import xarray as xr
 
 from sami_ppl._util.chunks import by_chunks
 from sami_ppl.data.layout import arranged, default_event_dims
-from sami_ppl.decoders.bound import DenoiserLoss
 from sami_ppl.decoders.decoder import ScoreDecoder
 from sami_ppl.decoders.guidance import check_pair
+from sami_ppl.decoders.training import BOUND, Objective, refuse
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.diffusion.sampler import AbstractSampler, StochasticDPMSolver
 from sami_ppl.encoders.encoder import AbstractEncoder
@@ -62,10 +62,10 @@ class Program(Readable):
 
     `model` and `guide` are ordinary NumPyro functions: give them to SVI, Predictive, handlers, render_model.
     `event_dims` names the dims of one observation, ("channel", "row", "column") for images and ("feature",) for vectors
-    unless given. `denoiser_loss` and `discount` shape training only (see `bound.noise_error` and `ScoreDecoder`).
-    Attributes can be replaced by `program.replace(encoder=...)`.
+    unless given. Attributes can be replaced by `program.replace(encoder=...)`.
 
-    Raises what `read_prior` raises, and ValueError where denoiser, encoder and prior do not fit each other.
+    Raises what `read_prior` raises, ValueError where denoiser, encoder and prior do not fit each other, and TypeError
+    for `denoiser_loss` and `discount`, which are of training: `Stage` has them.
     """
 
     denoiser: AbstractDenoiser
@@ -76,8 +76,6 @@ class Program(Readable):
     given: Frozen = eqx.field(static=True)
     latents: Latents = eqx.field(static=True)
     event_dims: tuple[str, ...] = eqx.field(static=True)
-    denoiser_loss: DenoiserLoss = eqx.field(static=True)
-    discount: float = eqx.field(static=True)
     global_guide: GlobalGuide = eqx.field(static=True)
     origin: Origin | None = eqx.field(static=True)
 
@@ -91,13 +89,11 @@ class Program(Readable):
         prior_params: dict[str, Any] | None = None,
         given: Given | Frozen | None = None,
         event_dims: tuple[str, ...] | None = None,
-        denoiser_loss: DenoiserLoss = "guided",
-        discount: float = 0.0,
         global_guide: GlobalGuide = "diagonal",
         origin: Origin | None = None,
+        **unknown: Any,
     ):
-        if denoiser_loss not in get_args(DenoiserLoss):
-            raise ValueError(f"denoiser_loss must be one of {get_args(DenoiserLoss)}, got {denoiser_loss!r}")
+        refuse("Program", unknown)
         self.given = given if isinstance(given, Frozen) else Frozen.of(given or {})
         self.prior, self.latents = prior, read_prior(prior, self.given)
         self.denoiser, self.encoder = denoiser, encoder
@@ -105,7 +101,7 @@ class Program(Readable):
         self.prior_params = self._initial_params() | (prior_params or {})
         self.sampler = StochasticDPMSolver(20) if sampler is None else sampler
         self.event_dims = default_event_dims(denoiser.event_shape) if event_dims is None else tuple(event_dims)
-        self.denoiser_loss, self.discount, self.origin = denoiser_loss, discount, origin
+        self.origin = origin
 
     def __check_init__(self) -> None:
         check_pair(self.denoiser, self.encoder)
@@ -139,8 +135,7 @@ class Program(Readable):
         if "global_guide" in changes:
             own = {name: value for name, value in self.prior_params.items() if name in self.latents.params}
             changes.setdefault("prior_params", own)
-        if unknown := set(changes) - set(names):
-            raise TypeError(f"replace() takes {', '.join(names)}; got {', '.join(sorted(unknown))}")
+        refuse("replace", set(changes) - set(names), names)
         return type(self)(**{name: changes.get(name, getattr(self, name)) for name in names})
 
     def model(
@@ -152,13 +147,15 @@ class Program(Readable):
         beta: Beta = 1.0,
         levels: int = 1,
         given: Given | None = None,
+        objective: Objective = BOUND,
     ) -> Float[Array, "obs *event"]:
         """The generative program over a batch of observations, or over `size` unobserved ones.
 
         `total`: number of observations that the batch stands for; terms are then scaled by total / batch.
         `beta`: weight of the latent sites, or of each by name; give the guide the same. `levels`: noise levels per
-        observation in the bound. `given`: the variables that the prior takes, one row for each observation. Raises
-        ValueError for observations of another shape, and for variables that the prior takes and are not given.
+        observation in the bound. `given`: the variables that the prior takes, one row for each observation.
+        `objective`: what of the bound is trained; default, the bound. Raises ValueError for observations of another
+        shape, and for variables that the prior takes and are not given.
         """
         size = self._batch_size(x, size)
         denoiser: Any = eqx_module("denoiser", self.denoiser)
@@ -169,7 +166,7 @@ class Program(Readable):
             self.sample_prior(plate, size, given)
         z = self.latents.to_code({site.name: trace[site.name]["value"] for site in self.latents.sites})
         with plate:
-            return self._observe(denoiser, encoder, z, x, size, levels, key)
+            return self._observe(denoiser, encoder, z, x, size, levels, key, objective)
 
     def guide(
         self,
@@ -180,6 +177,7 @@ class Program(Readable):
         beta: Beta = 1.0,
         levels: int = 1,
         given: Given | None = None,
+        objective: Objective = BOUND,
     ) -> dict[str, Array]:
         """The amortised posterior of the factors given x, and the guide of global sites.
 
@@ -194,13 +192,14 @@ class Program(Readable):
         encoder: Any = eqx_module("encoder", self.encoder)
         with scale_sites(beta):
             shared = values_of(self.latents.shared, self.sample_shared)
-        q = self.code_law(x, given, encoder=encoder, shared=shared)
+        q = self.code_law(x, given, encoder=encoder, shared=shared, objective=objective)
         with numpyro.plate("obs", total or size, subsample_size=size), scale_sites(beta):
             return sample_latents(self.latents, q)
 
     def code_law(
-        self, x: Array, given: Given | None = None, *, encoder: AbstractEncoder | None = None, shared: Any = None
-    ) -> CodeLaw:
+        self, x: Array, given: Given | None = None, *, encoder: AbstractEncoder | None = None, shared: Any = None,
+        objective: Objective = BOUND,
+    ) -> CodeLaw:  # fmt: skip
         """The guide's law of codes given x (obs, *event), a distribution of batch shape (obs,) and event shape (D,).
 
         It is the encoder's own at the clean end; of sequences, the law smoothed by the prior at its current parameters
@@ -210,10 +209,7 @@ class Program(Readable):
             shared = values_of(self.latents.shared, handlers.seed(self.sample_shared, jax.random.key(0)))
         prior = partial(self.sample_prior, numpyro.plate("obs", len(x)), len(x), given)
         guide = lambda encoder, x: encoder.guide(x, handlers.substitute(prior, data=dict(shared)))  # noqa: E731
-        # Decoupled training takes this pass again for its gradient, and holds nothing of it while guidance is
-        # differentiated: a tenth more work of the encoder for a fifth less memory.
-        guide = eqx.filter_checkpoint(guide) if self.denoiser_loss == "own" else guide
-        return guide(self.encoder if encoder is None else encoder, x)
+        return objective.clean_pass(guide)(self.encoder if encoder is None else encoder, x)
 
     def single(self, data: Any = None) -> tuple["Program", Any]:
         """The program of single observations and these, a Dataset or an array: of sequences those of their frames that
@@ -276,13 +272,14 @@ class Program(Readable):
         beta: Beta = 1.0,
         levels: int = 1,
         given: Given | None = None,
+        objective: Objective = BOUND,
     ) -> Float[Array, "obs *event"]:
         """The denoiser alone, a model of x without latents: what the first of two stages fits. Guide: `no_guide`."""
         size = self._batch_size(x, size)
         denoiser: Any = eqx_module("denoiser", self.denoiser)
         key = numpyro.prng_key()
         with numpyro.plate("obs", total or size, subsample_size=size):
-            return self._observe(denoiser, None, None, x, size, levels, key)
+            return self._observe(denoiser, None, None, x, size, levels, key, objective)
 
     def no_guide(self, x: Array | None = None, **arguments: Any) -> None:
         """The guide of `marginal_model`, which has no latent sites."""
@@ -296,11 +293,11 @@ class Program(Readable):
         size: int,
         levels: int,
         key: Array | None,
+        objective: Objective,
     ) -> Array:
         decoder = ScoreDecoder(
-            denoiser, encoder, z, sampler=self.sampler, key=key, levels=levels, denoiser_loss=self.denoiser_loss,
-            discount=self.discount, batch_shape=(size,),
-        )  # fmt: skip
+            denoiser, encoder, z, sampler=self.sampler, key=key, levels=levels, objective=objective, batch_shape=(size,)
+        )
         drawn: Any = numpyro.sample("x", decoder, obs=x, infer={"event_dims": list(self.event_dims)})
         return drawn
 

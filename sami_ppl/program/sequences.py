@@ -42,7 +42,6 @@ def over_time(program: Program, prior: Prior, *, given: Given | None = None) -> 
     return Program(
         prior, FramewiseDenoiser(program.denoiser, frames), FramewiseEncoder(program.encoder, frames),
         sampler=program.sampler, given=given, event_dims=("time", *program.event_dims),
-        denoiser_loss=program.denoiser_loss, discount=program.discount,
     )  # fmt: skip
 
 
@@ -57,8 +56,7 @@ def frames_of(program: Program) -> Program:
     site = program.latents.sites[0]
     return Program(
         _independent(site.name, encoder.frame.latent_size, site.dims[1]), denoiser.frame, encoder.frame,
-        sampler=program.sampler, event_dims=program.event_dims[1:], denoiser_loss=program.denoiser_loss,
-        discount=program.discount,
+        sampler=program.sampler, event_dims=program.event_dims[1:],
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ class Readable(eqx.Module):
     """What a program prints as; `eqx.tree_pformat(program)` gives all layers."""
 
     def describe(self) -> str:
-        """All that is worth reading of a program: its summary, transforms of sites, networks, training, origin."""
+        """All that is worth reading of a program: its summary, transforms of sites, networks, origin."""
         return f"{self!r}\n\n{details(self)}" if concrete(self) else repr(self)
 
     def __repr__(self) -> str:
@@ -65,7 +65,7 @@ def summary(program: Any, not_fitted: Sequence[str]) -> str:
 
 
 def details(program: Any) -> str:
-    """What the short summary leaves out: transforms, how the networks see their input, structure, training, origin."""
+    """What the short summary leaves out: transforms, how the networks see their input, structure, origin."""
     encoder = _innermost(program.encoder)
     lines = ["Sites", _indented(program.latents.describe()), "Networks"]
     for part in ("denoiser", "encoder"):
@@ -78,7 +78,6 @@ def details(program: Any) -> str:
         lines.append(f"  least scale of the encoder: {encoder.min_scale:g}")
     rows = [
         ("global guide", program.global_guide if isinstance(program.global_guide, str) else "a NumPyro function"),
-        ("denoiser loss", f"{program.denoiser_loss}, discount {program.discount:g}"),
         ("origin", program.origin.file if program.origin is not None else "built in Python"),
     ]
     return "\n".join([*lines, "Else", table(rows, indent="  ")])

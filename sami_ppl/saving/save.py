@@ -35,8 +35,8 @@ FORMAT = "sami_ppl program"
 FORMAT_VERSION = 1
 # `load` runs program.py, of which Python keeps the bytecode.
 OWN_FILES = {"program.json", "arrays.npz", "program.py", "__pycache__"}
-# Settings that come back with the arrays: units of the networks, and what shapes training only.
-RESTORED = ("mean", "std", "predict", "denoiser_loss", "discount")
+# Settings that come back with the arrays: units of the networks.
+RESTORED = ("mean", "std", "predict")
 
 
 class LoadError(RuntimeError):
@@ -79,9 +79,9 @@ def load(folder: str | Path, program: Program | None = None) -> Program:
 
     Without `program`, the saved `program.py` is run to build the structure (trust it as you would any Python file);
     with a `program` of the same structure, its arrays are replaced, and with them the mean and standard deviation that
-    the networks take the data to have, what the denoiser predicts, `denoiser_loss` and `discount`. Raises LoadError,
-    saying what is wrong: also where the program differs from the saved one in anything else, such as its prior's laws,
-    the ends of its schedule or its sampler.
+    the networks take the data to have and what the denoiser predicts. Raises LoadError, saying what is wrong: also
+    where the program differs from the saved one in anything else, such as its prior's laws, the ends of its schedule
+    or its sampler.
     """
     folder = Path(folder)
     description = _read_description(folder)
@@ -183,7 +183,7 @@ def _with_networks(program: Program, folder: Path, names: tuple[str, ...]) -> Pr
 
 def _description(program: Program) -> dict[str, Any]:
     """What is no array of a program, in plain values as JSON gives them."""
-    names = ("denoiser", "encoder", "sampler", "event_dims", "denoiser_loss", "discount", "global_guide")
+    names = ("denoiser", "encoder", "sampler", "event_dims", "global_guide")
     given = zip(program.given.names, program.given.arrays, strict=True)
     sites = (*program.latents.sites, *program.latents.shared)
     found = {

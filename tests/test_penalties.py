@@ -1,0 +1,107 @@
+"""Penalties: terms of the loss beside the bound, and the total correlation against its closed form."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scripted_fits import KEY, STAGE
+
+from sami_ppl import fit
+from sami_ppl._util.history import summary_line
+from sami_ppl.fitting.penalties import Draw, Penalty, total_correlation
+from sami_ppl.fitting.stage import Stage
+from sami_ppl.fitting.step import Batch, Fit
+
+X = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+
+
+def gaussian_draw(correlation, batch, total, scale=0.5):
+    """Posteriors N(m, s² I) whose means are N(0, C): their aggregate is N(0, C + s² I)."""
+    rng = np.random.default_rng(1)
+    cov = np.array([[1.0, correlation], [correlation, 1.0]])
+    loc = jnp.asarray(rng.multivariate_normal(np.zeros(2), cov, size=batch))
+    z = loc + scale * rng.normal(size=(batch, 2))
+    aggregate = cov + scale**2 * np.eye(2)
+    exact = 0.5 * np.log(np.prod(np.diag(aggregate)) / np.linalg.det(aggregate))
+    program = SimpleNamespace(moments=lambda x, given: (loc, jnp.full(loc.shape, scale)))
+    return Draw(jnp.zeros((batch, 4)), {}, z, program, {}, {}, total, KEY), exact
+
+
+@pytest.mark.parametrize(("batch", "total"), [(2000, 2000), (1000, 50_000)])
+def test_total_correlation_is_that_of_gaussians(batch, total):
+    """−½ log det of the correlations of the aggregate, .35 nats; to .05, 2 standard errors of these batches."""
+    for correlation in (0.0, 0.9):
+        draw, exact = gaussian_draw(correlation, batch, total)
+        assert float(total_correlation(draw)) == pytest.approx(exact, abs=0.05)
+    assert exact > 0.3, "control: what is told apart"
+
+
+def test_total_correlation_needs_diagonal_posteriors():
+    draw, _ = gaussian_draw(0.5, 8, 8)
+    full = SimpleNamespace(moments=lambda x, given: (draw.z, jnp.broadcast_to(jnp.eye(2), (8, 2, 2))))
+    with pytest.raises(ValueError, match=r"needs diagonal posteriors .* got scales of shape \(2, 2\) and 8"):
+        total_correlation(draw._replace(program=full))
+
+
+def test_a_penalty_is_added_and_logged_apart(tiny_program):
+    """The loss grows by it, in training and validation; the bound and the KL are the same to the last bit."""
+    seen = []
+
+    def three(draw):
+        seen.append(draw)
+        return jnp.asarray(3.0) + 0.0 * jnp.sum(draw.z)
+
+    assert isinstance(three, Penalty)
+    program, data = tiny_program(), Batch(jnp.asarray(X), {})
+    records, losses = [], []
+    for penalties in ({}, {"three": three}):
+        run = Fit(program, replace(STAGE, penalties=penalties), steps=6, observations=50)
+        records.append(run.record(program.params(), data, KEY))
+        sides = run.recipe.sides(program)
+        losses.append(run.recipe.loss_at(0, program, data).loss(KEY, program.params(), *sides, X))
+    assert float(losses[1]) == pytest.approx(float(losses[0]) + 3, rel=1e-5)
+    assert records[1].pop("penalties") == {"three": 3.0}
+    assert records[1].pop("loss") == pytest.approx(records[0].pop("loss") + 3, rel=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, *records)
+    draw = seen[-1]
+    assert draw.z.shape == (50, 2)
+    assert draw.total == 50
+    assert set(draw.guide) >= {"z"}
+    assert set(draw.model) >= {"z", "x"}
+    np.testing.assert_allclose(draw.z, draw.guide["z"]["value"], rtol=1e-6)
+    record = {**records[0], "loss": 1.0, "penalties": {"three": 3.0}}
+    assert "penalty three 3.00" in summary_line(record)
+
+
+@pytest.mark.filterwarnings("ignore::sami_ppl.diagnostics.CollapseWarning")
+def test_a_fit_draws_the_penalty_down(tiny_program):
+    """Location of the codes, 100 (mean z)²: gradients reach the encoder, whose codes begin elsewhere."""
+
+    def centre(draw):
+        return 100.0 * jnp.sum(draw.z.mean(0) ** 2)
+
+    program = tiny_program()
+    moved = eqx.tree_at(lambda encoder: encoder.loc.bias, program.encoder, program.encoder.loc.bias + 1.0)
+    program = program.replace(encoder=moved)
+    stage = Stage(steps=40, batch=16, warmup=1, learning_rate=0.05, validate_every=20, ema=0.0, train=("encoder",))
+    _, history = fit(program, X, replace(stage, penalties={"centre": centre}), key=KEY, progress=False)
+    first, last = (record["penalties"]["centre"] for record in history.records)
+    begun = 100 * float(jnp.sum(jnp.mean(program.encode(X)[0], 0) ** 2))
+    assert max(first, last) < 0.3 * begun
+
+
+def test_penalties_that_make_no_sense_are_refused(tiny_program):
+    one = lambda draw: jnp.ones(())  # noqa: E731
+    for name in ("z", "x"):
+        with pytest.raises(ValueError, match=f"penalties name {name}, which is a site"):
+            Fit(tiny_program(), Stage(penalties={name: one}), steps=1)
+    with pytest.raises(ValueError, match="penalties are of codes, and target='marginal' has none"):
+        Fit(tiny_program(), Stage(penalties={"one": one}, target="marginal"), steps=1)
+    program, data = tiny_program(), Batch(jnp.asarray(X[:8]), {})
+    recipe = Fit(program, replace(STAGE, penalties={"each": lambda draw: draw.z[:, 0]}), steps=1).recipe
+    with pytest.raises(ValueError, match=r"the penalty 'each' must be one number, .* got shape \(8,\)"):
+        recipe.loss_at(0, program, data).loss(KEY, program.params(), program.model, program.guide, data.x)
