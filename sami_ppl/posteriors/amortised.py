@@ -119,7 +119,7 @@ def _labelled(program: Program, data: Any) -> xr.Dataset:
 def _pieces(program: Program, source: xr.Dataset, size: int) -> Iterator[xr.Dataset]:
     """The data in pieces of `size` observations, the last one shorter, x in float32."""
     start = 0
-    for x in batches(source["x"], size):
+    for x in batches(program, source["x"], size):
         piece = source.drop_vars("x").isel(obs=slice(start, start + len(x)), missing_dims="ignore").load()
         yield piece.assign(x=(("obs", *program.event_dims), x))
         start += len(x)

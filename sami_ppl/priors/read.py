@@ -24,8 +24,8 @@ import numpyro
 from numpyro import distributions as dist
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
-import xarray as xr
 
+from sami_ppl.data.checks import as_numbers
 from sami_ppl.distributions.matern import Matern
 from sami_ppl.distributions.relaxed import RelaxedOneHotCategorical
 from sami_ppl.distributions.supports import described, manifold, mixture_components, normal_base, unwrapped
@@ -68,34 +68,6 @@ def read_prior(prior: Prior, given: "Given | Frozen | None" = None) -> Latents:
         return _read(prior, frozen) if isinstance(prior, Hashable) else _read.__wrapped__(prior, frozen)
 
 
-def check_numbers(given: Given) -> None:
-    """Raise ValueError for variables that are no numbers, or not finite."""
-    for name, value in given.items():
-        array = np.asarray(value)
-        if array.dtype.kind not in "biuf":
-            raise ValueError(
-                f"the prior takes {name!r} as numbers, got {array.dtype}: write "
-                f"np.unique({name}, return_inverse=True)[1]"
-            )
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name!r}, which the prior takes, is NaN or infinite somewhere: drop these observations")
-
-
-def check_variable(data: xr.Dataset, name: str) -> None:
-    """Raise ValueError unless the data have a variable with leading dim obs: x, or one that the prior takes."""
-    if name in data.data_vars and data[name].dims[:1] == ("obs",):
-        return
-    taken, write = (
-        ("the observations", 'rename({"<name>": "x"}) or data.transpose("obs", ...)')
-        if name == "x"
-        else ("which the prior takes", f'assign({name}=("obs", values))')
-    )
-    raise ValueError(
-        f"data has no variable {name!r} on obs, {taken}; its variables are {', '.join(map(str, data.data_vars))}: "
-        f"write data.{write}"
-    )
-
-
 class Frozen:
     """Named arrays that compare and hash by their content."""
 
@@ -106,8 +78,7 @@ class Frozen:
     @classmethod
     def of(cls, given: Given) -> "Frozen":
         """Raises ValueError unless all are numbers, finite, and of one length."""
-        check_numbers(given)
-        arrays = tuple(np.asarray(value) for value in given.values())
+        arrays = tuple(as_numbers(name, value) for name, value in given.items())
         if len({array.shape[:1] for array in arrays}) > 1 or any(array.ndim == 0 for array in arrays):
             shapes = ", ".join(f"{name} {array.shape}" for name, array in zip(given, arrays, strict=True))
             raise ValueError(f"given must hold arrays of shape (obs, ...) for the same observations, got {shapes}")

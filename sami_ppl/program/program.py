@@ -16,6 +16,7 @@ from numpyro.contrib.module import eqx_module
 import xarray as xr
 
 from sami_ppl._util.chunks import padded_chunks
+from sami_ppl.data.checks import as_array, as_floats, as_numbers, check_variable, prior_variables, warn_of_scale
 from sami_ppl.data.layout import arranged, default_event_dims
 from sami_ppl.decoders.bound import DenoiserLoss
 from sami_ppl.decoders.decoder import ScoreDecoder
@@ -23,9 +24,9 @@ from sami_ppl.decoders.guidance import check_pair
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.diffusion.sampler import AbstractSampler, StochasticDPMSolver
 from sami_ppl.encoders.encoder import AbstractEncoder, check_latents
-from sami_ppl.encoders.frames import FramewiseEncoder, check_sequences, floating, smoothed
+from sami_ppl.encoders.frames import FramewiseEncoder, check_sequences, smoothed
 from sami_ppl.priors.discrete import labels
-from sami_ppl.priors.read import Frozen, Given, Prior, check_numbers, check_variable, read_prior, sample_prior
+from sami_ppl.priors.read import Frozen, Given, Prior, read_prior, sample_prior
 from sami_ppl.priors.sites import Latents, check_event_dims
 from sami_ppl.program.guide import (
     Beta,
@@ -317,11 +318,13 @@ class Program(Readable):
         """Observations x as floats, of an array or of a Dataset with the variable x, in the program's layout: dims are
         matched by name, in arrays channels that are last come to the front and grey images get theirs.
 
-        Raises ValueError for another shape, for no observations, and for fewer than `at_least`, saying `why`.
+        Raises ValueError for another shape, for no observations, and for fewer than `at_least`, saying `why`; TypeError
+        and ValueError for values that `data.checks.as_floats` refuses. Warns of values on another scale than the
+        denoiser was built for.
         """
         if isinstance(data, xr.Dataset):
             check_variable(data, "x")
-        x: Any = data["x"].values if isinstance(data, xr.Dataset) else data
+        x: Any = as_array(data["x"].values if isinstance(data, xr.Dataset) else data)
         dims = data["x"].dims[1:] if isinstance(data, xr.Dataset) else None
         x = arranged(x, dims, self.event_shape, self.event_dims)
         self.check_observations(x)
@@ -329,25 +332,18 @@ class Program(Readable):
             raise ValueError("data holds no observations: give an array of shape (obs, *event)")
         if len(x) < at_least:
             raise ValueError(f"{why or 'x'} needs at least {at_least} observations, got {len(x)}: give more of them")
-        return floating(x, self.encoder)
+        x = as_floats(x, gaps=isinstance(self.encoder, FramewiseEncoder))
+        warn_of_scale(x, self.denoiser.statistics)
+        return x
 
     def observations(self, data: xr.Dataset | Array | np.ndarray) -> tuple[Float[np.ndarray, "obs *event"], Given]:
         """Observations x and the variables that the prior takes, of an array of x or a Dataset with all of them.
 
-        Raises ValueError for observations of another shape, and for a variable that is missing, or no finite number.
+        Raises what `observed` raises, and ValueError for a variable that is missing or that `data.checks.as_numbers`
+        refuses.
         """
-        named = self.latents.arguments
         x = self.observed(data)
-        if not isinstance(data, xr.Dataset):
-            if named:
-                raise ValueError(
-                    f"the prior takes {', '.join(named)}: give an xarray Dataset with x and {', '.join(named)} on obs"
-                )
-            return x, {}
-        for name in named:
-            check_variable(data, name)
-        given = {name: data[name].values for name in named}
-        check_numbers(given)
+        given = prior_variables(data, self.latents.arguments, self.given.rows(slice(None)))
         self.known_values(given, len(x))
         return x, given
 
@@ -376,10 +372,10 @@ class Program(Readable):
 
         `given`: of sequences, what the prior takes. For a store larger than memory, `sami_ppl.encode` gives the same.
         """
-        x = self.observed(x)
+        x, given = self.observed(x), {name: as_numbers(name, value) for name, value in (given or {}).items()}
         moments, parts = jax.jit(lambda *arguments: self.moments(*arguments)), []
         for rows, count in padded_chunks(len(x), chunk):
-            at = {name: jnp.asarray(value)[rows] for name, value in (given or {}).items()}
+            at = {name: jnp.asarray(value)[rows] for name, value in given.items()}
             parts.append(tuple(leaf[:count] for leaf in jax.device_get(moments(jnp.asarray(x[rows]), at))))
         loc, scale = (np.concatenate(part) for part in zip(*parts, strict=True))
         return loc, scale
