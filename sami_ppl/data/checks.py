@@ -25,6 +25,8 @@ LARGEST = 20.0
 """Of observations: noise levels are set for about unit scale."""
 UNLIKELY = 10.0
 """Root mean square of observations, in units of the program's own statistics, from which another scale is likely."""
+SCALED = 1024
+"""Observations whose scale is looked at, at most."""
 LEAST_RESOLUTION = 1e-3
 """Rounding to 32 bits that is borne, as a share of the range of a variable that the prior takes."""
 
@@ -238,8 +240,8 @@ def warn_of_scale(x: Float[np.ndarray, "obs *event"], statistics: tuple[float, f
     """
     if statistics is None or not x.size:
         return
-    mean, std = statistics
-    size = float(np.sqrt(np.nanmean(((x - mean) / std) ** 2, dtype=np.float64)))
+    (mean, std), x = statistics, x[:SCALED]
+    size = float(np.sqrt(np.nanmean(np.square((x - mean) / std, dtype=np.float64))))
     if size > UNLIKELY:
         warnings.warn(
             f"x ranges from {np.nanmin(x):g} to {np.nanmax(x):g}, but the program was built for values of mean "

@@ -19,12 +19,12 @@ from numpyro.infer.util import log_density
 import xarray as xr
 
 from sami_ppl.diffusion.schedule import NoiseLevels
-from sami_ppl.evidence import first, importance_proposal
+from sami_ppl.evidence import importance_proposal
 from sami_ppl.program.guide import values_of
 from sami_ppl.program.program import Program
 from sami_ppl.program.tabulated import Table, ends, follows_parameters, noise_terms, tabulated_log_likelihood
 
-PILOT, SHARED_DRAWS = 256, 64
+SHARED_DRAWS = 64
 
 
 class Target(NamedTuple):
@@ -68,7 +68,7 @@ def targets(program: Program, data: xr.Dataset | Array | np.ndarray, key: Key[Ar
                 "Use importance_weighted_bound to judge such a posterior"
             )
     pilot_key, shared_key, key = jax.random.split(key, 3)
-    proposal = importance_proposal(program, first(data, PILOT), key=pilot_key)
+    proposal = importance_proposal(program, data, key=pilot_key)
     spread = proposal.at((jnp.arange(levels) + 0.5) / levels)
     if not follows_parameters(program.encoder, jnp.asarray(x[0]), key=key):
         raise ValueError(
