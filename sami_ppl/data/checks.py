@@ -330,26 +330,6 @@ def train_test(data: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
     return data.isel(obs=labels == "train"), data.isel(obs=labels == "test")
 
 
-def real_factors(*parts: xr.Dataset) -> list[str]:
-    """Names of the true factors: real-valued variables on obs, finite and not constant in every one of the `parts`.
-
-    A warning names those that are left out, and why.
-    """
-    names = [str(n) for n, v in parts[0].data_vars.items() if n != "x" and v.dims == ("obs",) and v.dtype.kind == "f"]
-    kept = []
-    for name in names:
-        values = [part[name].values for part in parts]
-        if missing := sum(int((~np.isfinite(v)).sum()) for v in values):
-            reason = f"{missing} values are not finite"
-        elif any(np.ptp(v) == 0 for v in values):
-            reason = "it is constant in one part of the data"
-        else:
-            kept.append(name)
-            continue
-        warnings.warn(f"{name} is left out of the true factors: {reason}", stacklevel=3)
-    return kept
-
-
 def labelled(data: xr.Dataset, share: float, *, key: Key[Array, ""]) -> Bool[np.ndarray, " obs"]:
     """Whose labels a semi-supervised prior is told: each training observation with probability `share`, no test one.
 
