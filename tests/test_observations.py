@@ -154,6 +154,8 @@ def test_labels_that_the_program_never_saw_are_warned_of(tiny_program):
     program = tiny_program().replace(prior=prior, given={"u": np.arange(12) % 3})
     data = xr.Dataset({"x": (("obs", "feature"), X), "u": ("obs", np.arange(12) % 3)})
     program.observations(data)
+    placeholder = program.replace(given={"u": np.zeros(1, int)})
+    placeholder.observations(data)  # of one value nothing follows
     for label, told in ((7, "from 7 to 7"), (-1, "from -1 to -1")):
         with pytest.warns(UserWarning, match=rf"'u' holds .*{told}, but .* from 0 to 2 \(given\)"):
             program.observations(data.assign(u=("obs", np.full(12, label))))

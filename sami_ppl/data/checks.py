@@ -294,7 +294,8 @@ def as_numbers(name: str, values: Any, seen: Array | np.ndarray | None = None) -
             f"the 32 bits that are computed with: centre and scale it first, ({name} - {name}.mean()) / {name}.std(), "
             "by the same two numbers for all data"
         )
-    if seen is not None and array.dtype.kind in "iu" and known.size and (low < known.min() or high > known.max()):
+    spread = seen is not None and known.size and np.ptp(known) > 0  # else they stand for all values
+    if spread and array.dtype.kind in "iu" and (low < known.min() or high > known.max()):
         warnings.warn(
             f"{name!r} holds whole numbers from {low} to {high}, but where the program was built they were from "
             f"{known.min()} to {known.max()} (given): for labels outside, a prior that looks them up takes another one",
