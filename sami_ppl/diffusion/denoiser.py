@@ -34,7 +34,7 @@ class AbstractDenoiser(eqx.Module):
         """ε̂(x_λ, λ), of the shape of one observation."""
 
     def fill_missing(self, x: Float[Array, "*event"]) -> tuple[Float[Array, "*event"], Float[Array, "*event"]]:
-        """X to be noised, and 1 where it is seen, 0 where it is missing: here all of it is seen."""
+        """x to be noised, and 1 where it is seen, 0 where it is missing: here all of it is seen."""
         return x, jnp.ones_like(x)
 
     def x_hat(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Float[Array, "*event"]:

@@ -51,7 +51,7 @@ class FramewiseDenoiser(AbstractDenoiser):
         return self.frame.statistics
 
     def fill_missing(self, x: Float[Array, "T *frame"]) -> tuple[Float[Array, "T *frame"], Float[Array, "T *frame"]]:
-        """X with 0 where it is missing (NaN), and 1 where it is seen, 0 where it is not."""
+        """x with 0 where it is missing (NaN), and 1 where it is seen, 0 where it is not."""
         missing = jnp.isnan(x)
         return jnp.where(missing, 0, x), (~missing).astype(x.dtype)
 

@@ -26,7 +26,7 @@ from sami_ppl.diffusion.sampler import AbstractSampler, StochasticDPMSolver
 from sami_ppl.encoders.encoder import AbstractEncoder, check_latents
 from sami_ppl.encoders.frames import FramewiseEncoder, check_sequences, smoothed
 from sami_ppl.priors.discrete import labels
-from sami_ppl.priors.read import Frozen, Given, Prior, read_prior, sample_prior
+from sami_ppl.priors.read import Given, GivenValues, Prior, read_prior, sample_prior
 from sami_ppl.priors.sites import Latents, check_event_dims
 from sami_ppl.program.guide import (
     Beta,
@@ -73,7 +73,7 @@ class Program(Readable):
     sampler: AbstractSampler
     prior_params: dict[str, Any]
     prior: Prior = eqx.field(static=True)
-    given: Frozen = eqx.field(static=True)
+    given: GivenValues = eqx.field(static=True)
     latents: Latents = eqx.field(static=True)
     event_dims: tuple[str, ...] = eqx.field(static=True)
     denoiser_loss: DenoiserLoss = eqx.field(static=True)
@@ -89,7 +89,7 @@ class Program(Readable):
         *,
         sampler: AbstractSampler | None = None,
         prior_params: dict[str, Any] | None = None,
-        given: Given | Frozen | None = None,
+        given: Given | GivenValues | None = None,
         event_dims: tuple[str, ...] | None = None,
         denoiser_loss: DenoiserLoss = "guided",
         discount: float = 0.0,
@@ -98,7 +98,7 @@ class Program(Readable):
     ):
         if denoiser_loss not in get_args(DenoiserLoss):
             raise ValueError(f"denoiser_loss must be one of {get_args(DenoiserLoss)}, got {denoiser_loss!r}")
-        self.given = given if isinstance(given, Frozen) else Frozen.of(given or {})
+        self.given = given if isinstance(given, GivenValues) else GivenValues.of(given or {})
         self.prior, self.latents = prior, read_prior(prior, self.given)
         self.denoiser, self.encoder = denoiser, encoder
         self.global_guide = global_guide

@@ -145,6 +145,6 @@ def log_prior(
 
 
 def log_joint(program: Program, target: Target, z: Float[Array, " D"]) -> Float[Array, ""]:
-    """Log p(z) + bound on log p(x | z), in nats."""
+    """log p(z) + bound on log p(x | z), in nats."""
     prior = log_prior(program, z, target.given, target.shared)
     return prior + tabulated_log_likelihood(program.encoder, target.table, z)
