@@ -59,6 +59,11 @@ VALUE_ERRORS = {
         {},
         r"'size' must have 'obs'.*\('n',\).*drop_vars",
     ),
+    "records": (
+        images().assign(mark=("obs", np.zeros(6, [("id", "i4"), ("w", "f4")]))),
+        {},
+        r"'mark' holds records, .* a variable for each field, or data.drop_vars\(\"mark\"\)",
+    ),
     "nan": (with_value(np.nan), {}, r"NaN at observation 2, index \(0, 1, 3\) in it, the first of 1 values"),
     "inf": (with_value(-np.inf), {}, "infinite at observation 2, .* of 1 values that are NaN or infinite"),
     "range": (images() * 255, {}, r"x has values from .* expected about unit scale.*at most 20"),

@@ -97,6 +97,11 @@ def check_shape(data: xr.Dataset, *, event_shape: tuple[int, ...] | None = None,
                 f"variable {name!r} must have 'obs' as its first dim, as every factor has, got dims {variable.dims}: "
                 f'write data.drop_vars("{name}"), or keep it in data.attrs'
             )
+        if variable.dtype.kind == "V":
+            raise ValueError(
+                f"variable {name!r} holds records, {variable.dtype}, which no file of results can: write a variable "
+                f'for each field, or data.drop_vars("{name}")'
+            )
 
 
 def check_variable(data: xr.Dataset, name: str) -> None:
