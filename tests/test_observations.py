@@ -87,6 +87,17 @@ def test_observations_on_another_scale_are_warned_of(tiny_program):
         program.replace(denoiser=hundred).observed(X * 1e4)
 
 
+def test_a_posterior_of_many_chunks_warns_of_the_scale_once(tiny_program, tmp_path):
+    program, data = tiny_program(), xr.Dataset({"x": (("obs", "feature"), 100 * X)})
+    for out in (None, tmp_path / "posterior.zarr"):
+        with pytest.warns(UserWarning, match="another scale") as caught:
+            program.posterior(data, key=KEY, draws=1, predictive=0, levels=0, chunk=3, out=out)
+        assert len([w for w in caught if "another scale" in str(w.message)]) == 1
+    with pytest.warns(UserWarning, match="another scale") as caught:
+        sp.encode(program, data, tmp_path / "codes.zarr", chunk=3, progress=False)
+    assert len(caught) == 1
+
+
 def test_a_network_that_knows_no_statistics_takes_any_scale(tiny_program):
     program = tiny_program()
     exact = sp.GaussianDenoiser(jnp.zeros(4), 1e4 * jnp.eye(4), program.denoiser.schedule)

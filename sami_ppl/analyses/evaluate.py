@@ -79,8 +79,8 @@ def evaluate(
 
     names = {kind: factor_names(data, kind, factors) for kind in ("real", "class")}
     names["real"] = real_factors(*(part[["x", *names["real"]]] for part in (train, test)))
-    told = program.latents.arguments
-    names["class"] = [n for n in names["class"] if n not in told and len(np.unique(train[n].values)) > 1]
+    taken = program.latents.arguments
+    names["class"] = [n for n in names["class"] if n not in taken and len(np.unique(train[n].values)) > 1]
     if any(site.components > 1 or site.categories for site in program.latents.sites):
         metrics["clusters"] = cluster_figures(program, test, (x_train, x_test), names["class"])
     known = None

@@ -55,6 +55,8 @@ def encode(
     arrays, start = _create(part, program, data, size), 0
     with progress_bar(count, 0, "encode", show=progress) as bar:
         for batch in batches(program, data["x"], size):
+            if start == 0:
+                warn_of_scale(batch, program.denoiser.statistics)
             rows = np.minimum(np.arange(size), len(batch) - 1)  # the last batch is filled up
             for array, values in zip(arrays, jax.device_get(moments(jnp.asarray(batch[rows]))), strict=True):
                 array[start : start + len(batch)] = values[: len(batch)]
@@ -112,7 +114,6 @@ def batches(program: Program, x: xr.DataArray, size: int) -> Iterator[np.ndarray
     left, seen = np.empty((0, *x.shape[1:]), np.float32), 0
     for values in blocks:
         values = as_floats(values if top is None else scale_bytes(values, top), gaps=gaps, first=seen, fill=fill)
-        warn_of_scale(values, program.denoiser.statistics)
         seen += len(values)
         left = np.concatenate([left, values.astype(np.float32, copy=False)])
         while len(left) >= size:

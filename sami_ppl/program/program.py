@@ -343,9 +343,13 @@ class Program(Readable):
         refuses.
         """
         x = self.observed(data)
+        return x, self.variables(data, len(x))
+
+    def variables(self, data: xr.Dataset | Array | np.ndarray, size: int) -> Given:
+        """The variables that the prior takes, of `size` observations; raises as `observations` does."""
         given = prior_variables(data, self.latents.arguments, self.given.rows(slice(None)))
-        self.known_values(given, len(x))
-        return x, given
+        self.known_values(given, size)
+        return given
 
     def known_values(self, given: Given, size: int) -> dict[str, np.ndarray]:
         """Of partly observed discrete sites: the value, −1 where unknown, (obs,). Raises what `labels` raises."""
