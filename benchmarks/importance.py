@@ -22,7 +22,7 @@ def main(folder: str, file: str) -> None:
     program = sp.load(folder)
     x = np.asarray(load_data(file)["x"].values, np.float32)
     pilot, x = x[: len(x) // 4], x[len(x) // 4 :]
-    proposal = importance_proposal(program, pilot, key=jax.random.key(0))
+    proposal = importance_proposal(program, pilot, key=jax.random.key(0), pilot=len(pilot))
 
     def pair(proposal):
         return [evidence_bound(program, x, key=jax.random.key(k), levels=LEVELS, proposal=proposal) for k in (1, 2)]

@@ -88,20 +88,24 @@ def traversal(
 
 
 def factor_grid(
-    means: Float[np.ndarray, "n D"], factors: Float[np.ndarray, "n F"], axes: Sequence[str], names: Sequence[str]
+    means: Float[np.ndarray, "n D"],
+    factors: Float[np.ndarray, "n F"],
+    correlation: Float[np.ndarray, "D F"],
+    axes: Sequence[str],
+    names: Sequence[str],
 ) -> Figure:
-    """Posterior mean of each axis (rows) against each factor (columns), with |correlation| over each panel.
+    """Posterior mean of each axis (rows) against each factor (columns), with their |correlation| over each panel.
 
     The axis that follows a factor best is drawn in blue.
     """
-    correlation = np.abs(_correlation(means, factors))
+    size = np.abs(correlation)
     width = max(WIDTH, 0.6 + 1.1 * len(names))
     figure = Picture(figsize=(width, 0.5 + len(axes) * min(1.2, 0.3 + width / len(names) * 0.75)), layout="constrained")
     grid = figure.subplots(len(axes), len(names), sharex="col", sharey="row", squeeze=False)
     for i, axis in enumerate(axes):
         for j, name in enumerate(names):
-            panel, value = style(grid[i, j]), correlation[i, j]
-            best = np.isfinite(value) and value == np.nanmax(correlation[:, j])
+            panel, value = style(grid[i, j]), size[i, j]
+            best = np.isfinite(value) and value == np.nanmax(size[:, j])
             panel.scatter(factors[:, j], means[:, i], s=3, lw=0, alpha=0.5, color=BLUE if best else GRAY)
             title = f"|r| {value:.2f}" if np.isfinite(value) else "no spread"
             panel.set_title(title, fontsize=SMALL, pad=2, color=BLUE if best else GRAY, weight="bold" if best else None)
@@ -335,10 +339,3 @@ def _kl_series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
 
 def _number(value: Any) -> float:
     return float("nan") if value is None else float(value)
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson correlation of each column of a with each of b; NaN where one has no spread."""
-    a, b = (np.asarray(v, float) - np.mean(v, axis=0, dtype=float) for v in (a, b))
-    spread = np.sqrt((a**2).sum(0))[:, None] * np.sqrt((b**2).sum(0))
-    return np.divide(a.T @ b, spread, out=np.full(spread.shape, np.nan), where=spread > 1e-12)

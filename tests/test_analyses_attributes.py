@@ -63,7 +63,7 @@ def test_bad_attributes():
     key = jax.random.key(0)
     with pytest.raises(ValueError, match="data holds no attribute with two values"):
         analyses.attribute_sparsity(program, data[["x"]], key=key)
-    with pytest.raises(ValueError, match="no attribute 'smile'"):
+    with pytest.raises(ValueError, match="no factor 'smile'; its variables on obs are"):
         analyses.attribute_sparsity(program, data, ["smile"], key=key)
     with pytest.raises(ValueError, match="'third' must have exactly two values, got 3"):
         analyses.attribute_sparsity(program, data.assign(third=("obs", np.arange(60) % 3)), ["third"], key=key)

@@ -11,7 +11,7 @@ import xarray as xr
 
 from sami_ppl.decoders.exact import LinearGaussian
 from sami_ppl.decoders.guidance import GuidedDenoiser
-from sami_ppl.diffusion.inversion import from_noise, to_noise
+from sami_ppl.diffusion.inversion import check_deterministic, from_noise, to_noise
 from sami_ppl.diffusion.sampler import DDIM, Ancestral, DPMSolver, FromPureNoise, Heun
 from sami_ppl.diffusion.schedule import VarianceExploding, VariancePreserving
 from sami_ppl.encoders.encoder import AbstractEncoder
@@ -184,6 +184,17 @@ def test_a_noise_code_gives_the_observation_back(sampler, order, schedule, x64):
         errors.append(float(jnp.max(jnp.abs(back - x))))
     assert np.log2(errors[0] / errors[1]) > 0.8 * order
     assert errors[1] < 5e-2
+
+
+def test_a_sampler_in_another_runs_backwards_if_that_one_does(x64):
+    """`FromPureNoise` changes where samples start, not the way of an image to its noise code and back."""
+    _, program = exact()
+    for sampler in (DDIM(11), Heun(11), FromPureNoise(Heun(11))):
+        check_deterministic(FromPureNoise(sampler))
+        x = jnp.ones(program.event_shape)
+        np.testing.assert_array_equal(*(to_noise(s, program.denoiser, x) for s in (sampler, FromPureNoise(sampler))))
+    with pytest.raises(ValueError, match="got FromPureNoise"):
+        check_deterministic(FromPureNoise(Ancestral(10)))
 
 
 def test_the_noise_code_is_the_exact_one(x64):
@@ -369,7 +380,7 @@ def test_what_has_no_counterfactual_is_refused(mixed_program):
         counterfactual(mixed_program, x, {"root": 1.0}, key=KEY)
     kept = counterfactual(mixed_program, x, {"share": 0.3}, key=KEY, draws=2, sampler=DDIM(3))
     np.testing.assert_array_equal(kept["factual"]["child"], kept["counterfactual"]["child"])
-    for stochastic in (Ancestral(11), FromPureNoise(DDIM(11))):
+    for stochastic in (Ancestral(11), FromPureNoise(Ancestral(11))):
         with pytest.raises(ValueError, match=f"deterministic to run backwards, got {type(stochastic).__name__}"):
             counterfactual(mixed_program, x, {}, key=KEY, sampler=stochastic)
     with pytest.raises(ValueError, match="draws and chunk must be at least 1, got draws=0"):

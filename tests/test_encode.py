@@ -119,7 +119,7 @@ def test_mistakes(tiny_program, tmp_path):
     bad = vectors(50)
     bad[23, 1] = np.nan
     cases = {
-        "nan": (bad, ValueError, r"NaN or infinite at observation 23"),
+        "nan": (bad, ValueError, r"x is NaN at observation 23"),
         "wide": (RNG.normal(size=(9, 5)), ValueError, r"shape \(5,\), expected event_shape \(4,\)"),
         "int": (np.ones((9, 4), np.int32), TypeError, r"floating point or uint8, got int32"),
     }

@@ -260,5 +260,5 @@ def test_evaluate_gathers_the_figures(exact, program, collapsed):
     assert [str(w.message).split()[0] for w in warned] == ["some", "still"]
     assert list(kept["linear_r2"]) == ["one", "two", "cos_quarter", "sin_quarter"]
     assert kept["largest_jump"]["quarter"] == {}, "these angles do not go round"
-    with pytest.raises(ValueError, match="factors names three, but the data have one, two, sign, same on obs"):
+    with pytest.raises(ValueError, match=r"no factor 'three'; .* on obs are \['one', 'two', 'sign', 'same'\]"):
         evaluate(program, data, key=jax.random.key(0), factors=["three"])

@@ -236,6 +236,20 @@ def test_bound_is_unbiased_under_every_proposal(name):
         assert p_value(z_score(wrong["bound"], expected)) < FALSE_ALARM
 
 
+@pytest.mark.parametrize("estimate", [evidence_bound, importance_weighted_bound])
+def test_a_fitted_proposal_may_be_asked_for_by_its_name(estimate):
+    """The same numbers as with the proposal fitted by hand, by the first half of the key."""
+    model = oracle(6)
+    x, _ = model.sample(jax.random.key(1), 40)
+    pilot_key, key = jax.random.split(jax.random.key(2))
+    proposal = importance_proposal(program(model), x, key=pilot_key)
+    by_hand = estimate(program(model), x, key=key, levels=4, proposal=proposal)["bound"]
+    by_name = estimate(program(model), x, key=jax.random.key(2), levels=4, proposal="fitted")["bound"]
+    np.testing.assert_array_equal(by_name, by_hand)
+    with pytest.raises(ValueError, match="NoiseProposal, 'fitted' or None for a uniform one, got 'best'"):
+        estimate(program(model), x, key=key, levels=4, proposal="best")
+
+
 class UniformWeights(NoiseProposal):
     def at(self, position):
         levels = super().at(position)

@@ -8,6 +8,7 @@ import pytest
 
 from sami_ppl.metrics import (
     axis_factor_correlation,
+    correlation,
     dci,
     dci_from_importances,
     disentanglement_report,
@@ -202,3 +203,14 @@ def test_report_wants_one_name_per_factor():
 def test_negative_importances_are_refused():
     with pytest.raises(ValueError, match="importances must not be negative"):
         dci_from_importances(np.array([[1.0, -1.0]]))
+
+
+def test_correlation_of_columns_is_that_of_numpy_and_named_where_nothing_varies():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(40, 3)).astype(np.float32), rng.normal(size=(40, 2))
+    found = correlation(a, b)
+    for i, j in np.ndindex(found.shape):
+        assert found[i, j] == pytest.approx(np.corrcoef(a[:, i], b[:, j])[0, 1], rel=1e-6)
+    a[:, 1] = 0.1
+    assert (correlation(a, b)[1] == 0).all()
+    assert np.isnan(correlation(a, b, constant=np.nan)).sum() == 2

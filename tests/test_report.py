@@ -25,6 +25,7 @@ from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
 from sami_ppl.diffusion.sampler import DDIM
 from sami_ppl.diffusion.schedule import VariancePreserving
 from sami_ppl.encoders.encoder import DiagonalEncoder
+from sami_ppl.metrics import correlation
 from sami_ppl.nn import ResidualMLP
 from sami_ppl.program.program import Program
 from sami_ppl.runs.report import tables, write, write_report
@@ -307,7 +308,8 @@ def test_image_grid_shows_values_in_place():
 
 def test_factor_grid_names_correlation():
     factor = np.linspace(-1, 1, 50)
-    figure = plots.factor_grid(np.stack([-factor, factor**2], 1), np.stack([factor, 0 * factor], 1), "ab", "fg")
+    means, factors = np.stack([-factor, factor**2], 1), np.stack([factor, 0 * factor], 1)
+    figure = plots.factor_grid(means, factors, correlation(means, factors, constant=np.nan), "ab", "fg")
     assert [panel.get_title() for panel in figure.axes] == ["|r| 1.00", "no spread", "|r| 0.00", "no spread"]
 
 

@@ -12,11 +12,13 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import adjusted_rand_score
 
+from sami_ppl.decoders.exact import LinearGaussian
 from sami_ppl.diagnostics import manifold_dimension
 from sami_ppl.diffusion.denoiser import GaussianDenoiser
 from sami_ppl.diffusion.schedule import VariancePreserving
-from sami_ppl.encoders.encoder import encoder_for
-from sami_ppl.fitting.start import arrange, fit_codes, low_pass_codes, transfer, warm_start
+from sami_ppl.encoders.encoder import RotatedEncoder, encoder_for
+from sami_ppl.encoders.rotation import TurningEncoder
+from sami_ppl.fitting.start import _with_features, arrange, fit_codes, low_pass_codes, transfer, warm_start
 from sami_ppl.fitting.start_prior import cluster, fit_prior, with_clusters
 from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
 from sami_ppl.priors.read import read_prior
@@ -235,6 +237,22 @@ def test_warm_start_copies_then_fits(tiny_program, monkeypatch, fill):
     np.testing.assert_array_equal(network.outer, encoder.outer)
     np.testing.assert_array_equal(seen["codes"], low_pass_codes(x, 2, 1))
     assert (seen["steps"], seen["progress"]) == (7, False)
+
+
+@pytest.mark.parametrize(
+    "around", [TurningEncoder, lambda e: RotatedEncoder(e, jnp.eye(2))], ids=["turning", "rotated"]
+)
+def test_features_reach_the_encoder_inside_a_rotation(tiny_program, around):
+    program = tiny_program()
+    started = _with_features(program.replace(encoder=around(program.encoder)))
+    np.testing.assert_array_equal(started.base.network.inner, program.denoiser.network.inner)
+
+
+def test_an_encoder_without_a_network_keeps_what_it_has_and_says_so(tiny_program):
+    model = LinearGaussian(jnp.eye(4)[:, :2], 0.5, VariancePreserving(-4.0, 4.0))
+    program = tiny_program().replace(encoder=model.mean_field_encoder)
+    with pytest.warns(UserWarning, match="MeanFieldEncoder as they are: it is no NetworkEncoder"):
+        assert _with_features(program) is program.encoder
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import xarray as xr
 
 from sami_ppl import plots
 from sami_ppl.analyses.codes import ACTIVE_VARIANCE, axis_dataset, posterior_means
+from sami_ppl.data.factors import factor_names
 from sami_ppl.program.program import Program
 
 STRENGTHS = tuple(np.geomspace(1e-3, 1e2, 26).tolist())
@@ -95,15 +96,11 @@ def attribute_sparsity(
 
 
 def _binary(data: xr.Dataset, attributes: Sequence[str] | None) -> list[str]:
-    if not isinstance(data, xr.Dataset) or "x" not in data.data_vars:
-        raise ValueError("data must be an xarray.Dataset with the observations x and binary attributes on obs")
-    there = [str(n) for n, v in data.data_vars.items() if n != "x" and v.dims == ("obs",)]
-    names = [n for n in there if len(np.unique(data[n].values)) == 2] if attributes is None else list(attributes)
-    if unknown := [name for name in names if name not in there]:
-        raise ValueError(f"data has no attribute {', '.join(map(repr, unknown))}; its variables on obs are {there}")
+    binary = factor_names(data, "binary", attributes)  # raises for names that are not there
+    names = binary if attributes is None else list(attributes)
     if not names:
         raise ValueError(
-            f"data holds no attribute with two values; its variables on obs are {there}: make one, "
+            "data holds no attribute with two values on obs: make one, "
             'data.assign(bright=("obs", data.background.values > 0))'
         )
     return names

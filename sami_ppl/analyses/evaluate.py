@@ -16,7 +16,7 @@ from numpyro import handlers
 import xarray as xr
 
 from sami_ppl.analyses.codes import ACTIVE_VARIANCE
-from sami_ppl.data import real_factors, train_test, unrolled, unrolled_names
+from sami_ppl.data import factor_names, real_factors, train_test, unrolled, unrolled_names
 from sami_ppl.diagnostics.clusters import clusters
 from sami_ppl.diagnostics.collapse import collapse_warning
 from sami_ppl.diagnostics.gain import draw_code, noise_errors
@@ -27,7 +27,7 @@ from sami_ppl.encoders.encoder import RotatedEncoder
 from sami_ppl.evidence import evidence_bound, summarise
 from sami_ppl.fitting.gauge import orthogonal_ica
 from sami_ppl.fitting.start import low_pass_codes
-from sami_ppl.metrics import circular_correlation, disentanglement_report, largest_jump, mean_correlation
+from sami_ppl.metrics import circular_correlation, correlation, disentanglement_report, largest_jump, mean_correlation
 from sami_ppl.posteriors.generate import decode, generate
 from sami_ppl.priors.sites import Direction, LatentSite, Process
 from sami_ppl.program.program import Program
@@ -74,29 +74,28 @@ def evaluate(
 
     metrics["noise_end_kl"] = noise_end_kl(program, test.isel(obs=slice(256)), key=end_key)
 
-    names = {kind: _factors(data, kind, factors) for kind in ("f", "iu")}
-    if names["f"]:
-        names["f"] = real_factors(train[names["f"]], test[names["f"]])
-    told = program.latents.arguments
-    names["iu"] = [n for n in names["iu"] if n not in told and len(np.unique(train[n].values)) > 1]
+    names = {kind: factor_names(data, kind, factors) for kind in ("real", "class")}
+    names["real"] = real_factors(*(part[["x", *names["real"]]] for part in (train, test)))
+    taken = program.latents.arguments
+    names["class"] = [n for n in names["class"] if n not in taken and len(np.unique(train[n].values)) > 1]
     if any(site.clusters > 1 for site in program.latents.sites):
-        metrics["clusters"] = cluster_figures(program, test, (x_train, x_test), names["iu"])
+        metrics["clusters"] = cluster_figures(program, test, (x_train, x_test), names["class"])
     known = None
-    if names["f"]:
-        train, test = (unrolled(part, names["f"]) for part in (train, test))
-        names["f"] = [n for name in names["f"] for n in unrolled_names(data[name])]
-        known = tuple(np.stack([part[n].values for n in names["f"]], -1) for part in (train, test))
-        metrics |= factor_figures(program, codes, known, names["f"])
+    if names["real"]:
+        train, test = (unrolled(part, names["real"]) for part in (train, test))
+        names["real"] = [n for name in names["real"] for n in unrolled_names(data[name])]
+        known = tuple(np.stack([part[n].values for n in names["real"]], -1) for part in (train, test))
+        metrics |= factor_figures(program, codes, known, names["real"])
         metrics |= circular_figures(program, codes[1], test)
-        metrics["low_pass_pca"] = baseline_figures((x_train, x_test), known, names["f"], metrics["active_latents"])
-    for name in names["iu"]:
+        metrics["low_pass_pca"] = baseline_figures((x_train, x_test), known, names["real"], metrics["active_latents"])
+    for name in names["class"]:
         metrics.setdefault("probes", {})[name] = probes(
             codes, (x_train, x_test), (train[name].values, test[name].values)
         )
     metrics["samples"] = sample_figures(
         program, x_test[:samples], key=sample_key, distance=distance, mean_image=x_train.mean(0),
         predict=None if known is None else _forest(codes[0], known[0]),
-        factors=None if known is None else known[1][:samples], names=names["f"],
+        factors=None if known is None else known[1][:samples], names=names["real"],
     )  # fmt: skip
     warning = collapse_warning(list(metrics["kl_nats"].values()), metrics["z_gain"])
     metrics["warnings"] = [] if warning is None else [warning]
@@ -169,13 +168,6 @@ def baseline_figures(
     best = {name: float(np.abs(found["correlation"][name]).max()) for name in names}
     return {"linear_r2": found["linear_r2"], "forest_r2": found["forest_r2"], "best_corr": best,
             "dci_disentanglement": found["dci"]["disentanglement"]}  # fmt: skip
-
-
-def _factors(data: xr.Dataset, kinds: str, chosen: list[str] | None) -> list[str]:
-    on_obs = {str(n): v.dtype.kind for n, v in data.data_vars.items() if n != "x" and v.dims == ("obs",)}
-    if chosen is not None and (unknown := sorted(set(chosen) - set(on_obs))):
-        raise ValueError(f"factors names {', '.join(unknown)}, but the data have {', '.join(on_obs) or 'none'} on obs")
-    return [name for name, kind in on_obs.items() if kind in kinds and (chosen is None or name in chosen)]
 
 
 def bound_figures(program: Program, data: xr.Dataset, *, key: Key[Array, ""], levels: int = 16) -> dict[str, Any]:
@@ -321,7 +313,9 @@ def sample_figures(
         "mse_other": float(np.mean((conditional - other) ** 2)),
         "mse_two_images": float(np.mean((x - other) ** 2)),
         "mse_mean_image": float(np.mean((x - mean_image) ** 2)),
-        "reencoded_corr": dict(zip(program.latents.axes, _column_correlation(again, np.asarray(z)), strict=True)),
+        "reencoded_corr": dict(
+            zip(program.latents.axes, np.diag(correlation(again, np.asarray(z))).tolist(), strict=True)
+        ),
     }
     if predict is not None and factors is not None:
         figures["reencoded_factor_corr"] = dict(
@@ -344,5 +338,4 @@ def _forest(codes: np.ndarray, factors: np.ndarray) -> Callable[[np.ndarray], np
 
 
 def _column_correlation(a: np.ndarray, b: np.ndarray) -> list[float]:
-    constant = (a.std(0) < 1e-12) | (b.std(0) < 1e-12)
-    return [0.0 if c else float(np.corrcoef(a[:, j], b[:, j])[0, 1]) for j, c in enumerate(constant)]
+    return np.diag(correlation(a, b)).tolist()

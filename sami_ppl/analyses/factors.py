@@ -20,8 +20,8 @@ from sami_ppl.analyses.codes import (
     axis_dataset,
     draw_codes,
     posterior_means,
-    read_factors,
 )
+from sami_ppl.data.factors import read_factors
 from sami_ppl.metrics import normalised_information
 from sami_ppl.program.program import Program
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 import numpy as np
 
+from sami_ppl.metrics.correlation import correlation
 from sami_ppl.plots import BLUE, COLOURS, GRAY, INK, LINE, NORMAL, SMALL, WIDTH, Picture, style
 
 
@@ -46,7 +47,7 @@ def recovery(
 
     Over each panel the correlation and the contraction, 1 − posterior / prior variance.
     """
-    shown = names[:largest]
+    shown, agree = names[:largest], np.diag(correlation(mean, truth))
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
     figure = Picture(figsize=(max(WIDTH, 1.9 * columns), 2.1 * rows), layout="constrained")
@@ -59,7 +60,7 @@ def recovery(
         ends = [truth[:, j].min(), truth[:, j].max()]
         panel.plot(ends, ends, color=INK, lw=0.8)
         contraction = 1 - (sd[:, j] ** 2).mean() / max(truth[:, j].var(), 1e-12)
-        told = f"{fill(name.replace('_', ' '), 15)}\nr {np.corrcoef(mean[:, j], truth[:, j])[0, 1]:.3f}"
+        told = f"{fill(name.replace('_', ' '), 15)}\nr {agree[j]:.3f}"
         panel.set_title(f"{told}, contraction {contraction:.3f}".replace("-", "−"), fontsize=SMALL, color=INK)
         panel.set_xlabel("true", fontsize=SMALL)
         if j % columns == 0:

@@ -12,6 +12,7 @@ import xarray as xr
 from sami_ppl.calibration.ranks import LEVELS
 from sami_ppl.data import real_factors, unrolled, unrolled_names
 from sami_ppl.diagnostics.gain import draw_code
+from sami_ppl.metrics.correlation import correlation
 from sami_ppl.program.program import Program
 
 
@@ -60,7 +61,7 @@ def factor_recovery(
     error = predicted - truth
     variables = {
         "r2": ("factor", 1 - (error**2).mean(0) / truth.var(0)),
-        "correlation": ("factor", [np.corrcoef(predicted[:, j], truth[:, j])[0, 1] for j in range(len(columns))]),
+        "correlation": ("factor", np.diag(correlation(predicted, truth))),
         "error": ("factor", np.sqrt((error**2).mean(0))),
         "width": ("factor", np.sqrt((sd**2).mean(0))),
         "coverage": (("level", "factor"), ((low <= truth) & (truth <= high)).mean(1)),

@@ -5,10 +5,8 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 import xarray as xr
 
-from sami_ppl.evidence import evidence_bound, first, importance_proposal
+from sami_ppl.evidence import evidence_bound, importance_proposal
 from sami_ppl.program.program import Program
-
-PILOT = 256
 
 
 def typicality(
@@ -33,7 +31,7 @@ def typicality(
     if count < 20:
         raise ValueError(f"reference must hold at least 20 observations, got {count}")
     pilot_key, own_key, reference_key = jax.random.split(key, 3)
-    proposal = importance_proposal(program, first(reference, PILOT), key=pilot_key)
+    proposal = importance_proposal(program, reference, key=pilot_key)
     own, known = (
         evidence_bound(program, given, key=k, levels=levels, proposal=proposal)["bound"].values
         for given, k in ((data, own_key), (reference, reference_key))

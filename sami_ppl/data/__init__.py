@@ -8,7 +8,6 @@ from sami_ppl.data.causal_disks import causal_disks as causal_disks
 from sami_ppl.data.checks import check_data as check_data
 from sami_ppl.data.checks import check_shape as check_shape
 from sami_ppl.data.checks import labelled as labelled
-from sami_ppl.data.checks import real_factors as real_factors
 from sami_ppl.data.checks import split as split
 from sami_ppl.data.checks import train_test as train_test
 from sami_ppl.data.digits import digits as digits
@@ -16,6 +15,9 @@ from sami_ppl.data.disks import disks as disks
 from sami_ppl.data.disks import fit_disks as fit_disks
 from sami_ppl.data.disks import moving_disks as moving_disks
 from sami_ppl.data.disks import render as render
+from sami_ppl.data.factors import factor_names as factor_names
+from sami_ppl.data.factors import read_factors as read_factors
+from sami_ppl.data.factors import real_factors as real_factors
 from sami_ppl.data.local import load_data as load_data
 from sami_ppl.data.local import open_data as open_data
 from sami_ppl.data.local import scale_bytes as scale_bytes

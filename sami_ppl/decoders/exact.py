@@ -40,13 +40,13 @@ class AbstractExactModel(eqx.Module):
 
     @abc.abstractmethod
     def log_prob_noisy(self, x_noisy: Float[Array, " d"], log_snr: Float[Array, ""]) -> Float[Array, ""]:
-        """Log p(x_λ), in nats."""
+        """log p(x_λ), in nats."""
 
     @abc.abstractmethod
     def log_posterior(
         self, z: Float[Array, " D"], x_noisy: Float[Array, " d"], log_snr: Float[Array, ""]
     ) -> Float[Array, ""]:
-        """Log p(z | x_λ), in nats."""
+        """log p(z | x_λ), in nats."""
 
     @abc.abstractmethod
     def posterior(

@@ -16,7 +16,7 @@ from sami_ppl.encoders.encoder import AbstractEncoder
 def guidance(
     encoder: AbstractEncoder, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
 ) -> Float[Array, "*event"]:
-    """G = ∇_{x_λ} log q(z | x_λ, λ), of the shape of one observation."""
+    """g = ∇_{x_λ} log q(z | x_λ, λ), of the shape of one observation."""
     return jax.grad(encoder.log_prob, argnums=1)(z, x_noisy, log_snr)
 
 

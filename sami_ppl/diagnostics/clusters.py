@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 import numpy as np
 import numpyro
-from numpyro import distributions as dist
 from numpyro import handlers
 import xarray as xr
 
+from sami_ppl.distributions.supports import unwrapped
 from sami_ppl.priors.sites import Euclidean
 from sami_ppl.program.program import Program
 
@@ -47,6 +47,4 @@ def clusters(
 
 
 def _most_probable(fn: Any, value: jax.Array) -> np.ndarray:
-    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
-        fn = fn.base_dist
-    return np.asarray(jnp.argmax(fn.component_log_probs(value), axis=-1))
+    return np.asarray(jnp.argmax(unwrapped(fn).component_log_probs(value), axis=-1))

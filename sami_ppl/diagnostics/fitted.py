@@ -6,8 +6,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from sami_ppl.nn.mlp import ResidualBlock
-from sami_ppl.nn.unet import ConvBlock
+from sami_ppl.nn import AbstractResidual
 from sami_ppl.program.program import Program
 
 
@@ -18,8 +17,9 @@ class NotFittedWarning(UserWarning):
 def not_fitted(program: Program) -> list[str]:
     """Which of `"denoiser"` and `"encoder"` have never been trained.
 
-    Residual blocks of `sami_ppl.nn` start as the identity, and one step of any optimiser takes them away from it.
-    Networks without such blocks are taken for fitted, since nothing is known of how they start.
+    Blocks that are `AbstractResidual`, as those of `sami_ppl.nn` are, start as the identity, and one step of any
+    optimiser takes them away from it; pretrained weights are seen for what they are, wherever they come from. Networks
+    without such blocks are taken for fitted, since nothing is known of how they start.
     """
     return [part for part in ("denoiser", "encoder") if _at_the_start(getattr(program, part))]
 
@@ -37,10 +37,7 @@ def warn_if_not_fitted(program: Program, *, stacklevel: int = 3) -> None:
 
 
 def _at_the_start(part: eqx.Module) -> bool:
-    nodes = jax.tree.leaves(part, is_leaf=lambda node: isinstance(node, ResidualBlock | ConvBlock))
-    last = (
-        [n.outer for n in nodes if isinstance(n, ResidualBlock)],
-        [n.conv2 for n in nodes if isinstance(n, ConvBlock)],
-    )
+    nodes = jax.tree.leaves(part, is_leaf=lambda node: isinstance(node, AbstractResidual))
+    last = [node.last for node in nodes if isinstance(node, AbstractResidual)]
     arrays = jax.tree.leaves(eqx.filter(last, eqx.is_inexact_array))
     return bool(arrays) and not any(np.any(np.asarray(array)) for array in arrays)

@@ -24,12 +24,17 @@ class AbstractDenoiser(eqx.Module):
     schedule: eqx.AbstractVar[AbstractSchedule]
     event_shape: eqx.AbstractVar[tuple[int, ...]]
 
+    @property
+    def statistics(self) -> tuple[float, float] | None:
+        """Mean and standard deviation of the data that it was built for, where it knows them."""
+        return None
+
     @abc.abstractmethod
     def __call__(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Float[Array, "*event"]:
         """ε̂(x_λ, λ), of the shape of one observation."""
 
     def fill_missing(self, x: Float[Array, "*event"]) -> tuple[Float[Array, "*event"], Float[Array, "*event"]]:
-        """X to be noised, and 1 where it is seen, 0 where it is missing: here all of it is seen."""
+        """x to be noised, and 1 where it is seen, 0 where it is missing: here all of it is seen."""
         return x, jnp.ones_like(x)
 
     def x_hat(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Float[Array, "*event"]:
@@ -74,6 +79,10 @@ class PreconditionedDenoiser(AbstractDenoiser):
     ):
         self.network, self.schedule, self.event_shape = network, schedule, event_shape
         self.mean, self.std, self.predict = float(mean), float(std), predict
+
+    @property
+    def statistics(self) -> tuple[float, float] | None:
+        return self.mean, self.std
 
     def __check_init__(self) -> None:
         if not self.std > 0:

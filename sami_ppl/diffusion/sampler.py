@@ -38,6 +38,8 @@ class AbstractSampler(eqx.Module):
 
     evaluations: eqx.AbstractVar[int]
     evaluations_per_step: ClassVar[int] = 1
+    deterministic: ClassVar[bool] = False
+    """Whether it draws nothing but its start, so that it runs backwards too."""
 
     def __check_init__(self) -> None:
         cost = self.evaluations_per_step
@@ -100,6 +102,7 @@ class DDIM(AbstractSampler):
     """Deterministic sampler of order 1 (Song et al. 2021)."""
 
     evaluations: int = eqx.field(static=True, default=50)
+    deterministic: ClassVar[bool] = True
 
     def step(self, denoiser, x, log_snr, next_log_snr, state, key):
         direction = denoiser.x_hat(x, log_snr)
@@ -110,6 +113,7 @@ class DPMSolver(AbstractSampler):
     """DPM-Solver++(2M): deterministic, multistep, of order 2 (Lu et al. 2022, algorithm 2)."""
 
     evaluations: int = eqx.field(static=True, default=50)
+    deterministic: ClassVar[bool] = True
 
     def init(self, x: Float[Array, "*event"]) -> Any:
         return _no_memory(x)
@@ -129,6 +133,7 @@ class Heun(AbstractSampler):
 
     evaluations: int = eqx.field(static=True, default=51)
     evaluations_per_step: ClassVar[int] = 2
+    deterministic: ClassVar[bool] = True
 
     def step(self, denoiser, x, log_snr, next_log_snr, state, key):
         x_hat = denoiser.x_hat(x, log_snr)
@@ -183,11 +188,18 @@ class FromPureNoise(AbstractSampler):
     def evaluations(self) -> int:
         return self.sampler.evaluations + 2
 
+    @property
+    def deterministic(self) -> bool:
+        return self.sampler.deterministic
+
     def init(self, x: Float[Array, "*event"]) -> Any:
         return self.sampler.init(x)
 
     def step(self, denoiser, x, log_snr, next_log_snr, state, key):
         return self.sampler.step(denoiser, x, log_snr, next_log_snr, state, key)
+
+    def carry(self, denoiser, x, log_snr, to_log_snr, key):
+        return self.sampler.carry(denoiser, x, log_snr, to_log_snr, key)
 
     def sample(self, denoiser, key, start=None):
         if start is None:

@@ -70,7 +70,7 @@ class AbstractSchedule(eqx.Module):
         return self.alpha(log_snr) * x + self.sigma(log_snr) * eps
 
     def stratified(self, key: Key[Array, ""], n: int) -> NoiseLevels:
-        """N noise levels, one per stratum of equal length, with one shared random offset.
+        """n noise levels, one per stratum of equal length, with one shared random offset.
 
         λ_i = λmax − span · ((u + i/n) mod 1): each is uniform on the range, together they cover it evenly, which
         cuts the variance of the estimated integral (Kingma et al. 2021, app. I.1).

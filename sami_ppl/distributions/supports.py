@@ -51,14 +51,17 @@ def manifold(support: Any) -> tuple[Literal["circle", "sphere"] | None, Transfor
 
 def normal_base(fn: Any) -> dist.Normal | None:
     """The Normal of the single elements, where a distribution is that of independent ones; else None."""
-    while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
-        fn = fn.base_dist
+    fn = unwrapped(fn, masks=False)
     return fn if isinstance(fn, dist.Normal) else None
 
 
-def unwrapped(fn: Any) -> Any:
-    """A distribution without what plates, masks and `to_event` wrap it in."""
-    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+def unwrapped(fn: Any, *, masks: bool = True) -> Any:
+    """A distribution without what plates and `to_event` wrap it in, nor, unless `masks` is False, masks.
+
+    A mask changes the density, so that closed forms of the law inside would be of another one.
+    """
+    wrappers = (dist.Independent, dist.ExpandedDistribution, *([dist.MaskedDistribution] if masks else []))
+    while isinstance(fn, wrappers):
         fn = fn.base_dist
     return fn
 

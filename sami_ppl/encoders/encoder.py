@@ -60,7 +60,7 @@ class AbstractEncoder(eqx.Module):
     def log_prob(
         self, z: Float[Array, " D"], x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]
     ) -> Float[Array, ""]:
-        """Log q(z | x_λ, λ) in nats. Guidance is its gradient in x_λ."""
+        """log q(z | x_λ, λ) in nats. Guidance is its gradient in x_λ."""
         return jnp.asarray(self.distribution(self.parameters(x_noisy, log_snr)).log_prob(z))
 
     def posterior(self, x: Float[Array, "*event"]) -> tuple[Float[Array, " D"], Float[Array, " D"]]:

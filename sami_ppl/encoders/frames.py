@@ -15,10 +15,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
-import numpy as np
 from numpyro import handlers
 
-from sami_ppl.data.local import scale_bytes
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.diffusion.schedule import AbstractSchedule
 from sami_ppl.distributions.matern import Matern, Smoothed
@@ -48,8 +46,12 @@ class FramewiseDenoiser(AbstractDenoiser):
     def event_shape(self) -> tuple[int, ...]:
         return (self.frames, *self.frame.event_shape)
 
+    @property
+    def statistics(self) -> tuple[float, float] | None:
+        return self.frame.statistics
+
     def fill_missing(self, x: Float[Array, "T *frame"]) -> tuple[Float[Array, "T *frame"], Float[Array, "T *frame"]]:
-        """X with 0 where it is missing (NaN), and 1 where it is seen, 0 where it is not."""
+        """x with 0 where it is missing (NaN), and 1 where it is seen, 0 where it is not."""
         missing = jnp.isnan(x)
         return jnp.where(missing, 0, x), (~missing).astype(x.dtype)
 
@@ -158,42 +160,3 @@ def check_single(encoder: AbstractEncoder, method: str) -> None:
             f"{method} is for programs of single observations, this one is of sequences: give frames_of(program), with "
             "single_frames(data)"
         )
-
-
-def floating(x: Any, encoder: AbstractEncoder | None) -> np.ndarray:
-    """Observations as floating point, of which only frames of sequences may be missing: NaN as a whole.
-
-    8-bit pixels are scaled from 0 … 255 to [−1, 1]. Raises ValueError for 8-bit values that may be a mask, for other
-    integers than 0 and 1, for other values that are NaN, and for sequences of which nothing is seen.
-    """
-    x = np.asarray(x)
-    if x.dtype == np.uint8 and x.size:
-        if x.max() <= 1:
-            raise ValueError(
-                "x holds 8-bit values of which none is above 1, a mask or very dark images: write x * 2.0 - 1 for a "
-                "mask, x / 127.5 - 1 for images"
-            )
-        return scale_bytes(x, 255)
-    if x.dtype.kind in "iu" and x.size and (x.min() < 0 or x.max() > 1):
-        raise ValueError(
-            f"x holds integers from {x.min()} to {x.max()}, observations are of about unit scale: for pixels "
-            "write x.astype('uint8'), or x / 127.5 - 1; for other numbers (x - x.mean()) / x.std()"
-        )
-    x = x if x.dtype.kind == "f" else x.astype(np.float32)
-    gaps = np.isnan(x)
-    if not gaps.any():
-        return x
-    if encoder is None or encoder.single is encoder:
-        raise ValueError(
-            f"x is NaN at observation {np.argwhere(gaps)[0, 0]}, the first such: fill it or leave it out; only frames "
-            "of sequences may be missing (over_time)"
-        )
-    frames = gaps.reshape(*gaps.shape[:2], -1)
-    if len(partly := np.argwhere(frames.any(2) & ~frames.all(2))):
-        raise ValueError(
-            f"frame {partly[0, 1]} of observation {partly[0, 0]} is NaN in part, but frames are missing as a whole: "
-            "fill it, or set all of it to NaN"
-        )
-    if len(empty := np.flatnonzero(frames.all((1, 2)))):
-        raise ValueError(f"all frames of observation {empty[0]} are missing: leave it out")
-    return x

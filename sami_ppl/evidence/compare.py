@@ -7,16 +7,13 @@ on log p(x): a difference may lie in the models or in how tight their posteriors
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from jaxtyping import Array, Float, Key
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sami_ppl.evidence import evidence_bound, first, importance_proposal
+from sami_ppl.evidence import evidence_bound
 from sami_ppl.program.program import Program
-
-PILOT = 256
 
 
 def held_out_evidence(
@@ -31,14 +28,12 @@ def held_out_evidence(
     """
     from arviz_stats.utils import ELPDDataLOO
 
-    pilot_key, bound_key = jax.random.split(key)
-    proposal = importance_proposal(program, first(data, PILOT), key=pilot_key)
-    each = -evidence_bound(program, data, key=bound_key, levels=levels, proposal=proposal)["bound"]
-    values = each.values
+    bound = -evidence_bound(program, data, key=key, levels=levels, proposal="fitted")["bound"]
+    values = bound.values
     return ELPDDataLOO(
         elpd=float(values.sum()), se=float(values.std(ddof=1) * len(values) ** 0.5), p=np.nan,
-        n_samples=levels, n_data_points=len(values), scale="log", warning=False, good_k=0.7, elpd_i=each,
-        pareto_k=xr.zeros_like(each),
+        n_samples=levels, n_data_points=len(values), scale="log", warning=False, good_k=0.7, elpd_i=bound,
+        pareto_k=xr.zeros_like(bound),
     )  # fmt: skip
 
 

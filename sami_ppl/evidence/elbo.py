@@ -1,7 +1,7 @@
 """The evidence bound of every observation, in nats, by its parts, with the noise of its estimate."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,6 +16,9 @@ from sami_ppl.diffusion.schedule import NoiseProposal
 from sami_ppl.priors.read import Given
 from sami_ppl.program.kl import site_kl, traces
 from sami_ppl.program.program import Program
+
+PILOT = 256
+"""Observations to which a density of noise levels is fitted, at most."""
 
 
 class LatentDraw(NamedTuple):
@@ -85,24 +88,25 @@ def evidence_bound(
     *,
     key: Key[Array, ""],
     levels: int = 32,
-    proposal: NoiseProposal | None = None,
+    proposal: NoiseProposal | Literal["fitted"] | None = None,
     chunk: int = 256,
 ) -> xr.Dataset:
     """Unbiased estimates of the bound on −log p(x), in nats, for each observation (β = 1, w = 1).
 
     Variables on `obs`: `bound` and its parts `prior`, `diffusion`, `reconstruction` and `kl` (obs, site), which sum to
     it; `kl_axis` (obs, axis); `monte_carlo_se`, the standard error of `bound` from its `levels` noise levels taken as
-    independent, which is an upper end, since they are stratified. `proposal`: density of the noise levels, from
-    `importance_proposal`; default, the uniform one.
+    independent, which is an upper end, since they are stratified. `proposal`: density of the noise levels, or
+    "fitted", that of `importance_proposal` for these observations; default, the uniform one.
 
     `data`: observations x, as an array or a Dataset, which holds the variables that the prior takes too. The KL of
     global sites, shared by all observations, is not part of an observation's bound; its own sites are scored at draws
-    of the global ones. Raises ValueError for observations of another shape, and for fewer than two levels.
+    of the global ones. Raises ValueError for observations of another shape, for fewer than two levels, and for another
+    word than "fitted".
     """
     x, given = program.observations(data)
     if levels < 2:
         raise ValueError(f"levels must be at least 2, so that the estimate has a standard error, got {levels}")
-    proposal = NoiseProposal(program.denoiser.schedule) if proposal is None else proposal
+    proposal, key = chosen_proposal(program, x, given, proposal, key)
     parts = []
     for i, (rows, count) in enumerate(padded_chunks(len(x), chunk)):
         part = {name: jnp.asarray(value[rows]) for name, value in given.items()}
@@ -137,16 +141,44 @@ def importance_proposal(
     data: xr.Dataset | Float[Array | np.ndarray, "obs *event"],
     *,
     key: Key[Array, ""],
+    pilot: int = PILOT,
     bins: int = 24,
     floor: float = 0.1,
 ) -> NoiseProposal:
-    """The density of noise levels under which the bound of observations like `data` is least noisy.
+    """The density of noise levels under which the bound of observations like the first `pilot` ones is least noisy.
 
     An observation's levels are stratified, so a bin is given its share of the standard deviation, over z, ε and λ in
     it, of one observation's error (Neyman allocation), measured on two levels in every bin; a share `floor` is spread
     evenly, which keeps the weights bounded. Estimates stay unbiased whatever is measured.
     """
-    x, given = program.observations(data)
+    x, given = program.observations(first(data, pilot))
+    return _fitted(program, x, given, key, bins, floor)
+
+
+def chosen_proposal(
+    program: Program,
+    x: Float[np.ndarray, "obs *event"],
+    given: Given,
+    proposal: NoiseProposal | Literal["fitted"] | None,
+    key: Key[Array, ""],
+) -> tuple[NoiseProposal, Key[Array, ""]]:
+    """The density of noise levels that an estimator is asked for, and the key that is left for the estimate.
+
+    Raises ValueError for another word than "fitted".
+    """
+    if isinstance(proposal, NoiseProposal):
+        return proposal, key
+    if proposal is None:
+        return NoiseProposal(program.denoiser.schedule), key
+    if proposal != "fitted":
+        raise ValueError(f"proposal must be a NoiseProposal, 'fitted' or None for a uniform one, got {proposal!r}")
+    pilot_key, key = jax.random.split(key)
+    return _fitted(program, x[:PILOT], {name: value[:PILOT] for name, value in given.items()}, pilot_key), key
+
+
+def _fitted(
+    program: Program, x: np.ndarray, given: Given, key: Array, bins: int = 24, floor: float = 0.1
+) -> NoiseProposal:
     uniform = NoiseProposal(program.denoiser.schedule)
     given = {name: jnp.asarray(value) for name, value in given.items()}
     errors = _passes(program, uniform, jnp.asarray(x), given, key, 2 * bins).diffusion.reshape(bins, 2, len(x))

@@ -1,5 +1,7 @@
 """Importance-weighted bounds: tighter ones from several draws of z, and what their weights say about the guide."""
 
+from typing import Literal
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import xarray as xr
 from sami_ppl._util.chunks import padded_chunks
 from sami_ppl.decoders.bound import bound
 from sami_ppl.diffusion.schedule import NoiseProposal
-from sami_ppl.evidence.elbo import draw_latents
+from sami_ppl.evidence.elbo import chosen_proposal, draw_latents
 from sami_ppl.priors.read import Given
 from sami_ppl.program.program import Program
 
@@ -52,7 +54,7 @@ def importance_weighted_bound(
     key: Key[Array, ""],
     draws: int = 64,
     levels: int = 128,
-    proposal: NoiseProposal | None = None,
+    proposal: NoiseProposal | Literal["fitted"] | None = None,
     chunk: int = 16,
 ) -> xr.Dataset:
     """Bounds on log p(x) from K = 1, 2, 4 … `draws` draws of z (Burda et al. 2016), in nats, and their diagnostics.
@@ -67,7 +69,8 @@ def importance_weighted_bound(
     variance of log w between draws that is owed to the noise set, estimated from a second one: about half of it is
     the upward bias at large K, in nats; `log_weight` (draw, obs).
 
-    Raises ValueError for observations of another shape and unless `draws` is a power of two, at least 32.
+    `proposal`: density of the noise levels, as for `evidence_bound`. Raises ValueError for observations of another
+    shape, and unless `draws` is a power of two, at least 32.
     """
     x, given = program.observations(data)
     if draws < 32 or draws & (draws - 1):
@@ -75,7 +78,7 @@ def importance_weighted_bound(
             "draws must be a power of two, at least 32, so that groups of draws nest and the tail of the weights can "
             f"be fitted; got {draws}"
         )
-    proposal = NoiseProposal(program.denoiser.schedule) if proposal is None else proposal
+    proposal, key = chosen_proposal(program, x, given, proposal, key)
     parts = []
     for i, (rows, count) in enumerate(padded_chunks(len(x), chunk)):
         part = {name: jnp.asarray(value[rows]) for name, value in given.items()}

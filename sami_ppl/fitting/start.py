@@ -8,7 +8,8 @@ components of the sharp image turn over.
 """
 
 import itertools
-from typing import Any
+from typing import Any, cast
+import warnings
 
 import equinox as eqx
 import jax
@@ -21,7 +22,8 @@ from tqdm.auto import trange
 import xarray as xr
 
 from sami_ppl.diagnostics.dimension import manifold_dimension
-from sami_ppl.encoders.encoder import AbstractEncoder
+from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
+from sami_ppl.encoders.encoder import AbstractEncoder, AbstractRotation, NetworkEncoder
 from sami_ppl.fitting.stage import batches
 from sami_ppl.fitting.start_prior import fit_prior, with_clusters
 from sami_ppl.priors.latents import Latents
@@ -149,7 +151,7 @@ def check_clusters(program: Program) -> None:
             "clusters is for priors with discrete sites or learned parameters (numpyro.param), without global sites: "
             "leave it out"
         )
-    if program.encoder.single is not program.encoder:
+    if program.of_sequences:
         raise ValueError("clusters is for programs of single observations, this one is of sequences: leave it out")
 
 
@@ -165,10 +167,12 @@ def warm_start(
 ) -> Program:
     """The program with its encoder started from its fitted denoiser and from low-pass codes of the observations.
 
-    As many axes as the denoiser has found dimensions in the data carry a component; spare ones start at the prior. Of
-    sequences, the encoder of frames is started, from all frames that are seen. With `clusters`, discrete sites start on
-    clusters of the observations, else at random; and what the prior learns starts at its most likely value for these
-    codes. `data`: observations, as an array or a Dataset, which holds the variables that the prior takes too.
+    The encoder takes its features from the denoiser's network where both are built on one (`PreconditionedDenoiser`,
+    `NetworkEncoder`, rotated or not); an encoder of another kind keeps its own, with a warning. As many axes as the
+    denoiser has found dimensions in the data carry a component; spare ones start at the prior. Of sequences, the
+    encoder of frames is started, from all frames that are seen. With `clusters`, discrete sites start on clusters of
+    the observations, else at random; and what the prior learns starts at its most likely value for these codes.
+    `data`: observations, as an array or a Dataset, which holds the variables that the prior takes too.
 
     Raises ValueError for `clusters` with a prior that has global sites or nothing to learn, or is of sequences.
     """
@@ -180,10 +184,7 @@ def warm_start(
         batch = batch * program.event_shape[0]
         return with_frames(program, warm_start(single, x, key=key, steps=steps, batch=batch, progress=progress))
     dimension_key, code_key = jax.random.split(key)
-    source, target = (getattr(part, "network", None) for part in (program.denoiser, program.encoder))
-    if source is not None and target is not None:
-        encoder = eqx.tree_at(lambda encoder: encoder.network, program.encoder, transfer(source, target))
-        program = program.replace(encoder=encoder)
+    program = program.replace(encoder=_with_features(program))
     components = max(1, manifold_dimension(program.denoiser, x[:32], key=dimension_key))
     spare = sum(site.size // site.dimension for site in program.latents.sites if isinstance(site, Direction))
     continuous = program.latents.size - sum(site.categories for site in program.latents.discrete)
@@ -193,3 +194,23 @@ def warm_start(
         codes = with_clusters(program, x, given, codes)
         program = fit_prior(program, codes, given)
     return fit_codes(program, x, codes, key=code_key, steps=steps, batch=batch, progress=progress)
+
+
+def _with_features(program: Program) -> AbstractEncoder:
+    """The encoder with the features of the denoiser's network in its own."""
+    if not isinstance(program.denoiser, PreconditionedDenoiser):
+        return program.encoder  # nothing was learned that could be taken
+
+    def inside(encoder: AbstractEncoder) -> AbstractEncoder:
+        return inside(encoder.base) if isinstance(encoder, AbstractRotation) else encoder
+
+    built = inside(program.encoder)
+    if not isinstance(built, NetworkEncoder):
+        warnings.warn(
+            f"the warm start leaves the features of {type(built).__name__} as they are: it is no NetworkEncoder, whose "
+            "network could take those of the denoiser",
+            stacklevel=3,
+        )
+        return program.encoder
+    network = transfer(cast(eqx.Module, program.denoiser.network), cast(eqx.Module, built.network))
+    return eqx.tree_at(lambda encoder: cast(NetworkEncoder, inside(encoder)).network, program.encoder, network)

@@ -2,6 +2,7 @@
 
 from sami_ppl.metrics.circular import circular_correlation as circular_correlation
 from sami_ppl.metrics.circular import largest_jump as largest_jump
+from sami_ppl.metrics.correlation import correlation as correlation
 from sami_ppl.metrics.disentanglement import DCI as DCI
 from sami_ppl.metrics.disentanglement import axis_factor_correlation as axis_factor_correlation
 from sami_ppl.metrics.disentanglement import dci as dci

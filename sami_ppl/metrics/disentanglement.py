@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, Int
 import numpy as np
 
+from sami_ppl.metrics.correlation import correlation
+
 Codes = Float[np.ndarray, "n D"]
 Factors = Float[np.ndarray, "n F"] | Int[np.ndarray, "n F"]
 
@@ -111,12 +113,7 @@ def dci_from_importances(importances: Float[np.ndarray, "D F"]) -> tuple[float, 
 def axis_factor_correlation(codes: Codes, factors: Factors) -> Float[np.ndarray, "D F"]:
     """Pearson correlation of each code and each factor; 0 for a code that is constant. Raises as `linear_r2`."""
     _check(codes, factors)
-    standard = []
-    for values in (codes, factors):
-        values = values.astype(np.float64)
-        spread = np.where((values != values[:1]).any(0), values.std(0), np.inf)
-        standard.append((values - values.mean(0)) / spread)
-    return standard[0].T @ standard[1] / len(codes)
+    return correlation(codes, factors)
 
 
 def random_rotation(codes: Codes, seed: int) -> Float[np.ndarray, "n D"]:

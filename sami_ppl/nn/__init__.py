@@ -1,5 +1,6 @@
 """Networks: functions of one noisy observation and its noise level."""
 
+from sami_ppl.nn.embed import AbstractResidual as AbstractResidual
 from sami_ppl.nn.embed import NoiseEmbedding as NoiseEmbedding
 from sami_ppl.nn.mlp import ResidualMLP as ResidualMLP
 from sami_ppl.nn.unet import HalfUNet as HalfUNet

@@ -1,5 +1,7 @@
 """Noise embeddings and patches: what the networks share."""
 
+import abc
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -37,6 +39,15 @@ def embed(embedding: NoiseEmbedding | None, log_snr: Float[Array, ""] | None) ->
     if log_snr is None:
         raise ValueError("this network depends on the noise level: give log_snr, or build it with noise=False")
     return embedding(log_snr)
+
+
+class AbstractResidual(eqx.Module):
+    """A block that starts as the identity: the last layer of its branch is zero until it is trained."""
+
+    @property
+    @abc.abstractmethod
+    def last(self) -> eqx.Module:
+        """That layer, from which one sees whether a network was ever trained."""
 
 
 def zero_init[Layer: eqx.Module](layer: Layer) -> Layer:

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from sami_ppl.nn.embed import NoiseEmbedding, embed, zero_init
+from sami_ppl.nn.embed import AbstractResidual, NoiseEmbedding, embed, zero_init
 
 
-class ResidualBlock(eqx.Module):
+class ResidualBlock(AbstractResidual):
     """h + W₂ silu((1 + a) ⊙ norm(W₁ norm(h)) + b), where (a, b) come from the noise embedding (FiLM)."""
 
     norm: eqx.nn.LayerNorm
@@ -24,6 +24,10 @@ class ResidualBlock(eqx.Module):
         self.inner = eqx.nn.Linear(width, width, key=inner_key)
         self.film = None if embedding is None else zero_init(eqx.nn.Linear(embedding, 2 * width, key=film_key))
         self.outer = zero_init(eqx.nn.Linear(width, width, key=outer_key))
+
+    @property
+    def last(self) -> eqx.nn.Linear:
+        return self.outer
 
     def __call__(self, h: Float[Array, " width"], embedding: Float[Array, " e"] | None) -> Float[Array, " width"]:
         inner = self.inner(self.norm(h))

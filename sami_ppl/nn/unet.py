@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from sami_ppl.nn.embed import NoiseEmbedding, embed, from_patches, to_patches, zero_init
+from sami_ppl.nn.embed import AbstractResidual, NoiseEmbedding, embed, from_patches, to_patches, zero_init
 
 
 def outside_loops[T](networks: T) -> T:
@@ -90,7 +90,7 @@ class GroupNorm(eqx.Module):
         return scaled.reshape(h.shape) * self.gain + self.bias
 
 
-class ConvBlock(eqx.Module):
+class ConvBlock(AbstractResidual):
     """Two 3×3 convolutions around a skip, group-normalised, the second one modulated by the noise embedding (FiLM)."""
 
     norm1: GroupNorm
@@ -107,6 +107,10 @@ class ConvBlock(eqx.Module):
         self.film = None if embedding is None else zero_init(eqx.nn.Linear(embedding, 2 * c_out, key=film_key))
         self.conv2 = zero_init(Conv3x3(c_out, c_out, key=key2))
         self.skip = None if c_in == c_out else jax.random.normal(skip_key, (c_in, c_out)) * c_in**-0.5
+
+    @property
+    def last(self) -> Conv3x3:
+        return self.conv2
 
     def __call__(self, h: Float[Array, "h w c"], embedding: Float[Array, " e"] | None) -> Float[Array, "h w c2"]:
         inner = self.norm2(self.conv1(jax.nn.silu(self.norm1(h))))

@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl._util.history import progress_bar
+from sami_ppl.data.checks import warn_of_scale
 from sami_ppl.diagnostics.collapse import CollapseWarning, collapse_warning
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
 from sami_ppl.posteriors.draws import Groups, Sampler, concatenate
@@ -87,7 +88,9 @@ def posterior(
         nonlocal kl
         with progress_bar(count, 0, "posterior", show=progress) as bar:
             for i, piece in enumerate(_pieces(program, source, size)):
-                groups = sampler(i, *program.observations(piece))
+                if place is not None and i == 0:
+                    warn_of_scale(piece["x"].values, program.denoiser.statistics)
+                groups = sampler(i, piece["x"].values, program.variables(piece, piece.sizes["obs"]))
                 kl = kl + groups["sample_stats"]["kl_axis"].sum((0, 1)) / count
                 yield piece, groups
                 bar.update(piece.sizes["obs"])
@@ -119,7 +122,7 @@ def _labelled(program: Program, data: Any) -> xr.Dataset:
 def _pieces(program: Program, source: xr.Dataset, size: int) -> Iterator[xr.Dataset]:
     """The data in pieces of `size` observations, the last one shorter, x in float32."""
     start = 0
-    for x in batches(source["x"], size):
+    for x in batches(program, source["x"], size):
         piece = source.drop_vars("x").isel(obs=slice(start, start + len(x)), missing_dims="ignore").load()
         yield piece.assign(x=(("obs", *program.event_dims), x))
         start += len(x)

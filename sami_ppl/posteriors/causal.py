@@ -27,6 +27,7 @@ from sami_ppl._util.chunks import padded_chunks
 from sami_ppl.decoders.guidance import GuidedDenoiser
 from sami_ppl.diffusion.inversion import check_deterministic, from_noise, to_noise
 from sami_ppl.diffusion.sampler import AbstractSampler, Heun
+from sami_ppl.distributions.supports import unwrapped
 from sami_ppl.posteriors.generate import decode
 from sami_ppl.priors.latents import Latents
 from sami_ppl.priors.sites import Discrete, LatentSite
@@ -145,7 +146,7 @@ def _counterfactual(
 
 def _noise(name: str, fn: Any, value: Array) -> Array:
     """The noise of a site's value: standardised where that is a noise, else a share of 1, for every element."""
-    base: Any = _elements(fn)
+    base: Any = unwrapped(fn, masks=False)
     if type(base) is dist.MultivariateNormal:
         factor: Any = base.scale_tril
         return jax.scipy.linalg.solve_triangular(factor, (value - base.loc)[..., None], lower=True)[..., 0]
@@ -168,17 +169,11 @@ def _noise(name: str, fn: Any, value: Array) -> Array:
 
 def _value(fn: Any, noise: Array) -> Array:
     """The value of a site that has this noise."""
-    base: Any = _elements(fn)
+    base: Any = unwrapped(fn, masks=False)
     if type(base) is dist.MultivariateNormal:
         factor: Any = base.scale_tril
         return base.loc + (factor @ noise[..., None])[..., 0]
     return base.loc + base.scale * noise if type(base) in LOCATION_SCALE else base.icdf(noise)
-
-
-def _elements(fn: Any) -> Any:
-    while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
-        fn = fn.base_dist
-    return fn
 
 
 def _check(program: Program, do: Do, batch: tuple[int, ...]) -> dict[str, Array]:

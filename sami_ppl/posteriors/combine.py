@@ -4,10 +4,11 @@ from collections.abc import Sequence
 import json
 from typing import Any
 
-from jaxtyping import Float
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 import xarray as xr
+
+from sami_ppl.metrics.correlation import correlation
 
 
 def combine(trees: Sequence[xr.DataTree], *, match: bool = True) -> xr.DataTree:
@@ -85,13 +86,6 @@ def _means(tree: xr.DataTree) -> dict[str, xr.DataArray]:
     return {str(name): variable for name, variable in found.data_vars.items() if "obs" in variable.dims}
 
 
-def _correlation(a: Float[np.ndarray, "n obs"], b: Float[np.ndarray, "n obs"]) -> Float[np.ndarray, "n n"]:
-    """Correlation over observations of rows of a with rows of b; 0 for those without spread."""
-    a, b = (rows - rows.mean(1, keepdims=True) for rows in (a, b))
-    a, b = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (a, b))
-    return a @ b.T
-
-
 def _match(
     tree: xr.DataTree, reference: dict[str, xr.DataArray]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -105,7 +99,7 @@ def _match(
                 continue
             parts = [m.transpose(dim, ..., "obs").values for m in (reference[name], ours)]
             for index in np.ndindex(parts[0].shape[1:-1]):  # elements along the other dims of a site
-                found = _correlation(*(part[(slice(None), *index)] for part in parts))
+                found = correlation(*(part[(slice(None), *index)].T for part in parts))
                 score = score + (np.abs(found) if name in allowed["flip"] else found)
         if np.ndim(score):
             orders[dim] = linear_sum_assignment(score, maximize=True)[1]
@@ -158,8 +152,8 @@ def _agreement(tree: xr.DataTree, reference: dict[str, xr.DataArray]) -> dict[st
     """Correlation over observations of each element's posterior mean with the reference's."""
     found = {}
     for name, ours in _means(tree).items():
-        pair = [m.transpose(..., "obs").values.reshape(-1, m.sizes["obs"]) for m in (ours, reference[name])]
-        found[name] = np.diag(_correlation(*pair)).round(4).tolist()
+        pair = [m.transpose(..., "obs").values.reshape(-1, m.sizes["obs"]).T for m in (ours, reference[name])]
+        found[name] = np.diag(correlation(*pair)).round(4).tolist()
     return found
 
 

@@ -156,7 +156,7 @@ class Sampler:
 
 def _can_tabulate(program: Program, draws: int) -> bool:
     """Whether the encoder's parameters are no more than the draws; not for sequences, whose frames may be missing."""
-    return program.encoder.single is program.encoder and parameter_count(program.encoder) <= draws
+    return not program.of_sequences and parameter_count(program.encoder) <= draws
 
 
 def _tabulate(program: Program, x: Array, levels: int) -> Table:

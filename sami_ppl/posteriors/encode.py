@@ -12,9 +12,8 @@ import xarray as xr
 
 from sami_ppl._util.history import progress_bar
 from sami_ppl.data import check_shape, open_data, scale_bytes
-from sami_ppl.data.checks import faulty
+from sami_ppl.data.checks import as_floats, fill_value, warn_of_scale
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
-from sami_ppl.encoders.frames import floating
 from sami_ppl.program.program import Program
 
 
@@ -54,8 +53,9 @@ def encode(
     part = out.with_name(out.name + ".part")
     arrays, start = _create(part, program, data, size), 0
     with progress_bar(count, 0, "encode", show=progress) as bar:
-        for batch in batches(data["x"], size):
-            batch = floating(batch, program.encoder)
+        for batch in batches(program, data["x"], size):
+            if start == 0:
+                warn_of_scale(batch, program.denoiser.statistics)
             rows = np.minimum(np.arange(size), len(batch) - 1)  # the last batch is filled up
             for array, values in zip(arrays, jax.device_get(moments(jnp.asarray(batch[rows]))), strict=True):
                 array[start : start + len(batch)] = values[: len(batch)]
@@ -100,20 +100,21 @@ def _create(folder: Path, program: Program, data: xr.Dataset, size: int) -> list
     ]  # fmt: skip
 
 
-def batches(x: xr.DataArray, size: int) -> Iterator[np.ndarray]:
-    """Batches of `size` observations in float32, the last one shorter, cut from whole chunks of the store."""
+def batches(program: Program, x: xr.DataArray, size: int) -> Iterator[np.ndarray]:
+    """Batches of `size` observations in float32, the last one shorter, cut from whole chunks of the store.
+
+    Raises what `data.checks.as_floats` raises.
+    """
+    gaps, fill = program.of_sequences, fill_value(x)
     stored = x.encoding.get("preferred_chunks", {}).get("obs", size)
     block = -(-size // stored) * stored
     blocks = (x.isel(obs=slice(start, start + block)).values for start in range(0, len(x), block))
     top = _largest_byte(x, block) if x.dtype == np.uint8 else None
     left, seen = np.empty((0, *x.shape[1:]), np.float32), 0
     for values in blocks:
-        values = values.astype(np.float32) if top is None else scale_bytes(values, top)
-        if (wrong := faulty(values, x.dims)).any():
-            first = seen + int(np.argwhere(wrong)[0, 0])
-            raise ValueError(f"x is NaN or infinite at observation {first}, the first such: fill it or leave it out")
+        values = as_floats(values if top is None else scale_bytes(values, top), gaps=gaps, first=seen, fill=fill)
         seen += len(values)
-        left = np.concatenate([left, values])
+        left = np.concatenate([left, values.astype(np.float32, copy=False)])
         while len(left) >= size:
             yield left[:size]
             left = left[size:]

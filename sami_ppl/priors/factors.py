@@ -7,6 +7,8 @@ from typing import Any
 import numpyro
 from numpyro import distributions as dist
 
+from sami_ppl.distributions.supports import unwrapped
+
 
 class Factors:
     """A prior of independent named factors, `p(z) = ∏ p(z_i)`: a NumPyro function of no arguments.
@@ -122,8 +124,5 @@ def _as_event(name: str, law: Any) -> dist.Distribution:
 
 
 def _law_text(law: dist.Distribution) -> str:
-    base: Any = law
-    while isinstance(base, dist.Independent | dist.ExpandedDistribution):
-        base = base.base_dist
     shape = tuple(law.event_shape)
-    return type(base).__name__ + (f"[{'×'.join(map(str, shape))}]" if shape else "")
+    return type(unwrapped(law, masks=False)).__name__ + (f"[{'×'.join(map(str, shape))}]" if shape else "")

@@ -49,7 +49,7 @@ class Latents:
         return jnp.concatenate([site.to_code(jnp.asarray(values[site.name])) for site in self.sites], axis=-1)
 
     def from_code(self, z: Float[Array, "*batch D"]) -> dict[str, Array]:
-        """Z → site values."""
+        """z → site values."""
         return {site.name: site.from_code(z[..., site.code]) for site in self.sites}
 
     def onto_support(self, z: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:

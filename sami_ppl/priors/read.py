@@ -24,8 +24,8 @@ import numpyro
 from numpyro import distributions as dist
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
-import xarray as xr
 
+from sami_ppl.data.checks import as_numbers
 from sami_ppl.distributions.matern import Matern
 from sami_ppl.distributions.relaxed import RelaxedOneHotCategorical
 from sami_ppl.distributions.supports import described, manifold, mixture_components, normal_base, unwrapped
@@ -42,7 +42,7 @@ Given = Mapping[str, Array | np.ndarray]
 """The variables that a prior takes, by name, each (obs, ...)."""
 
 
-def read_prior(prior: Prior, given: "Given | Frozen | None" = None) -> Latents:
+def read_prior(prior: Prior, given: "Given | GivenValues | None" = None) -> Latents:
     """Read a prior from its trace; reading the same function again gives the same object.
 
     `given`: for a prior p(z | u), the u of some observations, over which the code is centred and scaled. Raises
@@ -56,7 +56,7 @@ def read_prior(prior: Prior, given: "Given | Frozen | None" = None) -> Latents:
             '    def prior():\n        numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1))'
         )
     arguments = prior_arguments(prior)
-    frozen = given if isinstance(given, Frozen) else Frozen.of(given or {})
+    frozen = given if isinstance(given, GivenValues) else GivenValues.of(given or {})
     if missing := [name for name in arguments if name not in frozen.names]:
         raise TypeError(
             f"prior takes the argument {missing[0]!r}, which is not given: pass the values of some observations, "
@@ -69,35 +69,7 @@ def read_prior(prior: Prior, given: "Given | Frozen | None" = None) -> Latents:
         return _read(prior, frozen) if isinstance(prior, Hashable) else _read.__wrapped__(prior, frozen)
 
 
-def check_numbers(given: Given) -> None:
-    """Raise ValueError for variables that are no numbers, or not finite."""
-    for name, value in given.items():
-        array = np.asarray(value)
-        if array.dtype.kind not in "biuf":
-            raise ValueError(
-                f"the prior takes {name!r} as numbers, got {array.dtype}: write "
-                f"np.unique({name}, return_inverse=True)[1]"
-            )
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name!r}, which the prior takes, is NaN or infinite somewhere: drop these observations")
-
-
-def check_variable(data: xr.Dataset, name: str) -> None:
-    """Raise ValueError unless the data have a variable with leading dim obs: x, or one that the prior takes."""
-    if name in data.data_vars and data[name].dims[:1] == ("obs",):
-        return
-    taken, write = (
-        ("the observations", 'rename({"<name>": "x"}) or data.transpose("obs", ...)')
-        if name == "x"
-        else ("which the prior takes", f'assign({name}=("obs", values))')
-    )
-    raise ValueError(
-        f"data has no variable {name!r} on obs, {taken}; its variables are {', '.join(map(str, data.data_vars))}: "
-        f"write data.{write}"
-    )
-
-
-class Frozen:
+class GivenValues:
     """Named arrays that compare and hash by their content."""
 
     def __init__(self, names: tuple[str, ...], arrays: tuple[np.ndarray, ...]):
@@ -105,17 +77,16 @@ class Frozen:
         self._content = (names, tuple((a.shape, str(a.dtype), a.tobytes()) for a in arrays))
 
     @classmethod
-    def of(cls, given: Given) -> "Frozen":
+    def of(cls, given: Given) -> "GivenValues":
         """Raises ValueError unless all are numbers, finite, and of one length."""
-        check_numbers(given)
-        arrays = tuple(np.asarray(value) for value in given.values())
+        arrays = tuple(as_numbers(name, value) for name, value in given.items())
         if len({array.shape[:1] for array in arrays}) > 1 or any(array.ndim == 0 for array in arrays):
             shapes = ", ".join(f"{name} {array.shape}" for name, array in zip(given, arrays, strict=True))
             raise ValueError(f"given must hold arrays of shape (obs, ...) for the same observations, got {shapes}")
         return cls(tuple(given), arrays)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Frozen) and self._content == other._content
+        return isinstance(other, GivenValues) and self._content == other._content
 
     def __hash__(self) -> int:
         return hash(self._content)
@@ -150,7 +121,7 @@ def _arguments(prior: Prior) -> list[str]:
 
 
 @functools.lru_cache(maxsize=128)
-def _read(prior: Prior, given: Frozen) -> Latents:
+def _read(prior: Prior, given: GivenValues) -> Latents:
     trace, params = _trace(prior, given)
     is_shared = {name: not site["cond_indep_stack"] for name, site in trace.items()}
     if all(is_shared.values()):
@@ -187,7 +158,7 @@ def _one_observation(prior: Prior, key: Array, given: Given) -> dict[str, Any]:
     return handlers.trace(handlers.seed(run, key)).get_trace()
 
 
-def _trace(prior: Prior, given: Frozen) -> tuple[dict[str, Any], dict[str, Any]]:
+def _trace(prior: Prior, given: GivenValues) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         trace = _one_observation(prior, jax.random.key(0), given.rows(slice(1)))
     except NotImplementedError as error:
@@ -254,7 +225,7 @@ def _kind(fn: Any) -> str:
 
 
 def _marginal_draws(
-    prior: Prior, given: Frozen, trace: dict[str, Any], count: int = 4096
+    prior: Prior, given: GivenValues, trace: dict[str, Any], count: int = 4096
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """Draws of every site, dependences included, and location and scale of the Normal sites that depend on none."""
     normals = [name for name, site in trace.items() if normal_base(site["fn"]) is not None]
@@ -275,7 +246,9 @@ def _marginal_draws(
     return draws, constants
 
 
-def _dependences(prior: Prior, given: Frozen, trace: dict[str, Any], params: dict[str, Any]) -> dict[str, Dependence]:
+def _dependences(
+    prior: Prior, given: GivenValues, trace: dict[str, Any], params: dict[str, Any]
+) -> dict[str, Dependence]:
     """What the law of every site depends on. Raises ValueError for a support that is not fixed."""
 
     def trace_of(held: dict[str, dict[str, Any]]) -> dict[str, Any]:

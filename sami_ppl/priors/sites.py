@@ -111,10 +111,7 @@ class LatentSite(abc.ABC):
         if isinstance(q, RootedNormal):
             return self._of_gaussian(jnp.asarray(q.loc), q.root, RootedNormal)
         if type(q) is dist.MultivariateNormal:
-            lower = jnp.asarray(q.scale_tril)
-            return self._of_gaussian(
-                jnp.asarray(q.loc), lower, lambda loc, root: dist.MultivariateNormal(loc, scale_tril=root)
-            )
+            return self._of_gaussian(jnp.asarray(q.loc), jnp.asarray(q.scale_tril), _by_lower_root)
         steps: list[Any] = [*self._from_code_steps(), ReshapeTransform(self.unconstrained_shape, (self.size,))]
         steps += [] if is_unbounded(self.transform) else [self.transform]
         return dist.TransformedDistribution(q, steps)

@@ -12,15 +12,14 @@ from jaxtyping import Array, Key
 import numpy as np
 import xarray as xr
 
-from sami_ppl.data.checks import training_part
+from sami_ppl.data.checks import as_array, as_floats, check_spread, check_variable, prior_variables, training_part
 from sami_ppl.data.layout import Layout, arranged, layout_of
 from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
 from sami_ppl.diffusion.sampler import AbstractSampler
 from sami_ppl.diffusion.schedule import AbstractSchedule, VariancePreserving
 from sami_ppl.encoders.encoder import AbstractRotation, NetworkEncoder, Noise, encoder_for
-from sami_ppl.encoders.frames import floating
 from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
-from sami_ppl.priors.read import Given, Prior, check_numbers, check_variable, prior_arguments, read_prior
+from sami_ppl.priors.read import Given, Prior, prior_arguments, read_prior
 from sami_ppl.program.guide import GlobalGuide
 from sami_ppl.program.program import Program
 
@@ -30,8 +29,6 @@ FEATURES = 64
 """Length of the feature vector on which encoders build."""
 MOST_GIVEN = 4096
 """Observations whose variables a prior p(z | u) is read from, at most."""
-LARGEST = 20.0
-"""Of floating-point observations: noise levels are set for about unit scale."""
 
 Network = Literal["mlp", "unet"]
 
@@ -191,18 +188,7 @@ def as_data(data: Any) -> xr.Dataset | np.ndarray:
         return data
     if isinstance(data, xr.DataArray):
         raise TypeError(f"data is a DataArray of {data.dims}: write data.to_dataset(name='x'), with obs its first dim")
-    try:
-        x = np.asarray(data)
-    except ValueError as error:
-        raise ValueError(
-            f"data cannot be made one array (obs, *event) ({error}): observations must have one shape; crop or resize "
-            "them, then np.stack"
-        ) from error
-    if x.dtype.kind not in "biuf":
-        raise TypeError(
-            f"data must be an array of numbers (obs, *event) or a Dataset with the variable x, got "
-            f"{type(data).__name__} of {x.dtype}: for files write sami_ppl.data.load_data(path)"
-        )
+    x = as_array(data)
     if x.ndim < 2:
         raise ValueError(
             f"data must have shape (obs, *event), got {x.shape}: of numbers by themselves write data[:, None]"
@@ -214,43 +200,22 @@ def _observations(part: xr.Dataset | np.ndarray) -> tuple[np.ndarray, Layout]:
     """Observations as floats, and the layout a program should have for them."""
     named = isinstance(part, xr.Dataset)
     layout = layout_of(part)
-    raw = part["x"].values if named else part
-    if raw.dtype.kind not in "biuf":
-        raise TypeError(f"x must be numbers, got {raw.dtype}: write data.assign(x=data.x.astype('float32'))")
+    raw = as_array(part["x"].values if named else part)
     if len(raw) < 2:
         raise ValueError(
             f"data hold {len(raw)} observation{'s' * (len(raw) != 1)}, of which nothing can be learned: give an array "
             "(obs, *event) of many; a single one is encoded by a fitted program, program.posterior(x[None])"
         )
     x = arranged(raw, part["x"].dims[1:] if named else None, layout.event_shape, layout.event_dims)
-    x = floating(x, None)
-    if not np.isfinite(x).all():
-        raise ValueError("data are infinite somewhere: drop these observations or fill them")
-    low, high = float(x.min()), float(x.max())
-    if max(-low, high) > LARGEST:
-        raise ValueError(
-            f"x has values from {low:g} to {high:g}, expected about unit scale: write (x - x.mean()) / x.std(), or "
-            "x / 127.5 - 1 for pixels from 0 to 255"
-        )
-    if (x == x[:1]).all():
-        raise ValueError(f"x has no spread: all observations are equal (values from {low:g} to {high:g})")
+    x = as_floats(x)
+    check_spread(x)
     return x, layout
 
 
 def _given(prior: Prior, part: xr.Dataset | np.ndarray) -> dict[str, np.ndarray]:
     """The variables that the prior takes, of some observations."""
     names = prior_arguments(prior) if callable(prior) else ()
-    if not names:
-        return {}
-    if not isinstance(part, xr.Dataset):
-        raise ValueError(
-            f"the prior takes {', '.join(names)}: give an xarray Dataset with x and {', '.join(names)} on obs"
-        )
-    for name in names:
-        check_variable(part, name)
-    given = {name: part[name].values[:MOST_GIVEN] for name in names}
-    check_numbers(given)
-    return given
+    return prior_variables(part.isel(obs=slice(MOST_GIVEN)) if isinstance(part, xr.Dataset) else part, names)
 
 
 def _scaling(dtype: np.dtype) -> str:

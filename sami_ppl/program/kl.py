@@ -8,6 +8,8 @@ from jaxtyping import Array, Float, Key
 from numpyro import distributions as dist
 from numpyro import handlers
 
+from sami_ppl.distributions.supports import unwrapped
+
 
 def traces(
     rng_key: Key[Array, ""], param_map: dict[str, Any], model: Any, guide: Any, *args: Any, **kwargs: Any
@@ -59,8 +61,7 @@ def _kl(q: Any, p: Any, value: Array) -> Array:
 
 def _elements(fn: Any, shape: tuple[int, ...]) -> Any:
     """The distribution of the single elements of a site, of batch shape `shape`; None if they depend on each other."""
-    while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
-        fn = fn.base_dist
+    fn = unwrapped(fn, masks=False)
     if isinstance(fn, dist.Normal):
         loc, scale = (jnp.broadcast_to(cast(Array, p), shape) for p in (fn.loc, fn.scale))
         return dist.Normal(loc, scale)

@@ -16,6 +16,7 @@ from numpyro.contrib.module import eqx_module
 import xarray as xr
 
 from sami_ppl._util.chunks import by_chunks
+from sami_ppl.data.checks import as_array, as_floats, as_numbers, check_variable, prior_variables, warn_of_scale
 from sami_ppl.data.layout import arranged, default_event_dims
 from sami_ppl.decoders.decoder import ScoreDecoder
 from sami_ppl.decoders.guidance import check_pair
@@ -23,11 +24,10 @@ from sami_ppl.decoders.training import BOUND, Objective, refuse
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.diffusion.sampler import AbstractSampler, StochasticDPMSolver
 from sami_ppl.encoders.encoder import AbstractEncoder
-from sami_ppl.encoders.frames import floating
 from sami_ppl.encoders.law import CodeLaw
 from sami_ppl.priors.discrete import labels
 from sami_ppl.priors.latents import Latents, check_event_dims
-from sami_ppl.priors.read import Frozen, Given, Prior, check_numbers, check_variable, read_prior, sample_prior
+from sami_ppl.priors.read import Given, GivenValues, Prior, read_prior, sample_prior
 from sami_ppl.program.guide import (
     Beta,
     GlobalGuide,
@@ -73,7 +73,7 @@ class Program(Readable):
     sampler: AbstractSampler
     prior_params: dict[str, Any]
     prior: Prior = eqx.field(static=True)
-    given: Frozen = eqx.field(static=True)
+    given: GivenValues = eqx.field(static=True)
     latents: Latents = eqx.field(static=True)
     event_dims: tuple[str, ...] = eqx.field(static=True)
     global_guide: GlobalGuide = eqx.field(static=True)
@@ -87,14 +87,14 @@ class Program(Readable):
         *,
         sampler: AbstractSampler | None = None,
         prior_params: dict[str, Any] | None = None,
-        given: Given | Frozen | None = None,
+        given: Given | GivenValues | None = None,
         event_dims: tuple[str, ...] | None = None,
         global_guide: GlobalGuide = "diagonal",
         origin: Origin | None = None,
         **unknown: Any,
     ):
         refuse("Program", unknown)
-        self.given = given if isinstance(given, Frozen) else Frozen.of(given or {})
+        self.given = given if isinstance(given, GivenValues) else GivenValues.of(given or {})
         self.prior, self.latents = prior, read_prior(prior, self.given)
         self.denoiser, self.encoder = denoiser, encoder
         self.global_guide = global_guide
@@ -122,6 +122,11 @@ class Program(Readable):
     def event_shape(self) -> tuple[int, ...]:
         """Shape of one observation."""
         return self.denoiser.event_shape
+
+    @property
+    def of_sequences(self) -> bool:
+        """Whether observations are sequences, whose frames may be missing."""
+        return self.encoder.single is not self.encoder
 
     def replace(self, **changes: Any) -> "Program":
         """A copy with some of its attributes replaced, under the names that `Program` takes.
@@ -215,7 +220,7 @@ class Program(Readable):
         """The program of single observations and these, a Dataset or an array: of sequences those of their frames that
         are seen; any other program is one already and stays as it is.
         """
-        if self.encoder.single is self.encoder:
+        if not self.of_sequences:
             return self, data
         from sami_ppl.program.sequences import frames_of, single_frames  # which builds on programs
 
@@ -323,11 +328,13 @@ class Program(Readable):
         """Observations x as floats, of an array or of a Dataset with the variable x, in the program's layout: dims are
         matched by name, in arrays channels that are last come to the front and grey images get theirs.
 
-        Raises ValueError for another shape, for no observations, and for fewer than `at_least`, saying `why`.
+        Raises ValueError for another shape, for no observations, and for fewer than `at_least`, saying `why`; TypeError
+        and ValueError for values that `data.checks.as_floats` refuses. Warns of values on another scale than the
+        denoiser was built for.
         """
         if isinstance(data, xr.Dataset):
             check_variable(data, "x")
-        x: Any = data["x"].values if isinstance(data, xr.Dataset) else data
+        x: Any = as_array(data["x"].values if isinstance(data, xr.Dataset) else data)
         dims = data["x"].dims[1:] if isinstance(data, xr.Dataset) else None
         x = arranged(x, dims, self.event_shape, self.event_dims)
         self.check_observations(x)
@@ -335,27 +342,24 @@ class Program(Readable):
             raise ValueError("data holds no observations: give an array of shape (obs, *event)")
         if len(x) < at_least:
             raise ValueError(f"{why or 'x'} needs at least {at_least} observations, got {len(x)}: give more of them")
-        return floating(x, self.encoder)
+        x = as_floats(x, gaps=self.of_sequences)
+        warn_of_scale(x, self.denoiser.statistics)
+        return x
 
     def observations(self, data: xr.Dataset | Array | np.ndarray) -> tuple[Float[np.ndarray, "obs *event"], Given]:
         """Observations x and the variables that the prior takes, of an array of x or a Dataset with all of them.
 
-        Raises ValueError for observations of another shape, and for a variable that is missing, or no finite number.
+        Raises what `observed` raises, and ValueError for a variable that is missing or that `data.checks.as_numbers`
+        refuses.
         """
-        named = self.latents.arguments
         x = self.observed(data)
-        if not isinstance(data, xr.Dataset):
-            if named:
-                raise ValueError(
-                    f"the prior takes {', '.join(named)}: give an xarray Dataset with x and {', '.join(named)} on obs"
-                )
-            return x, {}
-        for name in named:
-            check_variable(data, name)
-        given = {name: data[name].values for name in named}
-        check_numbers(given)
-        self.known_values(given, len(x))
-        return x, given
+        return x, self.variables(data, len(x))
+
+    def variables(self, data: xr.Dataset | Array | np.ndarray, size: int) -> Given:
+        """The variables that the prior takes, of `size` observations; raises as `observations` does."""
+        given = prior_variables(data, self.latents.arguments, self.given.rows(slice(None)))
+        self.known_values(given, size)
+        return given
 
     def known_values(self, given: Given, size: int) -> dict[str, np.ndarray]:
         """Of partly observed discrete sites: the value, −1 where unknown, (obs,). Raises what `labels` raises."""
@@ -382,7 +386,8 @@ class Program(Readable):
 
         `given`: of sequences, what the prior takes. For a store larger than memory, `sami_ppl.encode` gives the same.
         """
-        return by_chunks(jax.jit(lambda *arguments: self.moments(*arguments)), chunk, self.observed(x), given or {})
+        given = {name: as_numbers(name, value) for name, value in (given or {}).items()}
+        return by_chunks(jax.jit(lambda *arguments: self.moments(*arguments)), chunk, self.observed(x), given)
 
     def params(self) -> dict[str, Any]:
         """The parameters of the networks and of the prior under the names that NumPyro gives them."""

@@ -30,7 +30,7 @@ def over_time(program: Program, prior: Prior, *, given: Given | None = None) -> 
     Raises ValueError unless the frames have the prior N(0, I) and `prior` has one site, a `Matern` process over as many
     factors; TypeError for an encoder of frames that is not Gaussian; and what `read_prior` raises.
     """
-    if program.encoder.single is not program.encoder:
+    if program.of_sequences:
         raise ValueError("program is one of sequences already: give one of single frames, frames_of(program)")
     if other := [site.name for site in program.latents.sites if not site.standard]:
         raise ValueError(

@@ -19,13 +19,13 @@ from numpyro.infer.util import log_density
 import xarray as xr
 
 from sami_ppl.diffusion.schedule import NoiseLevels
-from sami_ppl.evidence import first, importance_proposal
+from sami_ppl.evidence import importance_proposal
 from sami_ppl.priors.sites import Direction, Discrete, Process
 from sami_ppl.program.guide import values_of
 from sami_ppl.program.program import Program
 from sami_ppl.program.tabulated import Table, ends, noise_terms, tabulated_log_likelihood
 
-PILOT, SHARED_DRAWS = 256, 64
+SHARED_DRAWS = 64
 
 
 class Target(NamedTuple):
@@ -69,7 +69,7 @@ def targets(program: Program, data: xr.Dataset | Array | np.ndarray, key: Key[Ar
                 "Use importance_weighted_bound to judge such a posterior"
             )
     pilot_key, shared_key, key = jax.random.split(key, 3)
-    proposal = importance_proposal(program, first(data, PILOT), key=pilot_key)
+    proposal = importance_proposal(program, data, key=pilot_key)
     spread = proposal.at((jnp.arange(levels) + 0.5) / levels)
     shared = _shared(program, shared_key)
     return [
@@ -141,6 +141,6 @@ def log_prior(
 
 
 def log_joint(program: Program, target: Target, z: Float[Array, " D"]) -> Float[Array, ""]:
-    """Log p(z) + bound on log p(x | z), in nats."""
+    """log p(z) + bound on log p(x | z), in nats."""
     prior = log_prior(program, z, target.given, target.shared)
     return prior + tabulated_log_likelihood(program.encoder, target.table, z)

@@ -19,14 +19,14 @@ from sami_ppl.calibration import (
     typicality,
 )
 from sami_ppl.data import check_data, load_data, real_factors, split, train_test
-from sami_ppl.evidence import first, importance_proposal, importance_weighted_bound
+from sami_ppl.evidence import first, importance_weighted_bound
 from sami_ppl.plots import COLOURS
 from sami_ppl.posteriors import save_tree
 from sami_ppl.program.program import Program
 from sami_ppl.runs.run import open_run, write_json
 from sami_ppl.saving.files import UserError
 
-TRAIN, REFERENCE, PILOT, ODD = 5000, 1000, 256, 0.01
+TRAIN, REFERENCE, ODD = 5000, 1000, 0.01
 
 
 def calibrate_run(
@@ -92,8 +92,7 @@ def calibrate_run(
 
 
 def _weights(program: Program, data: xr.Dataset, *, key: jax.Array) -> xr.Dataset:
-    proposal = importance_proposal(program, first(data, PILOT), key=key)
-    weights = importance_weighted_bound(program, data, key=key, proposal=proposal)
+    weights = importance_weighted_bound(program, data, key=key, proposal="fitted")
     return weights[["pareto_k", "ess", "weight_noise"]].assign_coords(obs=range(data.sizes["obs"]))
 
 

@@ -22,8 +22,8 @@ from sami_ppl.evidence import (
 from sami_ppl.runs.run import Finished, open_run, write_json
 from sami_ppl.saving.files import UserError
 
-PILOT = 256
-"""Observations on which the density of noise levels and the information spectrum are measured."""
+JUDGED = 256
+"""Observations on which the information spectrum is measured, at most."""
 
 
 def evaluate_run(
@@ -79,7 +79,7 @@ def evidence_figures(
     program, (x, _) = run.program, run.program.observations(data)
     single, each = program.single(x)
     pilot_key, bound_key, weighted_key, flow_key, information_key = jax.random.split(key, 5)
-    proposal = importance_proposal(program, first(data, PILOT), key=pilot_key)
+    proposal = importance_proposal(program, data, key=pilot_key)
     bound = evidence_bound(program, data, key=bound_key, levels=levels, proposal=proposal)
     groups = {"bound": bound}
     figures: dict[str, Any] = {"observations": len(x), "levels": levels}
@@ -100,7 +100,7 @@ def evidence_figures(
         density = flow_log_prob(single.denoiser, each[:flow], key=flow_key)
         groups["flow"] = xr.Dataset({"log_prob": ("obs", density)}, attrs={"units": "nats", "note": FLOW_NOTE})
         figures["flow"] = {"observations": len(density), "negative_log_density": mean_and_error(-density)}
-    spectrum = information_spectrum(single, each[:PILOT], key=information_key, levels=24)
+    spectrum = information_spectrum(single, each[:JUDGED], key=information_key, levels=24)
     groups["information"] = spectrum
     figures["information"] = {name: spectrum.attrs[name] for name in ("information", "gain", "kl", "gap")}
     if run.own_data and hasattr(run.module, "exact"):

@@ -14,8 +14,9 @@ import xarray as xr
 from sami_ppl import plots
 from sami_ppl.analyses.codes import ACTIVE_VARIANCE
 from sami_ppl.analyses.traversal import line_codes
-from sami_ppl.data import unrolled
+from sami_ppl.data import factor_names, unrolled, unrolled_names
 from sami_ppl.diagnostics.gain import draw_code
+from sami_ppl.metrics import correlation
 from sami_ppl.posteriors.generate import decode, generate
 from sami_ppl.program.program import Program
 from sami_ppl.runs.report.page import text
@@ -113,10 +114,11 @@ def gather(
 def _factors(data: xr.Dataset, metrics: Mapping[str, Any]) -> tuple[np.ndarray, list[str]]:
     """Known factors (n, F): those that the metrics name, else every real-valued variable on obs (no class labels)."""
     named = (metrics.get("corr") or {}).get("factors") or list(metrics.get("linear_r2") or {})
-    data = unrolled(data, [str(k) for k, v in data.data_vars.items() if k != "x" and v.dims == ("obs",)])
-    columns = {str(k): v.values for k, v in data.data_vars.items() if k != "x" and v.dims == ("obs",)}
-    names = [n for n, v in columns.items() if n in named or (not named and np.issubdtype(v.dtype, np.floating))]
-    return np.array([columns[n] for n in names], float).reshape(len(names), data.sizes["obs"]).T, names
+    real = factor_names(data, "real")
+    columns = [column for name in real for column in unrolled_names(data[name])]
+    names = [column for column in columns if not named or column in named]
+    table = unrolled(data, real)
+    return np.array([table[n].values for n in names], float).reshape(len(names), data.sizes["obs"]).T, names
 
 
 def _reconstructions(m: Material) -> Picture | None:
@@ -154,11 +156,13 @@ def _factor_grid(m: Material) -> Picture | None:
     axes = m.active if len(m.active) else np.arange(min(AXES, m.codes.shape[1]))
     if not m.names or len(m.codes) < 2:
         return None
+    means, labels = m.codes[:, axes], [m.program.latents.axes[a] for a in axes]
+    size = correlation(means, m.factors, constant=np.nan)
     return Picture(
         "factors", "Axes against known factors",
         "An aligned axis follows one factor, as a thin curve, and is flat in the others; posterior means of "
         f"{len(m.codes)} test observations.",
-        plots.factor_grid(m.codes[:, axes], m.factors, [m.program.latents.axes[a] for a in axes], m.names),
+        plots.factor_grid(means, m.factors, size, labels, m.names),
     )  # fmt: skip
 
 
