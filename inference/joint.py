@@ -34,7 +34,7 @@ def run(
     resume: bool = False,
     progress: bool = True,
 ) -> Program:
-    """Fit; returns the program. Checkpoints and log are in `out`."""
+    """Fit and return the program; checkpoints and the log are in `out`."""
     check_data(data, event_shape=program.event_shape)
     train, test = train_test(data)
     plan = Joint(config.both, config.align)

@@ -39,7 +39,7 @@ def run(
     resume: bool = False,
     progress: bool = True,
 ) -> Program:
-    """Fit the encoder; returns the program. Checkpoints and log are in `out`."""
+    """Fit the encoder and return the program; checkpoints and the log are in `out`."""
     if not config.denoiser:
         raise ValueError("denoiser is not given: name the folder of a saved program, setting denoiser=runs/disks/model")
     check_data(data, event_shape=program.event_shape)

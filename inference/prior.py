@@ -36,7 +36,7 @@ def run(
     resume: bool = False,
     progress: bool = True,
 ) -> Program:
-    """Fit the prior; returns the program. Checkpoints and log are in `out`."""
+    """Fit the prior and return the program; checkpoints and the log are in `out`."""
     if not config.program:
         raise ValueError("program is not given: name the folder of a saved program, setting program=runs/disks/model")
     check_data(data, event_shape=program.event_shape)

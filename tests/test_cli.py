@@ -156,6 +156,23 @@ def test_arguments_are_named_as_options(python, shell):
 # Mistakes
 
 
+OLD = '''
+"""An inference of its own, which returns what it should not."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Config:
+    posterior_obs: int = 1
+    draws: int = 1
+
+
+def run(program, data, config, *, key, out, resume=False, progress=True):
+    return {}
+'''
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -204,6 +221,7 @@ def test_arguments_are_named_as_options(python, shell):
             "none holds no saved program",
         ),
         (["run", "disks", "--devices", "99", *sets(*LATE)], "devices must lie between 1 and"),
+        (["run", "disks", "--with", "old.py", *sets(*SMALL)], "return the fitted program, got dict: write"),
         (["report", "folder"], "folder is no finished run (no config.json, model, posterior.nc, metrics.json)"),
         (["report", "none"], "none is no finished run"),
         (["evidence", "none", "--limit", "1"], "--limit 1: must be at least 2"),
@@ -219,6 +237,7 @@ def test_a_mistake_is_one_message(sami, tmp_path, arguments, message):
     rng = np.random.default_rng(0)
     (tmp_path / "folder").mkdir()
     (tmp_path / "broken.py").write_text('"""A program."""\nimport there_is_no_such_package\n')
+    (tmp_path / "old.py").write_text(OLD)
     np.savez(tmp_path / "whole.npz", x=rng.integers(-1, 2, size=(20, 1, 8, 8)).astype(np.int32))
     np.savez(tmp_path / "bad.npz", y=np.zeros(3))
     np.savez(tmp_path / "vectors.npz", x=rng.normal(size=(20, 5)))

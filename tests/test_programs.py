@@ -157,6 +157,7 @@ def test_inferences_keep_their_contract(name):
     module = load_file(find(name, "inference"))
     assert make_config(module.Config, asdict(module.Config())) == module.Config()
     assert callable(module.run)
+    assert min(module.Config().posterior_obs, module.Config().draws) > 0, "of the posterior that ends every run"
 
 
 def test_files_of_one_name_are_modules_of_their_own(tmp_path):

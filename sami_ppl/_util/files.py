@@ -12,7 +12,8 @@ def written_aside(target: str | Path) -> Iterator[Path]:
     """A path to write a file or a folder to, put in the place of `target` at the end, where nothing was raised.
 
     A file takes the place of a file in one step, and whoever has the old one open can go on reading it. A folder that
-    is there is moved away first, and back if the new one cannot be put in its place.
+    is there is moved away first, and back if the new one cannot be put in its place. A process that is killed leaves a
+    folder `.<name>.…` beside.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
