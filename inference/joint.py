@@ -12,7 +12,6 @@ import xarray as xr
 
 from sami_ppl import Joint, Program, Stage, fit
 from sami_ppl.data import check_data, train_test
-from sami_ppl.runs.results import check_at_least, conclude
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,6 @@ class Config:
     posterior_obs: int = 64
     draws: int = 100
 
-    def __post_init__(self) -> None:
-        check_at_least(1, posterior_obs=self.posterior_obs, draws=self.draws)
-
 
 def run(
     program: Program,
@@ -37,11 +33,10 @@ def run(
     out: Path,
     resume: bool = False,
     progress: bool = True,
-) -> xr.DataTree:
-    """Fit, save the program to `out/model`, and return the posterior of held-out observations."""
+) -> Program:
+    """Fit and return the program; checkpoints and the log are in `out`."""
     check_data(data, event_shape=program.event_shape)
     train, test = train_test(data)
-    *_, posterior_key = jax.random.split(key, 2)  # the plan takes the others
     plan = Joint(config.both, config.align)
     program, _ = fit(program, train, plan, key=key, held_out=test, out=out, resume=resume, progress=progress)
-    return conclude(program, data, out, key=posterior_key, posterior_obs=config.posterior_obs, draws=config.draws)
+    return program

@@ -11,7 +11,6 @@ import xarray as xr
 
 from sami_ppl import EncoderOnly, Program, Stage, fit
 from sami_ppl.data import check_data, train_test
-from sami_ppl.runs.results import check_at_least, conclude
 from sami_ppl.saving.save import load_denoiser
 
 
@@ -29,10 +28,6 @@ class Config:
     posterior_obs: int = 64
     draws: int = 100
 
-    def __post_init__(self) -> None:
-        check_at_least(1, posterior_obs=self.posterior_obs, draws=self.draws)
-        check_at_least(0, warm_steps=self.warm_steps)
-
 
 def run(
     program: Program,
@@ -43,14 +38,13 @@ def run(
     out: Path,
     resume: bool = False,
     progress: bool = True,
-) -> xr.DataTree:
-    """Fit the encoder, save the program to `out/model`, and return the posterior of held-out observations."""
+) -> Program:
+    """Fit the encoder and return the program; checkpoints and the log are in `out`."""
     if not config.denoiser:
-        raise ValueError("denoiser is not given: name the folder of a saved program, --set denoiser=runs/disks/model")
+        raise ValueError("denoiser is not given: name the folder of a saved program, setting denoiser=runs/disks/model")
     check_data(data, event_shape=program.event_shape)
     train, test = train_test(data)
-    *_, posterior_key = jax.random.split(key, 3)  # the plan takes the others
     program = load_denoiser(config.denoiser, program)
     plan = EncoderOnly(config.encoder, config.warm_steps, config.warm_clusters, config.align)
     program, _ = fit(program, train, plan, key=key, held_out=test, out=out, resume=resume, progress=progress)
-    return conclude(program, data, out, key=posterior_key, posterior_obs=config.posterior_obs, draws=config.draws)
+    return program

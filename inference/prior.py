@@ -13,7 +13,6 @@ import xarray as xr
 
 from sami_ppl import PriorOnly, Program, Stage, fit
 from sami_ppl.data import check_data, train_test
-from sami_ppl.runs.results import check_at_least, conclude
 from sami_ppl.saving.save import load_networks
 
 
@@ -26,9 +25,6 @@ class Config:
     posterior_obs: int = 64
     draws: int = 100
 
-    def __post_init__(self) -> None:
-        check_at_least(1, posterior_obs=self.posterior_obs, draws=self.draws)
-
 
 def run(
     program: Program,
@@ -39,14 +35,13 @@ def run(
     out: Path,
     resume: bool = False,
     progress: bool = True,
-) -> xr.DataTree:
-    """Fit the prior, save the program to `out/model`, and return the posterior of held-out observations."""
+) -> Program:
+    """Fit the prior and return the program; checkpoints and the log are in `out`."""
     if not config.program:
-        raise ValueError("program is not given: name the folder of a saved program, --set program=runs/disks/model")
+        raise ValueError("program is not given: name the folder of a saved program, setting program=runs/disks/model")
     check_data(data, event_shape=program.event_shape)
     train, test = train_test(data)
-    *_, posterior_key = jax.random.split(key, 2)  # the plan takes the others
     program = load_networks(config.program, program)
     plan = PriorOnly(config.fit)
     program, _ = fit(program, train, plan, key=key, held_out=test, out=out, resume=resume, progress=progress)
-    return conclude(program, data, out, key=posterior_key, posterior_obs=config.posterior_obs, draws=config.draws)
+    return program

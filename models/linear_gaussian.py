@@ -1,6 +1,6 @@
 """Linear Gaussian: vectors x = W z + noise, the one family in which every quantity of the method is known exactly.
 
-A fit is read beside the truth: `sami evaluate` sets the bound beside the exact evidence log p(x), and
+A fit is read beside the truth: `sami evidence` sets the bound beside the exact evidence log p(x), and
 docs/linear_gaussian.md goes through posterior, guidance, information and samples. With `networks=exact` the program is
 built of the exact denoiser and posterior, and needs no fit.
 """

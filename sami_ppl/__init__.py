@@ -2,71 +2,10 @@
 
 from importlib.metadata import version as _version
 
-from sami_ppl import analyses as analyses
-from sami_ppl import plots as plots
-from sami_ppl import refinement as refinement
-from sami_ppl._util.parallel import data_parallel as data_parallel
-from sami_ppl.analyses.evaluate import evaluate as evaluate
-from sami_ppl.calibration import calibration_table as calibration_table
-from sami_ppl.calibration import simulation_based_calibration as simulation_based_calibration
-from sami_ppl.calibration import typicality as typicality
-from sami_ppl.decoders.decoder import ScoreDecoder as ScoreDecoder
-from sami_ppl.decoders.exact import LinearGaussian as LinearGaussian
-from sami_ppl.decoders.exact import LinearMixture as LinearMixture
-from sami_ppl.decoders.guidance import GuidedDenoiser as GuidedDenoiser
-from sami_ppl.diffusion.denoiser import GaussianDenoiser as GaussianDenoiser
-from sami_ppl.diffusion.denoiser import PreconditionedDenoiser as PreconditionedDenoiser
-from sami_ppl.diffusion.sampler import DDIM as DDIM
-from sami_ppl.diffusion.sampler import Ancestral as Ancestral
-from sami_ppl.diffusion.sampler import DPMSolver as DPMSolver
-from sami_ppl.diffusion.sampler import FromPureNoise as FromPureNoise
-from sami_ppl.diffusion.sampler import Heun as Heun
-from sami_ppl.diffusion.sampler import StochasticDPMSolver as StochasticDPMSolver
-from sami_ppl.diffusion.schedule import VarianceExploding as VarianceExploding
-from sami_ppl.diffusion.schedule import VariancePreserving as VariancePreserving
-from sami_ppl.distributions.flows import coupling_flow as coupling_flow
-from sami_ppl.distributions.flows import flow_distribution as flow_distribution
-from sami_ppl.distributions.matern import Matern as Matern
-from sami_ppl.distributions.relaxed import RelaxedOneHotCategorical as RelaxedOneHotCategorical
-from sami_ppl.encoders import families as families
-from sami_ppl.encoders.encoder import DiagonalEncoder as DiagonalEncoder
-from sami_ppl.encoders.encoder import FamilyEncoder as FamilyEncoder
-from sami_ppl.encoders.encoder import RotatedEncoder as RotatedEncoder
-from sami_ppl.encoders.encoder import encoder_for as encoder_for
-from sami_ppl.encoders.rotation import TurningEncoder as TurningEncoder
-from sami_ppl.encoders.rotation import soft_uniform as soft_uniform
-from sami_ppl.evidence import evidence_bound as evidence_bound
-from sami_ppl.evidence import flow_log_prob as flow_log_prob
-from sami_ppl.evidence import importance_weighted_bound as importance_weighted_bound
-from sami_ppl.evidence.compare import compare as compare
-from sami_ppl.evidence.compare import held_out_evidence as held_out_evidence
-from sami_ppl.fitting.gauge import align as align
-from sami_ppl.fitting.loop import NonFiniteLoss as NonFiniteLoss
-from sami_ppl.fitting.objective import ScoreELBO as ScoreELBO
-from sami_ppl.fitting.plans import AbstractPlan as AbstractPlan
-from sami_ppl.fitting.plans import Decoupled as Decoupled
-from sami_ppl.fitting.plans import EncoderOnly as EncoderOnly
-from sami_ppl.fitting.plans import Joint as Joint
-from sami_ppl.fitting.plans import PriorOnly as PriorOnly
-from sami_ppl.fitting.plans import TwoStage as TwoStage
-from sami_ppl.fitting.plans import fit as fit
-from sami_ppl.fitting.stage import Stage as Stage
-from sami_ppl.fitting.start import warm_start as warm_start
-from sami_ppl.posteriors import combine as combine
-from sami_ppl.posteriors import posterior as posterior
-from sami_ppl.posteriors.causal import counterfactual as counterfactual
-from sami_ppl.posteriors.causal import intervene as intervene
-from sami_ppl.posteriors.encode import encode as encode
-from sami_ppl.posteriors.generate import decode as decode
-from sami_ppl.posteriors.generate import generate as generate
-from sami_ppl.priors.factors import factors as factors
-from sami_ppl.priors.read import read_prior as read_prior
-from sami_ppl.program.build import autoencoder as autoencoder
-from sami_ppl.program.build import with_prior as with_prior
-from sami_ppl.program.program import Program as Program
-from sami_ppl.program.sequences import frames_of as frames_of
-from sami_ppl.program.sequences import over_time as over_time
-from sami_ppl.saving.save import load as load
-from sami_ppl.saving.save import save as save
+import lazy_loader as _lazy
 
 __version__ = _version("sami_ppl")
+
+# The public names stand in __init__.pyi. Each is imported when it is first used: `import sami_ppl` and `sami --help`
+# wait for no JAX.
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

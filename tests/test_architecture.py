@@ -1,6 +1,7 @@
 """Who may import whom, how long a file may be, and that importing the library does nothing; read from syntax trees."""
 
 import ast
+import importlib
 import json
 from pathlib import Path
 import re
@@ -8,6 +9,8 @@ import subprocess
 import sys
 
 import pytest
+
+import sami_ppl
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = sorted((ROOT / "sami_ppl").rglob("*.py"))
@@ -44,8 +47,9 @@ UPWARD = {
 }
 
 
-# The package itself, which imports what is public from everywhere.
+# The package itself, whose public names are imported from everywhere when they are used: __init__.pyi has them.
 FRONT = ("__init__",)
+STUB = ROOT / "sami_ppl" / "__init__.pyi"
 
 
 def imports(file):
@@ -118,15 +122,16 @@ def test_imports_go_down(file):
         assert layer[other] < layer[here], f"{path} imports {name}: {other} does not stand below {here}"
 
 
+def public_names():
+    """Pairs of the module that defines a public name, None for a folder, and the name."""
+    for node in ast.parse(STUB.read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
 def test_no_public_name_hides_a_folder():
     """`sp.posterior` is a function, and what stands behind it can be reached by its own name."""
-    front = ast.parse((ROOT / "sami_ppl" / "__init__.py").read_text())
-    found = {
-        alias.asname
-        for node in ast.walk(front)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sami_ppl.")
-        for alias in node.names
-    }
+    found = {name for source, name in public_names() if source}
     assert "posterior" in found
     assert not found & {module(file) for file in LIBRARY}
 
@@ -187,40 +192,63 @@ def test_every_file_says_what_it_is(file):
 
 
 def test_package_init_only_reexports():
-    """Explicit re-exports (`as` the same name) and the version; nothing else happens on import."""
-    body = ast.parse((ROOT / "sami_ppl" / "__init__.py").read_text()).body
-    rest = [node for node in body[1:] if not isinstance(node, ast.ImportFrom)]
-    assert [ast.unparse(node).split(" =")[0] for node in rest] == ["__version__"]
-    for node in body[1:]:
-        for alias in getattr(node, "names", []):
-            assert alias.asname in (alias.name, f"_{alias.name}"), ast.unparse(node)
+    """The version, and the names of the stub, which are explicit re-exports; nothing else happens on import."""
+    body = [ast.unparse(node) for node in ast.parse((ROOT / "sami_ppl" / "__init__.py").read_text()).body[1:]]
+    assert body == [
+        "from importlib.metadata import version as _version",
+        "import lazy_loader as _lazy",
+        "__version__ = _version('sami_ppl')",
+        "__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)",
+    ]
+    *stub, last = ast.parse(STUB.read_text()).body[1:]
+    assert ast.unparse(last) == "__version__: str"
+    for node in stub:
+        assert isinstance(node, ast.ImportFrom), ast.unparse(node)
+        assert node.level == 1, ast.unparse(node)
+        assert all(alias.asname == alias.name for alias in node.names), ast.unparse(node)
+
+
+def test_every_public_name_is_where_the_stub_says():
+    """Type checkers read the stub, Python imports by it: each name is there, is listed, and no other is."""
+    names = [name for _, name in public_names()]
+    assert len(set(names)) == len(names) > 60
+    assert dir(sami_ppl) == sorted(sami_ppl.__all__) == sorted(names)
+    for where, name in public_names():
+        of = importlib.import_module(f"sami_ppl.{where or name}")
+        assert getattr(sami_ppl, name) is (getattr(of, name) if where else of)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        sami_ppl.no_such_name  # noqa: B018
 
 
 IMPORT = """
 import json
 import sami_ppl
-import sami_ppl.runs.run
 import sys
+early = [name for name in ("jax", "numpyro", "numpy", "xarray") if name in sys.modules]
+for name in dir(sami_ppl):
+    getattr(sami_ppl, name)
+import sami_ppl.runs.run
 import jax
 from jax._src import xla_bridge
 backends = list(xla_bridge._backends)
 arrays = len(jax.live_arrays()) if backends else 0
-print(json.dumps({"backends": backends, "arrays": arrays, "x64": jax.config.jax_enable_x64,
+print(json.dumps({"early": early, "backends": backends, "arrays": arrays, "x64": jax.config.jax_enable_x64,
     "slow": [name for name in ("arviz", "diffrax", "scipy.stats", "sklearn", "zarr") if name in sys.modules]}))
 """
 
 
 def test_import_does_nothing(tmp_path):
-    """No device, no array, no setting, no file, and none of the packages that double its time."""
+    """Nothing heavy before a name is used; then no device, array, setting, file, or package that doubles its time."""
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir()
     work.mkdir()
     # Matplotlib keeps a list of fonts.
     environment = {"HOME": str(home), "MPLCONFIGDIR": str(tmp_path / "matplotlib"), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment["PYTHONPATH"] = str(ROOT)
     found = subprocess.run(
         [sys.executable, "-W", "error", "-c", IMPORT], cwd=work, env=environment, capture_output=True, text=True
     )
     assert found.returncode == 0, found.stderr
-    assert json.loads(found.stdout) == {"backends": [], "arrays": 0, "x64": False, "slow": []}
+    assert json.loads(found.stdout) == {"early": [], "backends": [], "arrays": 0, "x64": False, "slow": []}
     assert found.stderr == ""
     assert not [*home.rglob("*"), *work.rglob("*")]

@@ -1,6 +1,9 @@
 """The command line: what it prints, and that a mistake is one message, exit code 2 and no trace of it on disk."""
 
 import json
+import os
+from pathlib import Path
+import subprocess
 import sys
 
 import equinox as eqx
@@ -97,7 +100,77 @@ def test_version(sami):
     assert out.strip()[0].isdigit()
 
 
+LIGHT = """
+import sys
+from sami_ppl.runs import cli
+for command in ("--help", "run --help", "evidence --help", "ls", "cp disks mine.py", "cp disk other.py"):
+    sys.argv = ["sami", *command.split()]
+    try:
+        cli.main()
+    except SystemExit:
+        pass
+command, bound, _ = cli.app.parse_args(["run", "disks", "--out", "out"])
+assert command is cli.run
+print("heavy", [name for name in ("jax", "numpyro", "numpy", "xarray", "arviz", "matplotlib") if name in sys.modules])
+"""
+
+
+def test_help_waits_for_nothing_heavy(tmp_path):
+    """The parser, help, lists, copies and a mistake in them import none of what computes."""
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    found = subprocess.run(
+        [sys.executable, "-c", LIGHT], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert "--resume" in found.stdout
+    assert "did you mean disks" in found.stderr
+    assert found.stdout.splitlines()[-1] == "heavy []"
+
+
+def test_evidence_has_an_old_name(sami):
+    """`sami evaluate` works and is not shown: `sp.evaluate` is another thing."""
+    code, out, _ = sami("--help")
+    assert code == 0
+    assert "evidence" in out
+    assert "evaluate" not in out
+    assert sami("evaluate", "--help")[1].replace("evaluate", "evidence") == sami("evidence", "--help")[1]
+
+
+@pytest.mark.parametrize(
+    ("python", "shell"),
+    [
+        ("continue with resume=True, or choose another out=", "continue with --resume, or choose another --out"),
+        ("setting encoder.steps=0: steps must be positive", "--set encoder.steps=0: steps must be positive"),
+        ("setting draws=0: must be at least 1", "--set draws=0: must be at least 1"),
+        ("setting latent: there is no such setting; did", "--set latent: there is no such setting; did"),
+        ("method=hmc: refinement is by nuts or svi", "--with hmc: refinement is by nuts or svi"),
+        ("obs=1,1: an observation is named twice", "--obs 1,1: an observation is named twice"),
+        ("set batch=48, or write np.savez(path, x=array)", "set batch=48, or write np.savez(path, x=array)"),
+        ("log_out=3 is no option, nor is program.out=3", "log_out=3 is no option, nor is program.out=3"),
+    ],
+)  # fmt: skip
+def test_arguments_are_named_as_options(python, shell):
+    assert cli.in_options(python) == shell
+
+
 # Mistakes
+
+
+OLD = '''
+"""An inference of its own, which returns what it should not."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Config:
+    posterior_obs: int = 1
+    draws: int = 1
+
+
+def run(program, data, config, *, key, out, resume=False, progress=True):
+    return {}
+'''
 
 
 @pytest.mark.parametrize(
@@ -120,7 +193,7 @@ def test_version(sami):
             ["run", "disks", "--data", "whole.npz", *sets(*SMALL)],
             "x must be floating point of about unit scale, got int",
         ),
-        (["run", "broken.py"], "No module named 'there_is_no_such_package'"),
+        (["run", "broken.py"], "broken.py, line 2: ModuleNotFoundError: No module named 'there_is_no_such_package'"),
         (["run", "disks", "--data", "wide.npz", *sets(*FREE)], "shape (1, 8, 12), expected event_shape (1, 12, 12)"),
         (["run", "disks", "--data", "nan.npz", *sets(*SMALL)], "NaN or infinite"),
         (["run", "images", "--data", "odd.npz", *sets("widths=4,4")], "image size 9"),
@@ -132,20 +205,31 @@ def test_version(sami):
         (["run", "disks", *sets(*LATE, "encoder.patience=0")], "patience must be None or at least 1, got 0"),
         (["run", "disks", *sets(*LATE, "warm_clusters=True")], "clusters is for priors with discrete sites"),
         (["run", "disks", *sets(*LATE, "warm_steps=-1")], "warm_steps must be at least 0, got -1"),
-        (["run", "disks", *sets(*LATE, "draws=0")], "draws must be at least 1, got 0"),
+        (["run", "disks", *sets(*LATE, "draws=0")], "--set draws=0: must be at least 1"),
         (
             ["run", "disks", "--with", "joint", *sets(*SMALL, *stages("both"), "posterior_obs=0")],
-            "posterior_obs must be at least 1",
+            "--set posterior_obs=0: must be at least 1",
         ),
         (["run", "disks", *sets(*SMALL, "denoiser.batch=55", "encoder.batch=8")], "batch"),
         (["run", "disks", "--with", "joint", *sets(*SMALL, "both.batch=49")], "batch"),
-        (["run", "disks", "--with", "pretrained", *sets(*SMALL)], "denoiser is not given"),
+        (
+            ["run", "disks", "--with", "pretrained", *sets(*SMALL)],
+            "name the folder of a saved program, --set denoiser=",
+        ),
         (
             ["run", "disks", "--with", "pretrained", *sets(*SMALL, *stages("encoder"), "inference.denoiser=none")],
             "none holds no saved program",
         ),
+        (["run", "disks", "--devices", "99", *sets(*LATE)], "devices must lie between 1 and"),
+        (["run", "disks", "--with", "old.py", *sets(*SMALL)], "return the fitted program, got dict: write"),
         (["report", "folder"], "folder is no finished run (no config.json, model, posterior.nc, metrics.json)"),
         (["report", "none"], "none is no finished run"),
+        (["evidence", "none", "--limit", "1"], "--limit 1: must be at least 2"),
+        (["evidence", "none", "--draws", "48"], "--draws 48: must be a power of two, at least 32"),
+        (["evaluate", "none", "--levels", "0"], "--levels 0: must be at least 2"),
+        (["calibrate", "none", "--simulations", "2"], "--simulations 2: must be at least 20"),
+        (["refine", "none", "--with", "hmc"], "--with hmc: refinement is by nuts or svi"),
+        (["compare", "none", "none/"], "a folder is named twice"),
     ],
     ids=lambda value: None if isinstance(value, list) else value[:24],
 )
@@ -153,6 +237,7 @@ def test_a_mistake_is_one_message(sami, tmp_path, arguments, message):
     rng = np.random.default_rng(0)
     (tmp_path / "folder").mkdir()
     (tmp_path / "broken.py").write_text('"""A program."""\nimport there_is_no_such_package\n')
+    (tmp_path / "old.py").write_text(OLD)
     np.savez(tmp_path / "whole.npz", x=rng.integers(-1, 2, size=(20, 1, 8, 8)).astype(np.int32))
     np.savez(tmp_path / "bad.npz", y=np.zeros(3))
     np.savez(tmp_path / "vectors.npz", x=rng.normal(size=(20, 5)))
@@ -224,14 +309,14 @@ def test_interrupted_run_keeps_its_folder(sami, tmp_path, looked):
 
 
 def test_run_that_fails_late_keeps_what_it_has(sami, tmp_path, looked):
-    looked(["log.jsonl"], ValueError("late"))
-    assert refused(sami(*COMMAND)) == "sami: late\n"
+    looked(["log.jsonl"], programs.UserError("late, for resume=True"))
+    assert refused(sami(*COMMAND)) == "sami: late, for --resume\n"
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "log.jsonl"]
 
 
 def test_run_that_fails_early_leaves_no_folder(sami, tmp_path, looked):
-    looked([], ValueError("early"))
-    assert refused(sami(*COMMAND)) == "sami: early\n"
+    looked([], ValueError("early, out=x"))
+    assert refused(sami(*COMMAND)) == "sami: early, --out x\n"
     assert not list(tmp_path.iterdir())
 
 
@@ -272,12 +357,27 @@ def test_the_user_has_the_last_word_over_what_follows_from_the_data(sami, tmp_pa
     assert 0.9 < settings["std"] < 1.1
 
 
-def test_a_mistake_of_ours_can_be_traced(sami, monkeypatch, tmp_path):
-    (tmp_path / "broken.py").write_text('"""A program."""\nlen(3)\n')
-    assert "TypeError; with SAMI_TRACE=1 the place is shown" in refused(sami("run", "broken.py", "--out", "out"))
+def test_a_bug_is_no_mistake_of_the_users(sami, monkeypatch, tmp_path, looked):
+    """A ValueError in the midst of a run shows where it was raised, and that it is a bug."""
+    looked(["log.jsonl"], ValueError("late"))
+    code, out, err = sami(*COMMAND)
+    assert (code, out) == (1, "")
+    assert err.startswith("Traceback")
+    assert "in inference\n" in err
+    assert "ValueError: late\nsami: this is a bug" in err
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "log.jsonl"]
     monkeypatch.setenv("SAMI_TRACE", "1")
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="late"):
+        sami(*COMMAND, "--resume")
+
+
+def test_a_mistake_can_be_traced(sami, monkeypatch, tmp_path):
+    (tmp_path / "broken.py").write_text('"""A program."""\nlen(3)\n')
+    assert "broken.py, line 2: TypeError: object of type 'int'" in refused(sami("run", "broken.py", "--out", "out"))
+    monkeypatch.setenv("SAMI_TRACE", "1")
+    with pytest.raises(programs.UserError) as caught:
         sami("run", "broken.py", "--out", "out")
+    assert isinstance(caught.value.__cause__, TypeError)
     with pytest.raises(programs.UserError):
         sami("run", "disk", "--out", "out")
 

@@ -97,5 +97,5 @@ def test_runs_under_two_priors(tmp_path, monkeypatch):
     rows = json.loads((tmp_path / "comparison" / "comparison.json").read_text())
     assert set(rows) == {str(folder) for folder in folders}
     assert (tmp_path / "comparison" / "comparison.png").stat().st_size > 5000
-    with pytest.raises(UserError, match=r"fitted to other data than .*--data FILE"):
+    with pytest.raises(UserError, match=r"fitted to other data than .*data=FILE"):
         compare_runs([tmp_path / "normal", tmp_path / "other"], limit=12, levels=4)

@@ -5,8 +5,10 @@ And as what: the precision of products, and what a step holds in memory.
 
 from dataclasses import replace
 import os
+import re
 import subprocess
 import sys
+import warnings
 
 import equinox as eqx
 import jax
@@ -89,6 +91,7 @@ def settings(monkeypatch, tmp_path):
     for name in ("XDG_CACHE_HOME", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
         monkeypatch.delenv(name, raising=False)
     jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)  # JAX's own; that of the tests is 0
     yield jax.config
     for name, value in before.items():
         jax.config.update(name, value)
@@ -141,6 +144,30 @@ def test_what_is_compiled_is_found_there(tmp_path, theirs):
     expected = tmp_path / "theirs" if theirs else tmp_path / "xdg" / "sami_ppl" / "compiled"
     assert any(expected.iterdir())
     assert (tmp_path / "xdg" / "sami_ppl").exists() != theirs
+
+
+ONE = """
+import jax
+print(jax.jit(lambda x: x @ x + 1)(jax.numpy.ones((3, 3)))[0, 0])
+"""
+
+
+def test_half_an_entry_of_the_cache_is_compiled_again(tmp_path):
+    """A killed process leaves it, or another is still writing it: a warning, which no test takes for an error."""
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    errors = []
+    for _ in range(2):
+        found = subprocess.run(
+            [sys.executable, "-c", ONE], env=environment, capture_output=True, text=True, check=False
+        )
+        assert found.returncode == 0, found.stderr
+        assert found.stdout == "4.0\n"
+        errors.append(re.findall(r"UserWarning: (Error reading persistent compilation cache .*)", found.stderr))
+        for entry in tmp_path.glob("*-cache"):
+            entry.write_bytes(entry.read_bytes()[: entry.stat().st_size // 2])
+    assert not errors[0]
+    assert errors[1]
+    warnings.warn(errors[1][0], UserWarning, stacklevel=1)
 
 
 def test_products_of_the_evidence_are_of_full_precision_on_every_device(tiny_program):

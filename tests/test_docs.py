@@ -68,7 +68,8 @@ def public_names():
     """Names that the package and its public subpackages export: (where, name, object)."""
     packages = ["sami_ppl"] + [m.name for m in pkgutil.walk_packages(sami_ppl.__path__, "sami_ppl.") if m.ispkg]
     for package in packages:
-        for name, found in vars(importlib.import_module(package)).items():
+        module = importlib.import_module(package)
+        for name, found in ((name, getattr(module, name)) for name in dir(module)):
             own = getattr(found, "__module__", "").startswith("sami_ppl")
             if own and not name.startswith("_") and (inspect.isclass(found) or inspect.isfunction(found)):
                 yield package, name, found

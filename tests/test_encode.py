@@ -1,7 +1,6 @@
 """Encoding from store to store: the values of `Program.encode`, each chunk read once, in memory that does not grow."""
 
 import collections
-import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -126,11 +125,10 @@ def test_mistakes(tiny_program, tmp_path):
     missing = xr.Dataset({"x": (("obs", "time"), np.where(np.arange(9)[:, None] == 3, np.nan, np.ones((9, 4))))})
     with pytest.raises(ValueError, match="NaN at observation 3"):
         sp.encode(program, missing, out, progress=False)  # "time" does not make a program one of sequences
-    shutil.rmtree(out.with_name(out.name + ".part"))
     for name, (x, error, message) in cases.items():
         with pytest.raises(error, match=message):
             sp.encode(program, store(tmp_path / f"{name}.zarr", x, 8), out, chunk=8, progress=False)
-        assert not out.exists()
+        assert not list(tmp_path.glob("*z.zarr*")), "nothing is left behind"
     with pytest.raises(ValueError, match="chunk must be at least 1 observation, got 0"):
         sp.encode(program, tmp_path / "nan.zarr", out, chunk=0)
     with pytest.raises(FileNotFoundError, match=r"no data at .*none.zarr"):

@@ -1,4 +1,4 @@
-"""`sami evaluate`: figures of the evidence beside the truth, and messages for what does not fit."""
+"""`sami evidence`: figures of the evidence beside the truth, and messages for what does not fit."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import xarray as xr
 
 from sami_ppl.diagnostics import CollapseWarning
 from sami_ppl.runs import run as running
-from sami_ppl.runs.evidence import evaluate_run, table
+from sami_ppl.runs.evidence import evidence_run, table
 from sami_ppl.saving.files import UserError
 
 SETTINGS = {
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 @pytest.mark.slow
 def test_figures_add_up_and_stand_beside_the_truth(folder):
     """Parts sum to the bound; the exact evidence is that of the program file's law; the table tells both."""
-    text = evaluate_run(folder, limit=24, levels=8, draws=32, weighted=4, flow=2)
+    text = evidence_run(folder, limit=24, levels=8, draws=32, weighted=4, flow=2)
     figures = json.loads((folder / "evidence.json").read_text())
     parts = sum(figures[name]["mean"] for name in ("prior", "diffusion", "reconstruction", "kl[z]"))
     assert parts == pytest.approx(figures["bound"]["mean"], rel=1e-5)
@@ -58,7 +58,7 @@ def test_own_data_and_mistakes(folder, tmp_path):
     np.savez(tmp_path / "wrong.npz", x=rng.normal(size=(5, 7)).astype(np.float32))
     own = lambda: [path.read_bytes() for path in sorted(folder.glob("evidence.*"))]  # noqa: E731
     before = own()
-    text = evaluate_run(folder, data=tmp_path / "mine.npz", levels=4, weighted=0)
+    text = evidence_run(folder, data=tmp_path / "mine.npz", levels=4, weighted=0)
     assert "5 observations" in text
     assert json.loads((folder / "evidence_mine.json").read_text())["observations"] == 5
     assert own() == before, "the report shows what the run's own observations gave"
@@ -67,11 +67,11 @@ def test_own_data_and_mistakes(folder, tmp_path):
     shutil.copytree(folder, fitted_to_mine)
     description = json.loads((folder / "config.json").read_text())
     (fitted_to_mine / "config.json").write_text(json.dumps(description | {"data": str(tmp_path / "mine.npz")}))
-    assert "exact" not in evaluate_run(fitted_to_mine, levels=4, weighted=0), "the program file's law is not that of x"
+    assert "exact" not in evidence_run(fitted_to_mine, levels=4, weighted=0), "the program file's law is not that of x"
     assert "importance-weighted" not in text
-    with pytest.raises(ValueError, match="8"):
-        evaluate_run(folder, data=tmp_path / "wrong.npz")
-    with pytest.raises(UserError, match=r"is no finished run .*run `sami run MODEL"):
-        evaluate_run(tmp_path)
-    with pytest.raises(UserError, match="--limit must be at least 2, got 1"):
-        evaluate_run(folder, limit=1)
+    with pytest.raises(UserError, match="8"):
+        evidence_run(folder, data=tmp_path / "wrong.npz")
+    with pytest.raises(UserError, match=r"is no finished run .*give the folder"):
+        evidence_run(tmp_path)
+    with pytest.raises(UserError, match="limit=1: must be at least 2"):
+        evidence_run(folder, limit=1)

@@ -20,7 +20,7 @@ from sami_ppl.encoders.encoder import DiagonalEncoder, RotatedEncoder
 from sami_ppl.nn.flax import FlaxNetwork
 from sami_ppl.program.program import Program
 from sami_ppl.saving.files import build_program
-from sami_ppl.saving.save import LoadError, load, load_denoiser, save
+from sami_ppl.saving.save import FORMAT_VERSION, LoadError, load, load_denoiser, load_networks, save
 
 
 @pytest.fixture
@@ -168,16 +168,16 @@ def test_interrupted_save_leaves_the_old_one(tiny_program, saved, monkeypatch, f
 @pytest.mark.parametrize("failing", [1, 2], ids=["once", "and the way back too"])
 def test_save_interrupted_at_the_last_moment_loses_neither(tiny_program, saved, monkeypatch, failing):
     """Between the two renames: the old program comes back, or, where that is stopped too, both lie beside, whole."""
-    rename, calls = Path.rename, []
+    replace, calls = Path.replace, []
 
     def stop(self, target):
         calls.append(self)
         if 1 < len(calls) <= 1 + failing:
             raise KeyboardInterrupt
-        return rename(self, target)
+        return replace(self, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", stop)
+        patch.setattr(Path, "replace", stop)
         with pytest.raises(KeyboardInterrupt):
             save(shifted(tiny_program()), saved)
     if failing == 1:
@@ -186,7 +186,7 @@ def test_save_interrupted_at_the_last_moment_loses_neither(tiny_program, saved, 
     else:
         (aside,) = saved.parent.iterdir()
         assert same(load(aside / "old", tiny_program()), tiny_program())
-        assert same(load(aside / "new", tiny_program()), shifted(tiny_program()))
+        assert same(load(aside / "new" / "saved", tiny_program()), shifted(tiny_program()))
 
 
 # What cannot be loaded says why
@@ -210,7 +210,7 @@ def test_missing_folder(tiny_program, tmp_path):
         ("[1, 2]", r"no sami_ppl program \(format 'list'\)"),
         ('{"format": "sami_ppl pro', r"program\.json is damaged"),
         ("\udcff", r"program\.json is damaged"),
-        ('{"format": "sami_ppl program", "format_version": 1}', r"damaged \(no aligned"),
+        (f'{{"format": "sami_ppl program", "format_version": {FORMAT_VERSION}}}', r"damaged \(no aligned"),
     ],
 )
 def test_foreign_or_damaged_description(tiny_program, saved, text, message):
@@ -221,10 +221,16 @@ def test_foreign_or_damaged_description(tiny_program, saved, text, message):
         load_denoiser(saved, tiny_program())
 
 
-def test_newer_format(tiny_program, saved):
-    edit(saved, format_version=99, versions={"sami_ppl": "7.0"})
-    with pytest.raises(LoadError, match=r"written by sami_ppl 7\.0 in a newer format: update"):
-        load(saved, tiny_program())
+@pytest.mark.parametrize(
+    ("version", "advice"),
+    [(1, "fit the program again, or load it by what wrote it"), (FORMAT_VERSION + 1, "update it")],
+)
+def test_another_format_is_refused_by_its_number(tiny_program, saved, version, advice):
+    edit(saved, format_version=version, versions={"sami_ppl": "7.0"})
+    of = rf"is of format {version}, written by sami_ppl 7\.0; this one, .*, reads format {FORMAT_VERSION}: {advice}"
+    for read in (load, load_denoiser, load_networks):
+        with pytest.raises(LoadError, match=of):
+            read(saved, tiny_program())
 
 
 def truncate(file):

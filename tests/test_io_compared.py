@@ -125,18 +125,14 @@ def test_other_global_sites_and_variables_are_said(tiny_program, tmp_path):
         load(folder, build(1.0, [0.0, 2.0]))
 
 
-def test_a_file_without_a_description_of_its_program_is_read(tmp_path):
-    """As they were written before: nothing is compared."""
-    program = vectors(tmp_path)
-    folder = save(program, tmp_path / "saved")
+def test_a_file_without_a_description_of_its_program_is_refused(tmp_path):
+    """Nothing could be compared."""
+    folder = save(vectors(tmp_path), tmp_path / "saved")
     description = json.loads((folder / "program.json").read_text())
     del description["program"]
     (folder / "program.json").write_text(json.dumps(description))
-    assert same(load(folder), program)
-    assert same(load(folder, shifted(program).replace(sampler=Heun(11))), program)
-    other = program.replace(denoiser=with_static(shifted(program.denoiser), mean=1.0, std=2.0))
-    found = load_denoiser(folder, other)
-    assert eqx.tree_equal(found.denoiser, program.denoiser), "as its program file builds it"
+    with pytest.raises(LoadError, match=r"damaged \(no program\)"):
+        load(folder)
 
 
 def test_a_program_is_saved_again_where_its_file_was_run(tmp_path):

@@ -66,6 +66,7 @@ def test_wheel_holds_library_and_programs(wheel):
     assert {name.split("/")[0].split("-")[0] for name in names} == {"sami_ppl"}, "no package called models or inference"
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "sami_ppl/py.typed" in names, "type checkers of users would take nothing from it"
+    assert "sami_ppl/__init__.pyi" in names, "the public names are imported by it"
 
 
 def test_installed_command_runs_without_the_checkout(installed, tmp_path):

@@ -12,7 +12,7 @@ from sami_ppl.data import train_test
 from sami_ppl.diagnostics import CollapseWarning, clusters
 from sami_ppl.encoders.rotation import TurningEncoder
 from sami_ppl.runs import run as running
-from sami_ppl.runs.evidence import evaluate_run
+from sami_ppl.runs.evidence import evidence_run
 from sami_ppl.saving.files import find, load_file
 
 pytestmark = pytest.mark.slow
@@ -117,8 +117,8 @@ def test_directions_come_back(runs):
 
 
 def test_evidence_of_a_conditional_prior(runs):
-    """`sami evaluate` takes u from the run's data, and the factors are scored one axis each."""
-    assert "bound" in evaluate_run(runs["mixing"], limit=20, levels=4, weighted=2, draws=32)
+    """`sami evidence` takes u from the run's data, and the factors are scored one axis each."""
+    assert "bound" in evidence_run(runs["mixing"], limit=20, levels=4, weighted=2, draws=32)
     metrics = json.loads((runs["mixing"] / "metrics.json").read_text())
     assert 0 <= metrics["mean_correlation"] <= 1
     assert "u" not in metrics.get("probes", {}), "what the prior is told is no class to be found"

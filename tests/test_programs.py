@@ -157,6 +157,7 @@ def test_inferences_keep_their_contract(name):
     module = load_file(find(name, "inference"))
     assert make_config(module.Config, asdict(module.Config())) == module.Config()
     assert callable(module.run)
+    assert min(module.Config().posterior_obs, module.Config().draws) > 0, "of the posterior that ends every run"
 
 
 def test_files_of_one_name_are_modules_of_their_own(tmp_path):
@@ -227,28 +228,28 @@ def test_a_setting_reaches_its_field(key, text, owner, value):
 @pytest.mark.parametrize(
     ("key", "text", "message"),
     [
-        ("flag", "true", r"--set flag is ambiguous: write model\.flag or inference\.flag"),
-        ("latent", "6", r"--set latent: there is no such setting; did you mean latents"),
+        ("flag", "true", r"setting flag: ambiguous, write model\.flag or inference\.flag"),
+        ("latent", "6", r"setting latent: there is no such setting; did you mean latents"),
         ("encoder.step", "6", r"did you mean encoder\.steps"),
         ("model.encoder.steps", "6", r"no such setting"),
         ("encoder", "6", r"no such setting.*encoder\.steps"),
         ("latents.x", "6", r"no such setting"),
         ("qqqq", "6", r"no such setting; Known: latents, .*denoiser\.patience"),
-        ("latents", "six", r"--set latents=six: expected int"),
+        ("latents", "six", r"setting latents=six: expected int"),
         ("latents", "6.0", r"expected int"),
         ("latents", "True", r"expected int"),
-        ("radius", "wide", r"--set radius=wide: expected float"),
+        ("radius", "wide", r"setting radius=wide: expected float"),
         ("radius", "", r"expected float"),
-        ("widths", "8", r"--set widths=8: expected tuple"),
+        ("widths", "8", r"setting widths=8: expected tuple"),
         ("widths", "a,b", r"expected tuple"),
         ("widths", "8,wide", r"expected tuple"),
         ("widths", "8.5,16", r"expected tuple"),
         ("model.flag", "yes", r"expected bool"),
         ("model.flag", "1", r"expected bool"),
         ("limit", "many", r"expected int or None"),
-        ("kind", "cnn", r"--set kind=cnn: expected one of mlp, unet"),
-        ("encoder.steps", "-4", r"--set encoder\.steps=-4: steps must be positive"),
-        ("encoder.ema", "1", r"--set encoder\.ema=1: ema must lie in"),
+        ("kind", "cnn", r"setting kind=cnn: expected one of mlp, unet"),
+        ("encoder.steps", "-4", r"setting encoder\.steps=-4: steps must be positive"),
+        ("encoder.ema", "1", r"setting encoder\.ema=1: ema must lie in"),
     ],
 )
 def test_a_setting_that_is_wrong_is_named(key, text, message):

@@ -1,1 +1,1 @@
-"""What knows nothing of the subject: chunks, several devices, logs, versions, text."""
+"""What knows nothing of the subject: chunks, several devices, files, mistakes, logs, versions, text."""

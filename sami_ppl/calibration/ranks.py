@@ -21,6 +21,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl._util.chunks import padded_chunks
+from sami_ppl._util.errors import UserError
 from sami_ppl._util.history import progress_bar
 from sami_ppl.decoders.guidance import GuidedDenoiser
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
@@ -50,7 +51,7 @@ def simulation_based_calibration(
     `joint` (chain, draw), that of log q; `simulations`, the codes `z` and the posteriors' `mean` and `sd`, each
     (simulation, axis). `sampler` replaces the program's own: the posterior is calibrated for one sampler's images.
 
-    Raises ValueError for fewer than 2 simulations or draws, and for programs of sequences.
+    Raises ValueError for fewer than 2 simulations or draws, UserError for programs of sequences.
     """
     import arviz as az
 
@@ -59,7 +60,7 @@ def simulation_based_calibration(
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if any(isinstance(site, Process) for site in program.latents.sites):
-        raise ValueError("program is one of sequences, whose ranks are not known yet: calibrate frames_of(program)")
+        raise UserError("program is one of sequences, whose ranks are not known yet: calibrate frames_of(program)")
     warn_if_not_fitted(program)
     sampler = program.sampler if sampler is None else sampler
     prior_key, image_key, rank_key = jax.random.split(key, 3)

@@ -5,6 +5,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 import xarray as xr
 
+from sami_ppl._util.errors import UserError
 from sami_ppl.evidence import evidence_bound, importance_proposal
 from sami_ppl.program.program import Program
 
@@ -25,11 +26,11 @@ def typicality(
     whatever the program is worth. Beside n reference observations none is below 2/(n + 1). Both sides count, since
     images that are too plain have too high a density (Nalisnick et al. 2019).
 
-    Raises ValueError for observations of another shape and for fewer than 20 reference observations.
+    Raises ValueError for observations of another shape, UserError for fewer than 20 reference observations.
     """
     count = len(program.observations(reference)[0])
     if count < 20:
-        raise ValueError(f"reference must hold at least 20 observations, got {count}")
+        raise UserError(f"reference must hold at least 20 observations, got {count}")
     pilot_key, own_key, reference_key = jax.random.split(key, 3)
     proposal = importance_proposal(program, reference, key=pilot_key)
     own, known = (

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 
 from sami_ppl._util.chunks import padded_chunks
+from sami_ppl._util.errors import UserError
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 
 EXACT_UP_TO = 64
@@ -41,12 +42,12 @@ def flow_log_prob(
     unbiased). Steps are adapted to `tolerance`, relative and absolute (Tsitouras 5(4), by diffrax).
 
     **Not the model whose bound is trained**, unless the scores are exact: never compare the two as one likelihood.
-    Raises ValueError for observations of another shape, and where something is missing (NaN).
+    Raises ValueError for observations of another shape, UserError where something is missing (NaN).
     """
     if jnp.shape(x)[1:] != denoiser.event_shape:
         raise ValueError(f"x must have shape (obs, {', '.join(map(str, denoiser.event_shape))}), got {jnp.shape(x)}")
     if jnp.isnan(x).any():
-        raise ValueError("x is NaN somewhere: the flow has a density of whole observations only")
+        raise UserError("x is NaN somewhere: the flow has a density of whole observations only")
     every_term = math.prod(denoiser.event_shape) <= EXACT_UP_TO if exact is None else exact
     keys, parts = jax.random.split(key, len(x)), []
     for rows, count in padded_chunks(len(x), chunk):

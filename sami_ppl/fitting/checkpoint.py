@@ -40,7 +40,7 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(self.folder, options=options)
         if not resume and self.manager.latest_step() is not None:
             raise CheckpointError(
-                f"{self.folder} holds checkpoints already: continue with resume, or choose another --out"
+                f"{self.folder} holds checkpoints already: continue with resume=True, or choose another out="
             )
 
     def save(self, step: int, state: Any, loss: float) -> None:
@@ -66,7 +66,7 @@ class Checkpoints:
             lines = [f"  {k}: {found.get(k)!r} there, {self.signature.get(k)!r} here" for k in different]
             raise CheckpointError(
                 f"the checkpoint in {self.folder} belongs to another run:\n" + "\n".join(lines)
-                + "\nrepeat the call with the settings of that run, or choose another --out"
+                + "\nrepeat the call with the settings of that run, or choose another out="
             )  # fmt: skip
         host = jax.tree.map(_to_host, like)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, host)
@@ -104,5 +104,5 @@ def _damaged(folder: Path, step: int, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     return (
         f"the checkpoint of step {step} in {folder} cannot be read ({type(error).__name__}: {reason}). It is truncated "
-        "or damaged: remove that folder to start this stage again, or choose another --out"
+        "or damaged: remove that folder to start this stage again, or choose another out="
     )

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-import shutil
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from sami_ppl._util.files import written_aside
 from sami_ppl._util.history import progress_bar
 from sami_ppl.data import check_shape, open_data, scale_bytes
 from sami_ppl.data.checks import as_floats, fill_value, warn_of_scale
@@ -50,9 +50,8 @@ def encode(
     count = data.sizes["obs"]
     size = min(chunk, count)
     moments = jax.jit(lambda x: program.moments(x))
-    part = out.with_name(out.name + ".part")
-    arrays, start = _create(part, program, data, size), 0
-    with progress_bar(count, 0, "encode", show=progress) as bar:
+    with written_aside(out) as part, progress_bar(count, 0, "encode", show=progress) as bar:
+        arrays, start = _create(part, program, data, size), 0
         for batch in batches(program, data["x"], size):
             if start == 0:
                 warn_of_scale(batch, program.denoiser.statistics)
@@ -61,7 +60,6 @@ def encode(
                 array[start : start + len(batch)] = values[: len(batch)]
             start += len(batch)
             bar.update(len(batch))
-    part.rename(out)
     return xr.open_dataset(out, engine="zarr", consolidated=False)
 
 
@@ -86,7 +84,6 @@ def _create(folder: Path, program: Program, data: xr.Dataset, size: int) -> list
     """A store with the labels, and its arrays `location` and `scale`, to be filled."""
     import zarr
 
-    shutil.rmtree(folder, ignore_errors=True)
     labels = {"axis": list(program.latents.axes), **({"obs": data["obs"]} if "obs" in data.coords else {})}
     xr.Dataset(coords=labels, attrs={"description": "posterior of the code z"}).to_zarr(folder, consolidated=False)
     group, dims = zarr.open_group(folder, mode="a"), ("obs", "axis", "column")

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 import json
 from pathlib import Path
-import shutil
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from sami_ppl._util.files import written_aside
 from sami_ppl._util.versions import versions
 from sami_ppl.posteriors.draws import Groups, layout
 from sami_ppl.posteriors.symmetry import symmetries
@@ -96,12 +96,11 @@ def _describe(program: Program, groups: dict[str, xr.Dataset], levels: int) -> N
 def save_tree(tree: xr.DataTree, file: str | Path) -> None:
     """Write a DataTree as `.nc` (netCDF) or `.zarr`. Raises ValueError for another suffix."""
     if str(file).endswith(".nc"):
-        # Written aside and renamed: an interruption leaves the old file, and a reader may still hold it open.
-        part = Path(f"{file}.part")
-        tree.to_netcdf(part, engine="h5netcdf")
-        part.replace(file)
+        with written_aside(file) as part:
+            tree.to_netcdf(part, engine="h5netcdf")
     elif str(file).endswith(".zarr"):
-        tree.to_zarr(file, mode="w", consolidated=False)
+        with written_aside(file) as part:
+            tree.to_zarr(part, mode="w", consolidated=False)
     else:
         raise ValueError(f"give a file ending in .nc or .zarr, got {file!r}")
 
@@ -121,21 +120,19 @@ def write_chunks(trees: Iterator[xr.DataTree], out: Path) -> xr.DataTree:
 
     The store appears when it is complete; its chunks hold the observations of one tree.
     """
-    part = out.with_name(out.name + ".part")
-    for i, tree in enumerate(trees):
-        if i == 0:
-            shutil.rmtree(part, ignore_errors=True)
-            chunks = {
-                node.path: {name: {"chunks": v.shape} for name, v in node.data_vars.items() if v.ndim}
-                for node in tree.children.values()
-            }
-            tree.to_zarr(part, mode="w", consolidated=False, encoding=chunks)
-            continue
-        for name, node in tree.children.items():
-            group = node.to_dataset(inherit=False)
-            more = group.drop_vars([n for n, variable in group.variables.items() if "obs" not in variable.dims])
-            more.to_zarr(part, group=name, append_dim="obs", consolidated=False)
-    part.rename(out)
+    with written_aside(out) as part:
+        for i, tree in enumerate(trees):
+            if i == 0:
+                chunks = {
+                    node.path: {name: {"chunks": v.shape} for name, v in node.data_vars.items() if v.ndim}
+                    for node in tree.children.values()
+                }
+                tree.to_zarr(part, mode="w", consolidated=False, encoding=chunks)
+                continue
+            for name, node in tree.children.items():
+                group = node.to_dataset(inherit=False)
+                more = group.drop_vars([n for n, variable in group.variables.items() if "obs" not in variable.dims])
+                more.to_zarr(part, group=name, append_dim="obs", consolidated=False)
     return xr.open_datatree(out, engine="zarr", consolidated=False)
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 import xarray as xr
 
+from sami_ppl._util.errors import UserError
 from sami_ppl.posteriors.tree import obs_labels
 from sami_ppl.program.program import Program
 from sami_ppl.refinement.target import Target, log_joint, targets
@@ -76,9 +77,9 @@ def _amortised(program: Program, x: Array, keys: Array) -> Array:
 
 
 def check_draws(count: int, program: Program) -> None:
-    """Raises ValueError where so few draws have no covariance: it takes more than the code has axes."""
+    """Raises UserError where so few draws have no covariance: it takes more than the code has axes."""
     if count <= (size := program.latents.size):
-        raise ValueError(f"draws, of all chains together, must be more than the {size} axes of the code, got {count}")
+        raise UserError(f"draws, of all chains together, must be more than the {size} axes of the code, got {count}")
 
 
 def _root(z: Float[np.ndarray, "draws D"], sd: Float[np.ndarray, " D"]) -> Float[np.ndarray, "D D"]:

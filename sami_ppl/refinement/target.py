@@ -18,6 +18,7 @@ from numpyro import handlers
 from numpyro.infer.util import log_density
 import xarray as xr
 
+from sami_ppl._util.errors import UserError
 from sami_ppl.diffusion.schedule import NoiseLevels
 from sami_ppl.evidence import importance_proposal
 from sami_ppl.priors.sites import Direction, Discrete, Process
@@ -49,22 +50,22 @@ def targets(program: Program, data: xr.Dataset | Array | np.ndarray, key: Key[Ar
     Global sites are left as their guide has them, since one observation tells next to nothing of them: the prior of an
     observation's own sites is averaged over draws of that guide.
 
-    Raises ValueError for observations of another shape, fewer than 2 levels, priors over time or with directions or
+    Raises UserError for observations of another shape, fewer than 2 levels, priors over time or with directions or
     discrete sites.
     """
     x, given = program.observations(data)
     if levels < 2:
-        raise ValueError(f"levels must be at least 2, got {levels}")
+        raise UserError(f"levels must be at least 2, got {levels}")
     if any(isinstance(site, Process) for site in program.latents.sites):
-        raise ValueError("the prior is one over time: refinement is for single observations, give frames_of(program)")
+        raise UserError("the prior is one over time: refinement is for single observations, give frames_of(program)")
     for site in program.latents.sites:
         if isinstance(site, Discrete):
-            raise ValueError(
+            raise UserError(
                 f"prior site {site.name!r} is discrete: refinement moves codes in unconstrained space. Marginalise it "
                 "by dist.MixtureSameFamily, or use importance_weighted_bound to judge such a posterior"
             )
         if isinstance(site, Direction):
-            raise ValueError(
+            raise UserError(
                 f"prior site {site.name!r} lives on a {site.manifold}: refinement moves codes in unconstrained space. "
                 "Use importance_weighted_bound to judge such a posterior"
             )

@@ -18,13 +18,12 @@ from sami_ppl.calibration import (
     simulation_based_calibration,
     typicality,
 )
-from sami_ppl.data import check_data, load_data, real_factors, split, train_test
+from sami_ppl.data import real_factors, split, train_test
 from sami_ppl.evidence import first, importance_weighted_bound
 from sami_ppl.plots import COLOURS
 from sami_ppl.posteriors import save_tree
 from sami_ppl.program.program import Program
-from sami_ppl.runs.run import open_run, write_json
-from sami_ppl.saving.files import UserError
+from sami_ppl.runs.run import check_at_least, open_run, read_data, write_json
 
 TRAIN, REFERENCE, ODD = 5000, 1000, 0.01
 
@@ -46,19 +45,18 @@ def calibrate_run(
     factors where there are any, and of each observation its bound, how typical that is, and Pareto k̂. Observations are
     the run's test part, beside its training part; with `data`, those, beside the run's test part.
 
-    Raises UserError where the folder holds no finished run or an option is out of range, ValueError for data that do
-    not fit the program.
+    Raises UserError where the folder holds no finished run, an option is out of range, or the data do not fit the
+    program.
     """
-    bounds = {"simulations": (simulations, 20), "draws": (draws, 2), "limit": (limit, 2), "weighted": (weighted, 0)}
-    for name, (value, least) in bounds.items():
-        if value < least:
-            raise UserError(f"--{name} must be at least {least}, got {value}")
+    check_at_least(20, simulations=simulations)
+    check_at_least(2, draws=draws, limit=limit)
+    check_at_least(0, weighted=weighted)
     run = open_run(Path(out))
     program = run.program
     train, test = train_test(run.data if "split" in run.data.coords else split(run.data, key=run.key))
     observed, reference = test, train
     if data is not None:
-        observed, reference = check_data(load_data(data), event_shape=program.event_shape), test
+        observed, reference = read_data(data, event_shape=program.event_shape), test
     rank_key, factor_key, typical_key, weight_key = jax.random.split(jax.random.key(seed), 4)
 
     tree = simulation_based_calibration(program, key=rank_key, simulations=simulations, draws=draws, progress=progress)

@@ -1,14 +1,23 @@
-"""The command line: `sami ls`, `sami cp`, `sami run`, `sami report`, `sami evaluate`,
+"""The command line: `sami ls`, `sami cp`, `sami run`, `sami report`, `sami evidence`,
 `sami compare`, `sami calibrate`, `sami refine`.
+
+What computes is imported by the command that does it: `sami --help` and `sami ls` wait for no JAX.
 """
 
+import inspect
+import json
 import os
 from pathlib import Path
+import re
 import sys
+import traceback
 from typing import Annotated
 
 import cyclopts
 from cyclopts import Parameter
+
+from sami_ppl._util.errors import UserError
+from sami_ppl.saving import files as programs
 
 app = cyclopts.App(
     name="sami",
@@ -21,8 +30,6 @@ app = cyclopts.App(
 @app.command(name="ls")
 def ls() -> None:
     """List the programs (models) and the inferences, with one line on each."""
-    from sami_ppl.saving import files as programs
-
     for kind in programs.KINDS:
         print(f"{kind}/")
         listed = programs.list_files(kind)
@@ -34,8 +41,6 @@ def ls() -> None:
 @app.command(name="cp")
 def cp(name: str, file: Path, /) -> None:
     """Copy a program or inference file NAME to FILE, to be edited. Never overwrites."""
-    from sami_ppl.saving import files as programs
-
     copied = programs.copy(name, file)
     use = f"MODEL --with {copied}" if Path(name).stem in programs.list_files("inference") else copied
     print(f"{copied}: edit it, then `sami run {use} --out DIR`")
@@ -87,16 +92,21 @@ def run(
         from sami_ppl._util.parallel import join_processes
 
         join_processes()
+    from sami_ppl._util.parallel import is_first_process
     from sami_ppl.runs.run import run as run_program
+    from sami_ppl.runs.run import summary
 
     settings = {}
     for item in set_ or []:
         key, equals, value = item.partition("=")
         if not equals:
-            raise _user_error(f"--set {item}: write KEY=VALUE, for instance --set latents=6")
+            raise UserError(f"--set {item}: write KEY=VALUE, for instance --set latents=6")
         settings[key.strip()] = value.strip()
     run_program(model, with_, data=data, settings=settings, seed=seed, out=out, resume=resume, progress=not quiet,
                 devices=devices)  # fmt: skip
+    if is_first_process():
+        print(summary(json.loads((out / "metrics.json").read_text())))
+        print(f"report: {out / 'report.html'}")
 
 
 @app.command(name="report")
@@ -107,8 +117,8 @@ def report(folder: Path, /) -> None:
     print(write(folder))
 
 
-@app.command(name="evaluate")
-def evaluate(
+@app.command(name="evidence")
+def evidence(
     folder: Path,
     /,
     *,
@@ -141,10 +151,14 @@ def evaluate(
     seed
         Seed of z, noise and noise levels.
     """
-    from sami_ppl.runs.evidence import evaluate_run
+    from sami_ppl.runs.evidence import evidence_run
 
-    print(evaluate_run(folder, data=data, limit=limit, levels=levels, draws=draws, weighted=weighted, flow=flow,
+    print(evidence_run(folder, data=data, limit=limit, levels=levels, draws=draws, weighted=weighted, flow=flow,
                        seed=seed))  # fmt: skip
+
+
+# `sp.evaluate` is another thing, the figures of metrics.json.
+app.command(evidence, name="evaluate", show=False)
 
 
 @app.command(name="compare")
@@ -260,42 +274,55 @@ def refine(
     print(refine_run(folder, obs, with_, data=data, draws=draws, levels=levels, seed=seed, progress=not quiet))
 
 
-def _user_error(message: str) -> Exception:
-    from sami_ppl.saving.files import UserError
+COMPUTING = (run, report, evidence, compare, calibrate, refine)
+RENAMED = {"inference": "with", "method": "with"}
+"""Arguments of Python that are options of another name."""
 
-    return UserError(message)
+
+def in_options(message: str) -> str:
+    """A message of the library in words of the command line.
+
+    `limit=1` becomes `--limit 1`, `resume=True` `--resume`, `setting steps=0` `--set steps=0`.
+    """
+    parameters = {name.rstrip("_") for command in COMPUTING for name in inspect.signature(command).parameters}
+    names = "|".join([*parameters, *RENAMED])
+
+    def option(match: re.Match[str]) -> str:
+        setting, name, value = match.groups()
+        if setting:
+            return f"--set {setting}"
+        return f"--{RENAMED.get(name, name)}" + ("" if value in ("", "True") else f" {value}")
+
+    return re.sub(rf"\bsetting ([\w.]+)(?=[=:])|(?<![\w.])({names})=(True\b|[^\s=]?)", option, message)
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one message on stderr and exit code 2, without a stack trace."""
-    from sami_ppl.fitting.checkpoint import CheckpointError
-    from sami_ppl.fitting.loop import NonFiniteLoss
-    from sami_ppl.runs.run import use_compilation_cache
-    from sami_ppl.saving.files import UserError
-    from sami_ppl.saving.save import LoadError
+    """Entry point.
 
-    use_compilation_cache()
+    A user's mistake is one message on stderr and exit code 2, without a stack trace; a bug is its trace and a line that
+    says so, and exit code 1. With SAMI_TRACE=1 in the environment both are raised.
+    """
+    command, bound, _ = app.parse_args()
     try:
-        app()
-    except (
-        UserError,
-        CheckpointError,
-        LoadError,
-        NonFiniteLoss,
-        FileExistsError,
-        FileNotFoundError,
-        ValueError,
-    ) as error:
-        if os.environ.get("SAMI_TRACE"):
-            raise
-        print(f"sami: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except (TypeError, ImportError) as error:
-        # Of the user's data or packages, most often; if a program file is at fault, its author needs the place.
-        if os.environ.get("SAMI_TRACE"):
-            raise
-        print(f"sami: {error}\n({type(error).__name__}; with SAMI_TRACE=1 the place is shown)", file=sys.stderr)
-        raise SystemExit(2) from error
+        if command in COMPUTING:
+            from sami_ppl.runs.run import use_compilation_cache
+
+            use_compilation_cache()
+        command(*bound.args, **bound.kwargs)
     except KeyboardInterrupt:
-        print("sami: interrupted; the same command with --resume continues", file=sys.stderr)
+        more = "; the same command with --resume continues" if command is run else ""
+        print(f"sami: interrupted{more}", file=sys.stderr)
         raise SystemExit(130) from None
+    except Exception as error:
+        if os.environ.get("SAMI_TRACE"):
+            raise
+        if isinstance(error, UserError | OSError | ImportError):
+            print(f"sami: {in_options(str(error))}", file=sys.stderr)
+            raise SystemExit(2) from error
+        traceback.print_exception(error)
+        print(
+            "sami: this is a bug, of sami_ppl or of the program file, and no mistake in the command; the lines above "
+            "say where: please report them",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from error

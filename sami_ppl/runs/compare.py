@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sami_ppl.data import check_data, load_data, train_test
+from sami_ppl._util.errors import UserError
+from sami_ppl.data import train_test
 from sami_ppl.evidence import first
 from sami_ppl.evidence.compare import compare
-from sami_ppl.runs.run import open_run
-from sami_ppl.saving.files import UserError
+from sami_ppl.runs.run import open_run, read_data
 
 
 def compare_runs(
@@ -30,11 +30,11 @@ def compare_runs(
     names that repeat, or runs on other data.
     """
     if len(folders) < 2:
-        raise UserError("give at least two folders of finished runs: sami compare runs/a runs/b")
+        raise UserError("give at least two folders of finished runs")
     names = [str(folder).rstrip("/") for folder in folders]
     if len(set(names)) < len(names):
         raise UserError(f"a folder is named twice: {', '.join(names)}")
-    given = None if data is None else check_data(load_data(data))
+    given = None if data is None else read_data(data)
     runs = {name: open_run(Path(name), data=given) for name in names}
     parts = {name: _observations(run.data, limit, whole=data is not None) for name, run in runs.items()}
     held_out = parts[names[0]]
@@ -42,7 +42,7 @@ def compare_runs(
         if not np.array_equal(part["x"].values, held_out["x"].values, equal_nan=True):
             raise UserError(
                 f"{name} was fitted to other data than {names[0]}, whose held-out observations it may have been "
-                "trained on: give observations that none has seen, --data FILE"
+                "trained on: give observations that none has seen, data=FILE"
             )
     table = compare({n: r.program for n, r in runs.items()}, parts, key=jax.random.key(seed), levels=levels)
     if out is not None:

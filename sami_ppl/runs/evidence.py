@@ -1,4 +1,4 @@
-"""The evidence of held-out observations under a finished run: what `sami evaluate` writes and prints."""
+"""The evidence of held-out observations under a finished run: what `sami evidence` writes and prints."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from sami_ppl.data import check_data, load_data, train_test
+from sami_ppl._util.errors import UserError
+from sami_ppl.data import train_test
 from sami_ppl.diagnostics import information_spectrum
 from sami_ppl.evidence import (
     evidence_bound,
@@ -19,14 +20,14 @@ from sami_ppl.evidence import (
     mean_and_error,
     summarise,
 )
-from sami_ppl.runs.run import Finished, open_run, write_json
-from sami_ppl.saving.files import UserError
+from sami_ppl.posteriors import save_tree
+from sami_ppl.runs.run import Finished, check_at_least, open_run, read_data, write_json
 
 JUDGED = 256
 """Observations on which the information spectrum is measured, at most."""
 
 
-def evaluate_run(
+def evidence_run(
     out: Path,
     *,
     data: Path | None = None,
@@ -44,28 +45,21 @@ def evaluate_run(
     `evidence.nc` holds the bound of each observation, by its parts; where they were asked for, the importance-weighted
     bounds and the flow's densities of the first observations; and the information spectrum.
 
-    Raises UserError where the folder holds no finished run or an option is out of range, ValueError for data that do
-    not fit the program.
+    Raises UserError where the folder holds no finished run, an option is out of range, or the data do not fit the
+    program.
     """
-    for name, value, least in (
-        ("limit", limit, 2),
-        ("levels", levels, 2),
-        ("weighted", weighted, 0),
-        ("flow", flow, 0),
-    ):
-        if value < least:
-            raise UserError(f"--{name} must be at least {least}, got {value}")
-    found = open_run(Path(out), data=None if data is None else check_data(load_data(data)))
+    check_at_least(2, limit=limit, levels=levels)
+    check_at_least(0, weighted=weighted, flow=flow)
+    if weighted and (draws < 32 or draws & (draws - 1)):
+        raise UserError(f"draws={draws}: must be a power of two, at least 32")
+    found = open_run(Path(out), data=None if data is None else read_data(data))
     part = train_test(found.data)[1] if "split" in found.data.coords and data is None else found.data
-    check_data(part, event_shape=found.program.event_shape)
     figures, tree = evidence_figures(
         found, first(part, limit), key=jax.random.key(seed), levels=levels, draws=draws, weighted=weighted, flow=flow
     )
     name = "evidence" if data is None else f"evidence_{Path(data).stem}"
     write_json(Path(out) / f"{name}.json", figures)
-    aside = Path(out) / f"{name}.nc.part"
-    tree.to_netcdf(aside, engine="h5netcdf")
-    aside.replace(Path(out) / f"{name}.nc")
+    save_tree(tree, Path(out) / f"{name}.nc")
     return table(figures)
 
 

@@ -7,12 +7,12 @@ import arviz as az
 import jax
 import xarray as xr
 
+from sami_ppl._util.errors import UserError
 from sami_ppl.calibration import pictures
-from sami_ppl.data import check_data, load_data, train_test
+from sami_ppl.data import train_test
 from sami_ppl.posteriors import save_tree
 from sami_ppl.refinement import nuts, svi
-from sami_ppl.runs.run import open_run, write_json
-from sami_ppl.saving.files import UserError
+from sami_ppl.runs.run import check_at_least, open_run, read_data, write_json
 
 METHODS = {"nuts": nuts, "svi": svi}
 
@@ -34,15 +34,14 @@ def refine_run(
     tree of `refinement.nuts` or `refinement.svi`, beside it its agreement with the amortised posterior as JSON and as a
     picture.
 
-    Raises UserError for an unknown method, positions that are not there, and where the folder holds no finished run.
+    Raises UserError for an unknown method, positions that are not there, data or a program that cannot be refined, and
+    where the folder holds no finished run.
     """
     if method not in METHODS:
-        raise UserError(f"--with {method}: refinement is by {' or '.join(METHODS)}")
-    if draws < 2 or levels < 2:
-        raise UserError(f"--draws and --levels must be at least 2, got {draws} and {levels}")
-    run = open_run(Path(out), data=None if data is None else check_data(load_data(data)))
+        raise UserError(f"method={method}: refinement is by {' or '.join(METHODS)}")
+    check_at_least(2, draws=draws, levels=levels)
+    run = open_run(Path(out), data=None if data is None else read_data(data))
     part = train_test(run.data)[1] if "split" in run.data.coords and data is None else run.data
-    check_data(part, event_shape=run.program.event_shape)
     chosen = _positions(obs, part.sizes["obs"])
     part = part.isel(obs=chosen).assign_coords(obs=chosen)
     tree = METHODS[method](run.program, part, key=jax.random.key(seed), draws=draws, levels=levels, progress=progress)
@@ -62,11 +61,11 @@ def _positions(obs: str, count: int) -> list[int]:
     try:
         chosen = [int(part) for part in obs.split(",")]
     except ValueError as error:
-        raise UserError(f"--obs {obs}: write positions separated by commas, for instance --obs 0,1,2") from error
+        raise UserError(f"obs={obs}: write positions separated by commas, for instance obs=0,1,2") from error
     if wrong := [one for one in chosen if not 0 <= one < count]:
-        raise UserError(f"--obs {obs}: there are {count} observations, 0 to {count - 1}, but no {wrong[0]}")
+        raise UserError(f"obs={obs}: there are {count} observations, 0 to {count - 1}, but no {wrong[0]}")
     if len(set(chosen)) < len(chosen):
-        raise UserError(f"--obs {obs}: an observation is named twice")
+        raise UserError(f"obs={obs}: an observation is named twice")
     return chosen
 
 

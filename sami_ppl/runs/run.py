@@ -24,19 +24,21 @@ import jax
 import numpy as np
 import xarray as xr
 
+from sami_ppl._util.errors import UserError, mistakes
+from sami_ppl._util.files import written_aside
 from sami_ppl._util.history import read_history
 from sami_ppl._util.parallel import data_parallel, is_first_process
 from sami_ppl._util.versions import versions
 from sami_ppl.analyses.evaluate import evaluate
-from sami_ppl.data import check_data, load_data, split
+from sami_ppl.data import check_data, check_shape, load_data, split, train_test
+from sami_ppl.fitting.checkpoint import CheckpointError
 from sami_ppl.fitting.loop import NonFiniteLoss
 from sami_ppl.posteriors import save_tree
 from sami_ppl.program.program import Program
 from sami_ppl.runs.report import write_report
 from sami_ppl.runs.settings import configure, default_configs
 from sami_ppl.saving import files as programs
-from sami_ppl.saving.files import UserError
-from sami_ppl.saving.save import load, save
+from sami_ppl.saving.save import LoadError, load, save
 
 AFTER_THE_FIT = ("settings.inference.draws:", "settings.inference.posterior_obs:")
 """Settings that no checkpoint depends on."""
@@ -59,41 +61,48 @@ def run(
     `devices`: over how many batches are split; None leaves them whole. Of several processes, which make the same call
     and use all devices, the first writes.
 
-    Raises UserError for unknown names or settings, ValueError for data that do not fit, FileExistsError if `out` holds
-    another run, or a finished one without `resume`.
+    Raises UserError for unknown names or settings, data that do not fit, an `out` that holds another run, or this one
+    without `resume`, and for a loss that is not finite.
     """
     out = Path(out)
     began = time.perf_counter()
     model_file, inference_file = programs.find(model, "models"), programs.find(inference, "inference")
     model_module, inference_module = programs.load_file(model_file), programs.load_file(inference_file)
     configs = default_configs(model_module, inference_module, settings or {})
-    data_key, build_key, run_key, figure_key = jax.random.split(jax.random.key(seed), 4)
-    observations = _load(model_module, configs["model"], data, key=data_key)
-    if hasattr(model_module, "adapt"):
-        adapted = model_module.adapt(configs["model"], observations)
-        configs = configure(settings or {}, {**configs, "model": adapted})  # the user has the last word
+    data_key, build_key, run_key, figure_key, posterior_key = jax.random.split(jax.random.key(seed), 5)
+    ending = configs["inference"]
+    for name in ("posterior_obs", "draws"):
+        if getattr(ending, name) < 1:
+            raise UserError(f"setting {name}={getattr(ending, name)}: must be at least 1")
+    with mistakes(ValueError):  # what the program file has against the data, or the settings
+        observations = _load(model_module, configs["model"], data, key=data_key)
+        if hasattr(model_module, "adapt"):
+            adapted = model_module.adapt(configs["model"], observations)
+            configs = configure(settings or {}, {**configs, "model": adapted})  # the user has the last word
+        program = programs.build_program(model_file, configs["model"], key=build_key)
+        check_data(observations, event_shape=program.event_shape)
 
     description = {
         "model": str(model_file), "inference": str(inference_file),
         "data": None if data is None else str(Path(data).resolve()),
         "seed": seed, "settings": {name: asdict(config) for name, config in configs.items()}, "versions": versions(),
     }  # fmt: skip
-    program = programs.build_program(model_file, configs["model"], key=build_key)
-    check_data(observations, event_shape=program.event_shape)
-
     parallel = nullcontext() if devices is None and jax.process_count() == 1 else data_parallel(devices)
-    infer = partial(inference_module.run, program, observations, configs["inference"], key=run_key, resume=resume)
+    fit = partial(inference_module.run, program, observations, ending, key=run_key, resume=resume)
+    shown = train_test(observations)[1].isel(obs=slice(ending.posterior_obs))
+    draw = partial(_saved_posterior, data=shown, draws=ending.draws, key=posterior_key)
     if not is_first_process():
         with TemporaryDirectory() as aside, parallel:
-            return infer(out=Path(aside), progress=False)
+            return draw(fit(out=Path(aside), progress=False), Path(aside))
 
     seconds = {"prepare": time.perf_counter() - began}
     with _claimed(out, description, resume=resume), _timed(seconds, "fit"), parallel:
         try:
-            tree = infer(out=out, progress=progress)
+            with mistakes(CheckpointError):
+                tree = draw(fit(out=out, progress=progress), out)
         except NonFiniteLoss as error:
             save(error.program, out / "model")
-            raise
+            raise UserError(str(error)) from error
     save_tree(tree, out / "posterior.nc")
     with _timed(seconds, "figures"):
         metrics = evaluate(
@@ -102,12 +111,20 @@ def run(
     metrics["seconds"] = seconds | _stage_seconds(out / "log.jsonl")
     write_json(out / "metrics.json", metrics)
     with _timed(seconds, "report"):
-        page = report(out, data=observations)
+        report(out, data=observations)
     metrics["seconds"] |= {"report": seconds["report"], "total": time.perf_counter() - began}
     write_json(out / "metrics.json", metrics)
-    print(summary(metrics))
-    print(f"report: {page}")
     return tree
+
+
+def _saved_posterior(program: Program, out: Path, *, data: xr.Dataset, draws: int, key: jax.Array) -> xr.DataTree:
+    if not isinstance(program, Program):
+        raise UserError(
+            f"run of the inference must return the fitted program, got {type(program).__name__}: write `program, _ = "
+            "fit(...)` and `return program`; it is saved, and its posterior drawn, by whoever called"
+        )
+    save(program, out / "model")
+    return program.posterior(data, key=key, draws=draws)
 
 
 class Finished(NamedTuple):
@@ -127,20 +144,36 @@ class Finished(NamedTuple):
 def open_run(out: Path, *, data: xr.Dataset | None = None) -> Finished:
     """Open a finished run, with the data it was fitted to unless they are given.
 
-    Raises UserError where the folder holds no finished run.
+    Raises UserError where the folder holds no finished run, or the data do not fit its program.
     """
     out = Path(out)
     missing = [n for n in ("config.json", "model", "posterior.nc", "metrics.json") if not (out / n).exists()]
     if missing:
-        raise UserError(f"{out} is no finished run (no {', '.join(missing)}): run `sami run MODEL --out {out}` first")
-    description = json.loads((out / "config.json").read_text())
-    module = programs.load_file(out / "model" / "program.py")
-    config = programs.make_config(module.Config, description["settings"]["model"])
-    data_key, *_, figure_key = jax.random.split(jax.random.key(description["seed"]), 4)
-    if data is None:
-        source = None if description["data"] is None else Path(description["data"])
-        data = _load(module, config, source, key=data_key)
-    return Finished(load(out / "model"), module, config, data, figure_key, description["data"] is None)
+        raise UserError(f"{out} is no finished run (no {', '.join(missing)}): give the folder that was the out= of one")
+    with mistakes(ValueError, LoadError):
+        description = json.loads((out / "config.json").read_text())
+        program = load(out / "model")
+        module = programs.load_file(out / "model" / "program.py")
+        config = programs.make_config(module.Config, description["settings"]["model"])
+        data_key, _, _, figure_key, _ = jax.random.split(jax.random.key(description["seed"]), 5)
+        if data is None:
+            source = None if description["data"] is None else Path(description["data"])
+            data = _load(module, config, source, key=data_key)
+        check_shape(data, event_shape=program.event_shape)
+    return Finished(program, module, config, data, figure_key, description["data"] is None)
+
+
+def read_data(path: Path, *, event_shape: tuple[int, ...] | None = None) -> xr.Dataset:
+    """The user's data. Raises UserError where there are none, they cannot be read, or do not fit."""
+    with mistakes(ValueError, TypeError, OSError):
+        return check_data(load_data(path), event_shape=event_shape)
+
+
+def check_at_least(least: int, **options: int) -> None:
+    """Raise UserError for options below the least."""
+    for name, value in options.items():
+        if value < least:
+            raise UserError(f"{name}={value}: must be at least {least}")
 
 
 def report(out: Path, *, data: xr.Dataset | None = None) -> Path:
@@ -234,7 +267,7 @@ def use_compilation_cache() -> None:
 def _load(module: ModuleType, config: Any, data: Path | None, *, key: jax.Array) -> xr.Dataset:
     if data is None:
         return check_data(module.load(config, key=key))
-    found = check_data(load_data(data))
+    found = read_data(data)
     return found if "split" in found.coords else split(found, key=key)
 
 
@@ -244,13 +277,19 @@ def _distance(module: ModuleType, config: Any) -> Callable[[np.ndarray], np.ndar
 
 @contextmanager
 def _claimed(out: Path, description: dict[str, Any], *, resume: bool) -> Iterator[None]:
-    """Take the folder for a run, and give it back where the run fails before it has written anything."""
+    """Take the folder for a run, and give it back where the run fails before it has written anything.
+
+    What fails so early are checks, of settings and data against the program, or of a denoiser to be reused: ValueError
+    and LoadError come out as UserError.
+    """
     _claim(out, description, resume=resume)
     try:
         yield
-    except Exception:
+    except Exception as error:
         if [file.name for file in out.iterdir()] == ["config.json"]:
             shutil.rmtree(out)
+            if isinstance(error, ValueError | LoadError):
+                raise UserError(str(error)) from error
         raise
 
 
@@ -263,18 +302,18 @@ def _claim(out: Path, description: dict[str, Any], *, resume: bool) -> None:
     plain = json.loads(json.dumps(description))
     if not file.exists():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise FileExistsError(f"--out {out} exists and holds something else: choose a new folder")
+            raise UserError(f"out={out} exists and holds something else: choose a new folder")
         out.mkdir(parents=True, exist_ok=True)
         write_json(file, plain)
         return
     found = json.loads(file.read_text())
     different = sorted(d for d in _differences(found, plain) if not d.startswith(AFTER_THE_FIT))
     if different:
-        raise FileExistsError(
-            f"--out {out} holds a run with other settings:\n  " + "\n  ".join(different) + "\nchoose another --out"
+        raise UserError(
+            f"out={out} holds a run with other settings:\n  " + "\n  ".join(different) + "\nchoose another out="
         )
     if not resume:
-        raise FileExistsError(f"--out {out} holds this run already: continue it with --resume or choose another --out")
+        raise UserError(f"out={out} holds this run already: continue it with resume=True or choose another out=")
     write_json(file, plain)
 
 
@@ -291,9 +330,8 @@ def _stage_seconds(file: Path) -> dict[str, float]:
 
 def write_json(file: Path, content: Any) -> None:
     """Write JSON aside and rename it, so that no half-written file is left."""
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1))
-    part.rename(file)
+    with written_aside(file) as part:
+        part.write_text(json.dumps(content, indent=1))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Settings of the command line, `--set key=value`, applied to configurations."""
+"""Settings, key and value as text, applied to configurations."""
 
 import ast
 import dataclasses
@@ -7,7 +7,7 @@ from types import ModuleType
 import typing
 from typing import Any
 
-from sami_ppl.saving.files import UserError
+from sami_ppl._util.errors import UserError, mistakes
 
 
 def default_configs(model: ModuleType, inference: ModuleType, settings: dict[str, str]) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def default_configs(model: ModuleType, inference: ModuleType, settings: dict[str
 
 
 def configure(settings: dict[str, str], configs: dict[str, Any]) -> dict[str, Any]:
-    """Apply `--set` settings to the configurations of model and inference.
+    """Apply settings, key → value, to the configurations of model and inference.
 
     A key is a field's name, `stage.field` for a nested dataclass, prefixed by `model.` or `inference.` where both have
     the field. Values are read as Python literals of the field's type. Raises UserError for unknown or ambiguous keys.
@@ -48,11 +48,11 @@ def _owner(key: str, configs: dict[str, Any]) -> tuple[str, list[str]]:
     if len(owners) == 1:
         return owners[0], parts
     if owners:
-        raise UserError(f"--set {key} is ambiguous: write {' or '.join(f'{o}.{key}' for o in owners)}")
+        raise UserError(f"setting {key}: ambiguous, write {' or '.join(f'{o}.{key}' for o in owners)}")
     known = [name for config in configs.values() for name in _leaves(config)]
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise UserError(f"--set {key}: there is no such setting; {hint}Known: {', '.join(known)}")
+    raise UserError(f"setting {key}: there is no such setting; {hint}Known: {', '.join(known)}")
 
 
 def _has(config: Any, path: list[str]) -> bool:
@@ -78,10 +78,8 @@ def _replace(config: Any, path: list[str], text: str, key: str) -> Any:
         value = _replace(getattr(config, name), rest, text, key)
     else:
         value = _parse(text, typing.get_type_hints(type(config))[name], key)
-    try:
+    with mistakes(ValueError, prefix=f"setting {key}={text}: "):
         return dataclasses.replace(config, **{name: value})
-    except ValueError as error:
-        raise UserError(f"--set {key}={text}: {error}") from error
 
 
 def _parse(text: str, hint: Any, key: str) -> Any:
@@ -89,7 +87,7 @@ def _parse(text: str, hint: Any, key: str) -> Any:
     if str in allowed or any(typing.get_origin(a) is typing.Literal for a in allowed):
         choices = [c for a in allowed if typing.get_origin(a) is typing.Literal for c in typing.get_args(a)]
         if choices and text not in choices:
-            raise UserError(f"--set {key}={text}: expected one of {', '.join(map(str, choices))}")
+            raise UserError(f"setting {key}={text}: expected one of {', '.join(map(str, choices))}")
         return text
     try:
         value = ast.literal_eval(text)
@@ -99,7 +97,7 @@ def _parse(text: str, hint: Any, key: str) -> Any:
         value = float(value)
     if not any(_is_a(value, allow) for allow in allowed):
         expected = " or ".join(getattr(a, "__name__", str(a)) for a in allowed)
-        raise UserError(f"--set {key}={text}: expected {expected}")
+        raise UserError(f"setting {key}={text}: expected {expected}")
     return value
 
 

@@ -3,6 +3,8 @@
 A name is looked up as a path, then in the checkout beside this package, then among the copies inside the wheel.
 Files are listed by their docstrings without being run, and loaded by path: programs import nothing but the library,
 so that each can be copied and edited.
+
+Nothing heavy is imported here before a file is run: `sami ls` and `sami cp` take no JAX.
 """
 
 import ast
@@ -15,20 +17,19 @@ from pathlib import Path
 import shutil
 import sys
 import tomllib
+import traceback
 from types import ModuleType
 import typing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Array, Key
+from sami_ppl._util.errors import UserError
 
-from sami_ppl.program.origin import Origin
-from sami_ppl.program.program import Program
+if TYPE_CHECKING:
+    from jaxtyping import Array, Key
+
+    from sami_ppl.program.program import Program
 
 KINDS = ("models", "inference")
-
-
-class UserError(ValueError):
-    """A mistake in what the user asked for: reported as one message, without a stack trace."""
 
 
 def folders(kind: str) -> list[Path]:
@@ -98,7 +99,10 @@ def copy(name: str, target: str | Path) -> Path:
 
 
 def load_file(file: Path) -> ModuleType:
-    """Run a program or inference file as a module of its own. Raises UserError where it breaks its contract."""
+    """Run a program or inference file as a module of its own.
+
+    Raises UserError where the file cannot be run, with the line, or has no `Config`.
+    """
     file = Path(file).resolve()
     # Dataclasses look their module up by name, so it must be registered; the path keeps equal names apart.
     name = f"sami_program_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
@@ -109,12 +113,18 @@ def load_file(file: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception:
+    except Exception as error:
         del sys.modules[name]
-        raise
+        raise UserError(f"{file}{_line(error, file)}: {type(error).__name__}: {error}") from error
     if not dataclasses.is_dataclass(getattr(module, "Config", None)):
         raise UserError(f"{file} has no dataclass Config with its settings: see `sami cp disks my.py` for an example")
     return module
+
+
+def _line(error: Exception, file: Path) -> str:
+    """The last line of the file that was run before an error."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return f", line {lines[-1]}" if lines else ""
 
 
 def make_config(config_class: type, values: dict[str, Any]) -> Any:
@@ -128,8 +138,10 @@ def make_config(config_class: type, values: dict[str, Any]) -> Any:
     return config_class(**plain)
 
 
-def build_program(file: Path, config: Any, *, key: Key[Array, ""]) -> Program:
+def build_program(file: Path, config: Any, *, key: "Key[Array, '']") -> "Program":
     """Build the program of a file, with a configuration or its plain values; it remembers where it came from."""
+    from sami_ppl.program.origin import Origin
+
     file = Path(file).resolve()
     module, source = load_file(file), file.read_text()
     if isinstance(config, dict):

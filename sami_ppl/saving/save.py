@@ -13,10 +13,9 @@ from collections.abc import Mapping
 import dataclasses
 from functools import partial
 import hashlib
+from importlib import metadata
 import json
 from pathlib import Path
-import shutil
-from tempfile import mkdtemp
 from typing import Any, cast
 
 import equinox as eqx
@@ -24,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sami_ppl._util.files import written_aside
 from sami_ppl._util.versions import versions
 from sami_ppl.distributions.supports import described
 from sami_ppl.encoders.encoder import RotatedEncoder
@@ -32,7 +32,8 @@ from sami_ppl.program.sequences import with_frames
 from sami_ppl.saving.files import build_program
 
 FORMAT = "sami_ppl program"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+NEEDED = {"format_version", "config", "aligned", "event_shape", "latents", "program", "sha256"}
 # `load` runs program.py, of which Python keeps the bytecode.
 OWN_FILES = {"program.json", "arrays.npz", "program.py", "__pycache__"}
 # Settings that come back with the arrays: units of the networks.
@@ -57,20 +58,9 @@ def save(program: Program, folder: str | Path) -> Path:
             f"{folder} exists and holds something else than a saved program ({', '.join(foreign[:3])}): give a new "
             "folder, save(program, folder)"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # A folder of its own beside: on the same disk, and of a name that is nobody else's.
-    aside = Path(mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    new, old = aside / "new", aside / "old"
-    try:
+    with written_aside(folder) as new:
         new.mkdir()
         _write(program, new)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 
@@ -100,7 +90,7 @@ def load(folder: str | Path, program: Program | None = None) -> Program:
         )
     with np.load(archive, allow_pickle=False) as saved:
         program = _with_arrays(program, dict(saved), folder)
-    return _as_saved(program, description.get("program", {}), folder, again)
+    return _as_saved(program, description["program"], folder, again)
 
 
 def load_denoiser(folder: str | Path, program: Program) -> Program:
@@ -112,7 +102,7 @@ def load_denoiser(folder: str | Path, program: Program) -> Program:
     """
     folder = Path(folder)
     single, _ = program.single()
-    if single is not program and list(single.event_shape) == _read_description(folder).get("event_shape"):
+    if single is not program and list(single.event_shape) == _read_description(folder)["event_shape"]:
         return with_frames(program, load_denoiser(folder, single))
     return _with_networks(program, folder, ("denoiser",))
 
@@ -172,13 +162,8 @@ def _with_networks(program: Program, folder: Path, names: tuple[str, ...]) -> Pr
         found = {name: array for name, array in saved.items() if name.startswith(prefixes)}
     own = {name: leaf for name, leaf in _paths(program)[0] if not name.startswith(prefixes)}
     program = _with_arrays(program, found | own, folder)
-    if "program" in description:
-        saved = description["program"]
-    else:  # a file of before these were stored
-        built = _built(folder, description) if (folder / "program.py").exists() else None
-        saved = {} if built is None else _description(_rotated(built) if description["aligned"] else built)
     again = "build the program with the settings of the saved one"
-    return _as_saved(program, {name: saved[name] for name in names if name in saved}, folder, again)
+    return _as_saved(program, {name: description["program"][name] for name in names}, folder, again)
 
 
 def _description(program: Program) -> dict[str, Any]:
@@ -303,10 +288,14 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         found = description.get("format") if isinstance(description, dict) else type(description).__name__
         raise LoadError(f"{file} is no sami_ppl program (format {found!r})")
-    if description.get("format_version", 0) > FORMAT_VERSION:
-        written = description.get("versions", {}).get("sami_ppl", "")
-        raise LoadError(f"{file} was written by sami_ppl {written} in a newer format: update sami_ppl")
-    if missing := {"format_version", "config", "aligned", "latents", "sha256"} - description.keys():
+    if (version := description.get("format_version", FORMAT_VERSION)) != FORMAT_VERSION:
+        writer = description.get("versions", {}).get("sami_ppl", "of another version")
+        raise LoadError(
+            f"{file} is of format {version}, written by sami_ppl {writer}; this one, {metadata.version('sami_ppl')}, "
+            f"reads format {FORMAT_VERSION}: "
+            + ("update it" if version > FORMAT_VERSION else "fit the program again, or load it by what wrote it")
+        )
+    if missing := NEEDED - description.keys():
         raise LoadError(f"{file} is damaged (no {', '.join(sorted(missing))}): copy the folder again")
     return description
 

@@ -38,7 +38,7 @@ class Findings(NamedTuple):
 
 
 def examine(program: Program, m: Material, *, key: Key[Array, ""], evidence: Path | None = None) -> Findings:
-    """Run what applies. `evidence`: an `evidence.nc` of `sami evaluate`, whose information spectrum is then taken."""
+    """Run what applies. `evidence`: an `evidence.nc` of `sami evidence`, whose information spectrum is then taken."""
     noise_key, information_key, association_key = jax.random.split(key, 3)
     if len(m.test) < 2:
         return Findings(None, None, None, None)
