@@ -92,7 +92,8 @@ def by_hand(case: Case, train: xr.Dataset, steps: int | None, keys: jax.Array, p
     """The example of docs/pieces.md with the sizes that it names for results."""
     keys = jax.random.split(keys[0], 6)
     x = train["x"].values
-    shape, schedule, stats = x.shape[1:], sp.VariancePreserving(), {"mean": float(x.mean()), "std": float(x.std())}
+    shape, schedule = x.shape[1:], sp.VariancePreserving()
+    stats: dict[str, Any] = {"mean": float(x.mean()), "std": float(x.std())}
     size: dict[str, Any] = {"width": 512, "depth": 2}
     program = sp.Program(
         case.prior,

@@ -66,6 +66,7 @@ from sami_ppl.program.build import with_prior as with_prior
 from sami_ppl.program.program import Program as Program
 from sami_ppl.program.sequences import frames_of as frames_of
 from sami_ppl.program.sequences import over_time as over_time
+from sami_ppl.program.sequences import single_frames as single_frames
 from sami_ppl.saving.save import load as load
 from sami_ppl.saving.save import save as save
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpyro
 from numpyro import distributions as dist
 import pytest
-from saved_programs import PROGRAM_FILE, edit, same, shifted
+from saved_programs import DATA, PROGRAM_FILE, edit, same, shifted
 
 from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
 from sami_ppl.diffusion.schedule import VariancePreserving
@@ -20,7 +20,7 @@ from sami_ppl.encoders.encoder import DiagonalEncoder, RotatedEncoder
 from sami_ppl.nn.flax import FlaxNetwork
 from sami_ppl.program.program import Program
 from sami_ppl.saving.files import build_program
-from sami_ppl.saving.save import LoadError, load, load_denoiser, save
+from sami_ppl.saving.save import FORMAT_VERSION, LoadError, load, load_denoiser, save
 
 
 @pytest.fixture
@@ -88,8 +88,8 @@ def test_program_of_a_file_needs_nothing_else(tmp_path, monkeypatch, site, extra
     source.mkdir()
     file = source / "vectors.py"
     file.write_text(PROGRAM_FILE.replace("PRIOR", site).replace("EXTRA", str(extra)))
-    config = {"latents": 3, "shape": [4], "inner": {"depth": 2}}
-    program = build_program(file, config, key=jax.random.key(5))
+    config = {"latents": 3, "inner": {"depth": 2}}
+    program = build_program(file, config, DATA, key=jax.random.key(5))
     save(program, tmp_path / "saved")
     shutil.rmtree(source)
     monkeypatch.chdir(tmp_path)
@@ -210,7 +210,7 @@ def test_missing_folder(tiny_program, tmp_path):
         ("[1, 2]", r"no sami_ppl program \(format 'list'\)"),
         ('{"format": "sami_ppl pro', r"program\.json is damaged"),
         ("\udcff", r"program\.json is damaged"),
-        ('{"format": "sami_ppl program", "format_version": 1}', r"damaged \(no aligned"),
+        (f'{{"format": "sami_ppl program", "format_version": {FORMAT_VERSION}}}', r"damaged \(no aligned"),
     ],
 )
 def test_foreign_or_damaged_description(tiny_program, saved, text, message):
@@ -221,9 +221,10 @@ def test_foreign_or_damaged_description(tiny_program, saved, text, message):
         load_denoiser(saved, tiny_program())
 
 
-def test_newer_format(tiny_program, saved):
-    edit(saved, format_version=99, versions={"sami_ppl": "7.0"})
-    with pytest.raises(LoadError, match=r"written by sami_ppl 7\.0 in a newer format: update"):
+@pytest.mark.parametrize(("version", "remedy"), [(99, "newer: update"), (1, "older: fit the program again")])
+def test_other_formats(tiny_program, saved, version, remedy):
+    edit(saved, format_version=version, versions={"sami_ppl": "7.0"})
+    with pytest.raises(LoadError, match=rf"written by sami_ppl 7\.0 in format {version}, which is {remedy}"):
         load(saved, tiny_program())
 
 

@@ -35,7 +35,7 @@ from sami_ppl.posteriors import save_tree
 from sami_ppl.program.program import Program
 from sami_ppl.program.sequences import frames_of, single_frames
 from sami_ppl.runs.report import write_report
-from sami_ppl.runs.settings import configure, default_configs
+from sami_ppl.runs.settings import default_configs
 from sami_ppl.saving import files as programs
 from sami_ppl.saving.files import UserError
 from sami_ppl.saving.save import load, save
@@ -71,16 +71,12 @@ def run(
     configs = default_configs(model_module, inference_module, settings or {})
     data_key, build_key, run_key, figure_key = jax.random.split(jax.random.key(seed), 4)
     observations = _load(model_module, configs["model"], data, key=data_key)
-    if hasattr(model_module, "adapt"):
-        adapted = model_module.adapt(configs["model"], observations)
-        configs = configure(settings or {}, {**configs, "model": adapted})  # the user has the last word
-
     description = {
         "model": str(model_file), "inference": str(inference_file),
         "data": None if data is None else str(Path(data).resolve()),
         "seed": seed, "settings": {name: asdict(config) for name, config in configs.items()}, "versions": versions(),
     }  # fmt: skip
-    program = programs.build_program(model_file, configs["model"], key=build_key)
+    program = programs.build_program(model_file, configs["model"], observations, key=build_key)
     check_data(observations, event_shape=program.event_shape)
 
     parallel = nullcontext() if devices is None and jax.process_count() == 1 else data_parallel(devices)
@@ -99,8 +95,9 @@ def run(
     save_tree(tree, out / "posterior.nc")
     with _timed(seconds, "figures"):
         metrics = evaluate(
-            load(out / "model"), observations, key=figure_key, distance=_distance(model_module, configs["model"])
-        )
+            load(out / "model"), observations, key=figure_key,
+            distance=_distance(model_module, configs["model"], own_data=data is None),
+        )  # fmt: skip
     metrics["seconds"] = seconds | _stage_seconds(out / "log.jsonl")
     write_json(out / "metrics.json", metrics)
     with _timed(seconds, "report"):
@@ -152,7 +149,7 @@ def report(out: Path, *, data: xr.Dataset | None = None) -> Path:
     with xr.open_datatree(out / "posterior.nc", engine="h5netcdf") as opened:
         tree = opened.load()
     metrics = json.loads((out / "metrics.json").read_text())
-    distance = _distance(found.module, found.config)
+    distance = _distance(found.module, found.config, own_data=found.own_data)
     program, data = found.program, found.data
     if isinstance(program.encoder, FramewiseEncoder):
         program, data = frames_of(program), single_frames(data)
@@ -242,8 +239,9 @@ def _load(module: ModuleType, config: Any, data: Path | None, *, key: jax.Array)
     return found if "split" in found.coords else split(found, key=key)
 
 
-def _distance(module: ModuleType, config: Any) -> Callable[[np.ndarray], np.ndarray] | None:
-    return partial(module.distance, config=config) if hasattr(module, "distance") else None
+def _distance(module: ModuleType, config: Any, *, own_data: bool) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Of images to those that the program file would make: it says nothing about data from elsewhere."""
+    return partial(module.distance, config=config) if own_data and hasattr(module, "distance") else None
 
 
 @contextmanager

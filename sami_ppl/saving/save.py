@@ -31,9 +31,10 @@ from sami_ppl.encoders.frames import FramewiseDenoiser
 from sami_ppl.program.program import NETWORKS, Program
 from sami_ppl.program.sequences import frames_of
 from sami_ppl.saving.files import build_program
+from sami_ppl.saving.outline import outlined
 
 FORMAT = "sami_ppl program"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # `load` runs program.py, of which Python keeps the bytecode.
 OWN_FILES = {"program.json", "arrays.npz", "program.py", "__pycache__"}
 # Settings that come back with the arrays: units of the networks, and what shapes training only.
@@ -140,6 +141,7 @@ def _write(program: Program, folder: Path) -> None:
         "format_version": FORMAT_VERSION,
         "versions": versions(),
         "config": None if program.origin is None else json.loads(program.origin.config),
+        "data": None if program.origin is None else json.loads(program.origin.data),
         "aligned": isinstance(program.encoder, RotatedEncoder),
         "event_shape": list(program.event_shape),
         "latents": {site.name: list(site.event_shape) for site in program.latents.sites},
@@ -152,7 +154,8 @@ def _write(program: Program, folder: Path) -> None:
 
 def _built(folder: Path, description: dict[str, Any]) -> Program:
     """What program.py builds, its arrays without values where it can do so."""
-    build = partial(build_program, folder / "program.py", config=description["config"])
+    data = outlined(description["data"])
+    build = partial(build_program, folder / "program.py", config=description["config"], data=data)
     try:
         return cast(Program, eqx.filter_eval_shape(build, key=jax.random.key(0)))
     except jax.errors.JAXTypeError:  # a program that looks at its arrays while it is built
@@ -305,9 +308,10 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         found = description.get("format") if isinstance(description, dict) else type(description).__name__
         raise LoadError(f"{file} is no sami_ppl program (format {found!r})")
-    if description.get("format_version", 0) > FORMAT_VERSION:
+    if (version := description.get("format_version", FORMAT_VERSION)) != FORMAT_VERSION:
         written = description.get("versions", {}).get("sami_ppl", "")
-        raise LoadError(f"{file} was written by sami_ppl {written} in a newer format: update sami_ppl")
+        age, remedy = ("newer", "update sami_ppl") if version > FORMAT_VERSION else ("older", "fit the program again")
+        raise LoadError(f"{file} was written by sami_ppl {written} in format {version}, which is {age}: {remedy}")
     if missing := {"format_version", "config", "aligned", "latents", "sha256"} - description.keys():
         raise LoadError(f"{file} is damaged (no {', '.join(sorted(missing))}): copy the folder again")
     return description
