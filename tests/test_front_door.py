@@ -211,6 +211,7 @@ def test_pixels_to_posterior(pixels_fitted):
     """Arrays as they come: scaled, with a channel, and factors back under the names and labels of the prior."""
     program, history = pixels_fitted
     assert [r["stage"] for r in history.records] == ["denoiser", "encoder"]
+    assert history.records[-1]["axes"] == {"style": ["style[slant]", "style[weight]"]}
     tree = program.posterior(PIXELS[:3], key=KEY, draws=4, predictive=1, levels=1)
     posterior = tree["posterior"]
     assert posterior["style"].dims == ("chain", "draw", "obs", "style_axis")

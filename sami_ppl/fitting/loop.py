@@ -323,7 +323,9 @@ def fit_stage(
         state = checkpoints.restore(state) or state
     state = parallel.replicate(parallel.from_first_process(state), run.mesh)
     observed, tested = parallel.replicate(jax.tree.map(jnp.asarray, (observed, tested)), run.mesh)
-    history = History(None if out is None else Path(out) / "log.jsonl", keep=int(state.step), stage=name)
+    file = None if out is None else Path(out) / "log.jsonl"
+    labelled = {site.name: site.axes for site in program.latents.sites if site.coords}
+    history = History(file, keep=int(state.step), stage=name, axes=labelled)
 
     began, losses = time.perf_counter(), []
     with progress_bar(steps, int(state.step), name, show=progress) as bar:
@@ -351,7 +353,7 @@ def fit_stage(
                           "seconds": time.perf_counter() - began, **record}  # fmt: skip
                 losses = []
                 history.add(record)
-                bar.set_postfix_str(summary_line(record))
+                bar.set_postfix_str(summary_line(history.records[-1]))
                 if callback is not None:
                     callback(history.records[-1])
                 if checkpoints is not None:
