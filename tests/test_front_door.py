@@ -1,5 +1,7 @@
 """The front door: a prior of named factors, a program from prior and data, plans; what is guessed, said and refused."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -247,6 +249,18 @@ def test_another_prior_on_the_same_denoiser(pixels_fitted):
         np.testing.assert_array_equal(one, before)
     assert [r["stage"] for r in history.records] == ["encoder"]
     assert not np.array_equal(fitted.encoder.loc.weight, other.encoder.loc.weight)
+
+
+def test_options_are_visible():
+    """To completion: the method has the keywords and defaults of the function, and both name every one."""
+    ours, theirs = (inspect.signature(f).parameters for f in (sp.Program.posterior, sp.posterior))
+    plain = [[(p.name, p.kind, p.default, str(p.annotation)) for p in found.values()][1:] for found in (ours, theirs)]
+    assert plain[0] == plain[1]
+    told = [sp.Program.posterior, sp.posterior, sp.fit, sp.autoencoder, sp.evidence_bound, sp.encode, sp.generate,
+            sp.evaluate, sp.decode, sp.TwoStage, sp.EncoderOnly, sp.Joint, sp.Decoupled, sp.PriorOnly]  # fmt: skip
+    for function in told:
+        for name in inspect.signature(function).parameters:
+            assert name == "self" or f"    {name}: " in (function.__doc__ or ""), (function, name)
 
 
 @pytest.mark.parametrize("plan", [sp.Joint, sp.Decoupled])

@@ -92,12 +92,22 @@ def evidence_bound(
 
     Variables on `obs`: `bound` and its parts `prior`, `diffusion`, `reconstruction` and `kl` (obs, site), which sum to
     it; `kl_axis` (obs, axis); `monte_carlo_se`, the standard error of `bound` from its `levels` noise levels taken as
-    independent, which is an upper end, since they are stratified. `proposal`: density of the noise levels, from
-    `importance_proposal`; default, the uniform one.
+    independent, which is an upper end, since they are stratified. The KL of global sites, shared by all observations,
+    is not part of an observation's bound; its own sites are scored at draws of the global ones.
 
-    `data`: observations x, as an array or a Dataset, which holds the variables that the prior takes too. The KL of
-    global sites, shared by all observations, is not part of an observation's bound; its own sites are scored at draws
-    of the global ones. Raises ValueError for observations of another shape, and for fewer than two levels.
+    Args:
+        program: the program.
+        data: observations x, an array (obs, *event) or a Dataset, which holds the variables that the prior takes too.
+        key: random key.
+        levels: noise levels for each observation.
+        proposal: density of the noise levels, from `importance_proposal`; default the uniform one.
+        chunk: observations at a time.
+
+    Returns:
+        The estimates.
+
+    Raises:
+        ValueError: observations of another shape, fewer than two levels.
     """
     x, given = program.observations(data)
     if levels < 2:

@@ -37,12 +37,13 @@ from sami_ppl.program.guide import (
     values_of,
 )
 from sami_ppl.program.origin import Origin
+from sami_ppl.program.posterior import WithPosterior
 from sami_ppl.program.summary import Readable
 
 NETWORKS = ("denoiser", "encoder")
 
 
-class Program(Readable):
+class Program(Readable, WithPosterior):
     """A SAMI program: a prior over latent factors, a denoiser, and an encoder that is guide and guidance at once.
 
     Generative process, for each observation:
@@ -358,12 +359,6 @@ class Program(Readable):
         run = handlers.seed(self.sample_prior, jax.random.key(0))
         return labels(handlers.trace(run).get_trace(numpyro.plate("obs", size), size, given), self.latents)
 
-    def posterior(self, data: Any, **arguments: Any) -> Any:
-        """Posterior of observations as an ArviZ DataTree: `sami_ppl.posteriors.posterior(self, data, ...)`."""
-        from sami_ppl.posteriors import posterior  # a convenience: the module itself builds on programs
-
-        return posterior(self, data, **arguments)
-
     def moments(self, x: Array, given: Given | None = None) -> tuple[Array, Array]:
         """Location (obs, D) and scale of the code's posterior; of sequences mean and marginal standard deviations."""
         if not isinstance(self.encoder, FramewiseEncoder):
@@ -372,9 +367,12 @@ class Program(Readable):
         return q.mean.reshape(len(x), -1), jnp.sqrt(q.variance).reshape(len(x), -1)
 
     def encode(self, x: Any, *, given: Given | None = None, chunk: int = 1024) -> tuple[np.ndarray, np.ndarray]:
-        """Location (obs, D) and scale (obs, D) or (obs, D, D) of the posterior of the code z, chunk by chunk.
+        """Posteriors of the code z: location (obs, D), and scale (obs, D), or (obs, D, D), A with cov = A Aᵀ.
 
-        `given`: of sequences, what the prior takes. For a store larger than memory, `sami_ppl.encode` gives the same.
+        Args:
+            x: observations, an array (obs, *event) or a Dataset; for a store beyond memory see `sami_ppl.encode`.
+            given: of sequences, the variables that the prior takes, each (obs, ...).
+            chunk: observations at a time.
         """
         x = self.observed(x)
         moments, parts = jax.jit(lambda *arguments: self.moments(*arguments)), []
