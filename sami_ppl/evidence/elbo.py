@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl._util.chunks import padded_chunks
+from sami_ppl._util.tables import readable
 from sami_ppl.decoders.bound import bound, prior_loss, reconstruction_loss
 from sami_ppl.diffusion.schedule import NoiseProposal
 from sami_ppl.priors.read import Given
@@ -18,6 +19,7 @@ from sami_ppl.program.kl import site_kl, traces
 from sami_ppl.program.program import Program
 
 
+@readable
 class LatentDraw(NamedTuple):
     """One draw of the factors of each observation from the guide.
 

@@ -14,10 +14,12 @@ from jaxtyping import Array, Bool, Float
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from sami_ppl._util.tables import readable
 from sami_ppl.encoders.encoder import FamilyEncoder, RotatedEncoder
 from sami_ppl.program.program import Program
 
 
+@readable
 class Alignment(NamedTuple):
     """The equivalent program, the rotation R (D, D) of z' = R z, and what independence of the new axes would cost.
 

@@ -18,6 +18,7 @@ from numpyro import handlers
 from numpyro.infer.util import log_density
 import xarray as xr
 
+from sami_ppl._util.tables import readable
 from sami_ppl.diffusion.schedule import NoiseLevels
 from sami_ppl.evidence import first, importance_proposal
 from sami_ppl.program.guide import values_of
@@ -27,6 +28,7 @@ from sami_ppl.program.tabulated import Table, ends, follows_parameters, noise_te
 PILOT, SHARED_DRAWS = 256, 64
 
 
+@readable
 class Target(NamedTuple):
     """What log p(x, z) needs of one observation: the bound on log p(x | z) as a table, a row for every noise level and
     sign of ε.

@@ -26,6 +26,7 @@ import xarray as xr
 
 from sami_ppl._util.history import read_history
 from sami_ppl._util.parallel import data_parallel, is_first_process
+from sami_ppl._util.tables import readable
 from sami_ppl._util.versions import versions
 from sami_ppl.analyses.evaluate import evaluate
 from sami_ppl.data import check_data, load_data, split
@@ -109,6 +110,7 @@ def run(
     return tree
 
 
+@readable
 class Finished(NamedTuple):
     """A finished run, opened again: its program, the program file as it was saved, its settings, data and key.
 
