@@ -56,7 +56,7 @@ def measure(folder: str, prior: str, seed: int, steps: int, warm_steps: int, pro
     data = module.load(config, key=data_key)
     train, test = train_test(data)
     x = train["x"].values
-    program = load_denoiser(folder, module.build(module.adapt(config, data), key=build_key))
+    program = load_denoiser(folder, module.build(config, data, key=build_key))
     components = manifold_dimension(program.denoiser, x[:32], key=warm_key)
     denoiser: Any = program.denoiser
     encoder: Any = program.encoder

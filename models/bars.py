@@ -4,22 +4,20 @@ Use a periodic prior wherever a factor comes back to where it began: angles, pha
 (`--set prior=line`) has to tear the circle somewhere, or to fold it.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import jax
-import numpyro
 from numpyro import distributions as dist
 import xarray as xr
 
-from sami_ppl import PreconditionedDenoiser, Program, VariancePreserving, encoder_for
+import sami_ppl as sp
 from sami_ppl.data import bars, split
-from sami_ppl.nn import ResidualMLP
 
 
 @dataclass(frozen=True)
 class Config:
-    """Settings; length and width of the bar in units of the image's side."""
+    """Settings; length and width of the bar in units of the image's side. None: `mean` and `std` of the data."""
 
     prior: Literal["circle", "line"] = "circle"
     resolution: int = 16
@@ -30,56 +28,26 @@ class Config:
     depth: int = 3
     log_snr_min: float = -6.0
     log_snr_max: float = 6.0
-    mean: float = 0.0
-    std: float = 1.0
+    mean: float | None = None
+    std: float | None = None
 
 
-RECOMMENDED = {
-    "denoiser.steps": 2000,
-    "encoder.steps": 1500,
-    "warm_steps": 300,
-}
-
-
-def circle():
-    """An angle of which nothing is known, and a brightness."""
-    numpyro.sample("angle", dist.VonMises(0.0, 1e-3))
-    numpyro.sample("light", dist.Normal(0, 1))
-
-
-def line():
-    """The same without the circle: the negative control."""
-    numpyro.sample("angle", dist.Normal(0, 1))
-    numpyro.sample("light", dist.Normal(0, 1))
+RECOMMENDED = {"denoiser.steps": 2000, "encoder.steps": 1500, "warm_steps": 300}
+circle = sp.factors(angle=dist.VonMises(0.0, 1e-3), light=dist.Normal(0, 1))
+line = circle.replace(angle=dist.Normal(0, 1))
 
 
 def load(config: Config, *, key: jax.Array) -> xr.Dataset:
     """Images with their true factors, four fifths for training."""
     data_key, split_key = jax.random.split(key)
-    data = bars(
-        data_key, config.observations, resolution=config.resolution, length=config.length, width=config.width_of_bar
-    )
-    return split(data, test=0.2, key=split_key)
+    sizes = {"resolution": config.resolution, "length": config.length, "width": config.width_of_bar}
+    return split(bars(data_key, config.observations, **sizes), test=0.2, key=split_key)
 
 
-def adapt(config: Config, data: xr.Dataset) -> Config:
-    """What follows from the data: image size, pixel mean and standard deviation."""
-    x = data["x"]
-    return replace(config, resolution=x.shape[-1], mean=float(x.mean()), std=float(x.std()))
-
-
-def build(config: Config, *, key: jax.Array) -> Program:
-    """The program: an x-predicting denoiser, and the encoder that suits the prior."""
-    shape = (1, config.resolution, config.resolution)
-    schedule = VariancePreserving(config.log_snr_min, config.log_snr_max)
-    denoiser_key, trunk_key, encoder_key = jax.random.split(key, 3)
-    size: dict[str, Any] = {"width": config.width, "depth": config.depth}
-    statistics: dict[str, Any] = {"mean": config.mean, "std": config.std}
-    prior = {"circle": circle, "line": line}[config.prior]
-    network = ResidualMLP(shape, shape, **size, key=denoiser_key)
-    trunk = ResidualMLP(shape, (64,), **size, key=trunk_key)
-    return Program(
-        prior=prior,
-        denoiser=PreconditionedDenoiser(network, schedule, shape, **statistics),
-        encoder=encoder_for(prior, trunk, schedule, shape, **statistics, key=encoder_key),
-    )
+def build(config: Config, data: xr.Dataset, *, key: jax.Array) -> sp.Program:
+    """The program: residual perceptrons, and the posteriors that suit the prior."""
+    return sp.autoencoder(
+        {"circle": circle, "line": line}[config.prior], data, network="mlp",
+        size={"width": config.width, "depth": config.depth}, mean=config.mean, std=config.std,
+        schedule=sp.VariancePreserving(config.log_snr_min, config.log_snr_max), progress=False, key=key,
+    )  # fmt: skip

@@ -5,7 +5,7 @@ scales are learned. Neither a graph of Normals nor independent ones determine ax
 training images is `labelled` with its factors.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -15,10 +15,9 @@ import numpyro
 from numpyro import distributions as dist
 import xarray as xr
 
-from sami_ppl import PreconditionedDenoiser, Program, VariancePreserving, encoder_for
+import sami_ppl as sp
 from sami_ppl.data import causal_disks, fit_disks, labelled, split
 from sami_ppl.data.causal_disks import PARENT, UNITS, WEIGHT
-from sami_ppl.nn import ResidualMLP
 
 # Adam moves a parameter by at most the learning rate a step: coefficients are learned in larger steps than weights.
 STEP = 5.0
@@ -29,7 +28,7 @@ class Config:
     """Settings; `labelled`: share of the training images whose factors the prior is told, to within `told` units.
 
     Priors: "causal", a graph of Normals; "independent", the same without its edges; "normal", three N(0, 1) without
-    labels.
+    labels. None: `mean` and `std` of the data.
     """
 
     prior: Literal["causal", "independent", "normal"] = "causal"
@@ -42,8 +41,8 @@ class Config:
     depth: int = 4
     log_snr_min: float = -6.0
     log_snr_max: float = 6.0
-    mean: float = 0.0
-    std: float = 1.0
+    mean: float | None = None
+    std: float | None = None
 
 
 RECOMMENDED = {"align": True}
@@ -51,12 +50,6 @@ RECOMMENDED = {"align": True}
 
 def make_prior(config: Config):
     """A Normal for every factor, around what its parent says, or its own mean, or around its label where it is told."""
-    if config.prior == "normal":
-
-        def normal():
-            numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1), infer={"event_dims": ["factor"]})
-
-        return normal
 
     def learned(name):
         start: Any = numpyro.param(name, jnp.zeros(()))
@@ -75,10 +68,11 @@ def make_prior(config: Config):
             scale = unit * jnp.where(labelled > 0, config.told, jnp.exp(log_scale))
             value[name] = numpyro.sample(name, dist.Normal(loc, scale))
 
-    return linear
+    normal = sp.factors(z=dist.Normal(0, 1).expand([3]), dims={"z": "factor"})
+    return normal if config.prior == "normal" else linear
 
 
-def weights(program: Program) -> dict[str, float]:
+def weights(program: sp.Program) -> dict[str, float]:
     """The coefficients that a program's causal prior has learned, in the units of WEIGHT."""
     return {
         name: STEP * float(program.prior_params[f"{name}_weight"]) * UNITS[name][1] / UNITS[str(PARENT[name])][1]
@@ -98,29 +92,14 @@ def load(config: Config, *, key: jax.Array) -> xr.Dataset:
     return data.assign(label=(("obs", "factor"), label), labelled=("obs", told.astype(int)))
 
 
-def adapt(config: Config, data: xr.Dataset) -> Config:
-    """What follows from the data: image size, pixel mean and standard deviation."""
-    x = data["x"]
-    return replace(config, resolution=x.shape[-1], mean=float(x.mean()), std=float(x.std()))
-
-
-def build(config: Config, *, key: jax.Array) -> Program:
-    """The program: residual perceptrons; the prior alone is drawn without labels."""
-    shape = (1, config.resolution, config.resolution)
-    schedule = VariancePreserving(config.log_snr_min, config.log_snr_max)
-    denoiser_key, trunk_key, encoder_key = jax.random.split(key, 3)
-    size: dict[str, Any] = {"width": config.width, "depth": config.depth}
-    network = ResidualMLP(shape, shape, **size, key=denoiser_key)
-    trunk = ResidualMLP(shape, (64,), **size, key=trunk_key)
-    statistics: dict[str, Any] = {"mean": config.mean, "std": config.std}
-    prior = make_prior(config)
-    given = None if config.prior == "normal" else {"label": np.zeros((1, 3)), "labelled": np.zeros(1)}
-    return Program(
-        prior=prior,
-        denoiser=PreconditionedDenoiser(network, schedule, shape, **statistics),
-        encoder=encoder_for(prior, trunk, schedule, shape, given=given, **statistics, key=encoder_key),
-        given=given,
-    )
+def build(config: Config, data: xr.Dataset, *, key: jax.Array) -> sp.Program:
+    """The program: residual perceptrons. By itself the prior is drawn without labels."""
+    return sp.autoencoder(
+        make_prior(config), data, network="mlp", size={"width": config.width, "depth": config.depth},
+        given=None if config.prior == "normal" else {"label": np.zeros((1, 3)), "labelled": np.zeros(1)},
+        schedule=sp.VariancePreserving(config.log_snr_min, config.log_snr_max),
+        mean=config.mean, std=config.std, progress=False, key=key,
+    )  # fmt: skip
 
 
 def distance(images: np.ndarray, config: Config) -> np.ndarray:

@@ -4,7 +4,7 @@ A small real data set without known continuous factors: what a representation is
 beside a principal component analysis of the same dimension.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -14,40 +14,35 @@ import numpyro
 from numpyro import distributions as dist
 import xarray as xr
 
-from sami_ppl import PreconditionedDenoiser, Program, VariancePreserving, encoder_for
+import sami_ppl as sp
 from sami_ppl.data import digits, labelled, split
-from sami_ppl.nn import ResidualMLP
 
 
 @dataclass(frozen=True)
 class Config:
-    """Settings; size in pixels. `labelled`: share of the training images whose class the prior is told."""
+    """Settings. `labelled`: share of the training images whose class the prior is told.
+
+    None: `mean` and `std` of the data.
+    """
 
     latents: int = 8
     prior: Literal["normal", "mixture", "kinds"] = "normal"
     clusters: int = 10
     labelled: float = 0.0
-    size: int = 8
     width: int = 256
     depth: int = 4
     log_snr_min: float = -6.0
     log_snr_max: float = 6.0
     noise: Literal["full", "variance", "blind"] = "full"
-    mean: float = 0.0
-    std: float = 1.0
+    mean: float | None = None
+    std: float | None = None
 
 
 # 1,437 images are soon known by heart: stop where held-out ones say so.
 RECOMMENDED = {
-    "denoiser.steps": 3000,
-    "denoiser.batch": 128,
-    "denoiser.learning_rate": 1e-3,
-    "denoiser.validate_every": 200,
-    "denoiser.patience": 4,
-    "encoder.steps": 1500,
-    "encoder.validate_every": 150,
-    "encoder.patience": 4,
-}
+    "denoiser.steps": 3000, "denoiser.batch": 128, "denoiser.learning_rate": 1e-3, "denoiser.validate_every": 200,
+    "denoiser.patience": 4, "encoder.steps": 1500, "encoder.validate_every": 150, "encoder.patience": 4,
+}  # fmt: skip
 
 
 def make_prior(config: Config):
@@ -56,9 +51,6 @@ def make_prior(config: Config):
     Where a label is known, it picks the component: the mixture's weights say so, and "kinds" observes it.
     """
     shape, dims = (config.clusters, config.latents), {"event_dims": ["factor"]}
-
-    def normal():
-        numpyro.sample("z", dist.Normal(0, 1).expand([config.latents]).to_event(1), infer=dims)
 
     def components() -> tuple[Any, Any, Any]:
         loc = numpyro.param("loc", jax.random.normal(jax.random.key(0), shape))
@@ -78,14 +70,12 @@ def make_prior(config: Config):
         own: Any = dist.Normal(loc[kind], scale[kind]).to_event(1)
         numpyro.sample("z", own, infer=dims)
 
+    normal = sp.factors(z=dist.Normal(0, 1).expand([config.latents]), dims={"z": "factor"})
     return {"normal": normal, "mixture": mixture, "kinds": kinds}[config.prior]
 
 
 def load(config: Config, *, key: jax.Array) -> xr.Dataset:
-    """The images with their classes, four fifths for training.
-
-    For priors that take it, `label` is the class where it is told, else −1.
-    """
+    """The images with their classes; `label`, for priors that take it: the class where it is told, else −1."""
     split_key, label_key = jax.random.split(key)
     data = split(digits(), test=0.2, key=split_key)
     if config.prior == "normal":
@@ -94,28 +84,11 @@ def load(config: Config, *, key: jax.Array) -> xr.Dataset:
     return data.assign(label=("obs", np.where(told, data["digit"].values, -1)))
 
 
-def adapt(config: Config, data: xr.Dataset) -> Config:
-    """What follows from the data: image size, pixel mean and standard deviation."""
-    x = data["x"]
-    return replace(config, size=x.shape[-1], mean=float(x.mean()), std=float(x.std()))
-
-
-def build(config: Config, *, key: jax.Array) -> Program:
-    """The program: residual perceptrons for denoiser and encoder."""
-    shape = (1, config.size, config.size)
-    schedule = VariancePreserving(config.log_snr_min, config.log_snr_max)
-    denoiser_key, trunk_key, encoder_key = jax.random.split(key, 3)
-    size: dict[str, Any] = {"width": config.width, "depth": config.depth}
-    network = ResidualMLP(shape, shape, **size, key=denoiser_key)
-    trunk = ResidualMLP(shape, (64,), **size, noise=config.noise == "full", key=trunk_key)
-    statistics: dict[str, Any] = {"mean": config.mean, "std": config.std}
-    prior = make_prior(config)
-    given = {"label": np.full(1, -1)} if config.prior != "normal" else None
-    return Program(
-        prior=prior,
-        denoiser=PreconditionedDenoiser(network, schedule, shape, **statistics),
-        encoder=encoder_for(
-            prior, trunk, schedule, shape, given=given, noise=config.noise, **statistics, key=encoder_key
-        ),
-        given=given,
-    )
+def build(config: Config, data: xr.Dataset, *, key: jax.Array) -> sp.Program:
+    """The program: residual perceptrons. By itself the prior is drawn without labels."""
+    return sp.autoencoder(
+        make_prior(config), data, network="mlp", size={"width": config.width, "depth": config.depth},
+        given=None if config.prior == "normal" else {"label": np.full(1, -1)}, noise=config.noise,
+        schedule=sp.VariancePreserving(config.log_snr_min, config.log_snr_max),
+        mean=config.mean, std=config.std, progress=False, key=key,
+    )  # fmt: skip

@@ -4,7 +4,7 @@ The smallest data set on which a representation can be right or wrong: three ind
 the disk is) change every pixel in a nonlinear way. Images are drawn as they are needed, anti-aliased, in JAX.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -15,25 +15,15 @@ from numpyro import distributions as dist
 from numpyro.contrib.module import eqx_module
 import xarray as xr
 
-from sami_ppl import (
-    DiagonalEncoder,
-    PreconditionedDenoiser,
-    Program,
-    TurningEncoder,
-    VariancePreserving,
-    coupling_flow,
-    flow_distribution,
-    soft_uniform,
-)
+import sami_ppl as sp
 from sami_ppl.data import disks, fit_disks, split
-from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings; sizes in pixels, the radius in units of the image's side.
 
-    `width` and `depth` shape the perceptrons, `widths` the U-Nets.
+    `width` and `depth` shape the perceptrons, `widths` the U-Nets. None: `mean` and `std` of the data.
     """
 
     latents: int = 3
@@ -50,62 +40,12 @@ class Config:
     log_snr_max: float = 6.0
     noise: Literal["full", "variance", "blind"] = "full"
     min_scale: float = 0.03
-    mean: float = 0.0
-    std: float = 1.0
+    mean: float | None = None
+    std: float | None = None
 
 
 # Settings of the inference that suit these data; `--set` has the last word.
-RECOMMENDED = {
-    "align": True,
-}
-
-
-def make_prior(name: str, latents: int):
-    """Independent factors of one kind. The images are drawn from uniform ones; the default does not know that.
-
-    "soft_uniform": flat with soft edges, of learned scales; with `turn`, a rotation behind the encoder, axes become the
-    factors.
-    "hierarchical": Normal factors, each of a scale that all images share and that is inferred; a priori it is small.
-    "flow": a coupling flow, learned with the encoder or fitted to its posteriors afterwards; it starts as the default.
-    """
-    dims = {"event_dims": ["factor"]}
-    if name == "flow":
-        with jax.ensure_compile_time_eval():
-            start = coupling_flow(latents, key=jax.random.key(0))
-
-        def bent():
-            numpyro.sample("z", flow_distribution(eqx_module("flow", start)), infer=dims)
-
-        return bent
-    if name == "hierarchical":
-
-        def scaled(obs):
-            spread = dist.HalfCauchy(0.1).expand([latents]).to_event(1)
-            scale = numpyro.sample("scale", spread, infer=dims)
-            with obs:
-                numpyro.sample("z", dist.Normal(0, scale).to_event(1), infer=dims)
-
-        return scaled
-
-    if name == "soft_uniform":
-
-        def bounded():
-            log_scale: Any = numpyro.param("log_scale", jnp.zeros(latents))
-            numpyro.sample("z", soft_uniform(jnp.exp(log_scale)).to_event(1), infer=dims)
-
-        return bounded
-
-    factor = {
-        "normal": dist.Normal(0, 1),
-        "uniform_box": dist.Uniform(-1, 1),
-        "laplace": dist.Laplace(0, 1),
-        "student_t": dist.StudentT(4.0),
-    }[name]
-
-    def prior():
-        numpyro.sample("z", factor.expand([latents]).to_event(1), infer=dims)
-
-    return prior
+RECOMMENDED = {"align": True}
 
 
 def load(config: Config, *, key: jax.Array) -> xr.Dataset:
@@ -115,41 +55,50 @@ def load(config: Config, *, key: jax.Array) -> xr.Dataset:
     return split(data, test=0.2, key=split_key)
 
 
-def adapt(config: Config, data: xr.Dataset) -> Config:
-    """What follows from the data: image size, pixel mean and standard deviation."""
-    x = data["x"]
-    return replace(config, resolution=x.shape[-1], mean=float(x.mean()), std=float(x.std()))
-
-
-def build(config: Config, *, key: jax.Array) -> Program:
+def build(config: Config, data: xr.Dataset, *, key: jax.Array) -> sp.Program:
     """The program: an x-predicting denoiser and an encoder of the same kind."""
-    shape = (1, config.resolution, config.resolution)
-    schedule = VariancePreserving(config.log_snr_min, config.log_snr_max)
-    noise_aware = config.noise == "full"
-    denoiser_key, trunk_key, encoder_key = jax.random.split(key, 3)
-    if config.network == "mlp":
-        size: dict[str, Any] = {"width": config.width, "depth": config.depth}
-        network = ResidualMLP(shape, shape, **size, key=denoiser_key)
-        trunk = ResidualMLP(shape, (64,), **size, noise=noise_aware, key=trunk_key)
-    else:
-        network = UNet(shape, widths=config.widths, key=denoiser_key)
-        trunk = HalfUNet(shape, (64,), widths=config.widths, noise=noise_aware, key=trunk_key)
-    statistics: dict[str, Any] = {"mean": config.mean, "std": config.std}
-    encoder = DiagonalEncoder(
-        trunk,
-        schedule,
-        shape,
-        config.latents,
-        noise=config.noise,
-        min_scale=config.min_scale,
-        **statistics,
-        key=encoder_key,
-    )
-    return Program(
-        prior=make_prior(config.prior, config.latents),
-        denoiser=PreconditionedDenoiser(network, schedule, shape, **statistics),
-        encoder=TurningEncoder(encoder) if config.turn else encoder,
-    )
+    size = {"mlp": {"width": config.width, "depth": config.depth}, "unet": {"widths": config.widths, "patch": 2}}
+    program = sp.autoencoder(
+        make_prior(config.prior, config.latents), data, network=config.network, size=size[config.network],
+        families={"z": sp.families.Diagonal}, noise=config.noise, min_scale=config.min_scale, predict="data",
+        schedule=sp.VariancePreserving(config.log_snr_min, config.log_snr_max),
+        mean=config.mean, std=config.std, progress=False, key=key,
+    )  # fmt: skip
+    return program.replace(encoder=sp.TurningEncoder(program.encoder)) if config.turn else program
+
+
+def make_prior(name: str, latents: int):
+    """Independent factors of one kind. The images are drawn from uniform ones; the default does not know that.
+
+    Most of it can be left out of a copy. "soft_uniform": flat with soft edges, of learned scales; with `turn`, a
+    rotation behind the encoder, axes become the factors. "hierarchical": Normal factors, each of a scale that all
+    images share and that is inferred; a priori it is small. "flow": a coupling flow, learned with the encoder or fitted
+    to its posteriors afterwards; it starts as the default.
+    """
+    dims = {"event_dims": ["factor"]}
+    start: Any = None
+    if name == "flow":
+        with jax.ensure_compile_time_eval():
+            start = sp.coupling_flow(latents, key=jax.random.key(0))
+
+    def flow():
+        numpyro.sample("z", sp.flow_distribution(eqx_module("flow", start)), infer=dims)
+
+    def hierarchical(obs):
+        spread = dist.HalfCauchy(0.1).expand([latents]).to_event(1)
+        scale = numpyro.sample("scale", spread, infer=dims)
+        with obs:
+            numpyro.sample("z", dist.Normal(0, scale).to_event(1), infer=dims)
+
+    def soft_uniform():
+        log_scale: Any = numpyro.param("log_scale", jnp.zeros(latents))
+        numpyro.sample("z", sp.soft_uniform(jnp.exp(log_scale)).to_event(1), infer=dims)
+
+    if special := {"flow": flow, "hierarchical": hierarchical, "soft_uniform": soft_uniform}.get(name):
+        return special
+    laws = {"normal": dist.Normal(0, 1), "uniform_box": dist.Uniform(-1, 1), "laplace": dist.Laplace(0, 1)}
+    law = {**laws, "student_t": dist.StudentT(4.0)}[name]
+    return sp.factors(z=law.expand([latents]), dims={"z": "factor"})
 
 
 def distance(images: np.ndarray, config: Config) -> np.ndarray:

@@ -4,55 +4,43 @@ Without `--data`, real images that scikit-image carries (install the extra: `pip
 of its photographs, or its 200 small pictures of faces and non-faces.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import numpy as np
-import numpyro
 from numpyro import distributions as dist
 import xarray as xr
 
-from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, Program, VariancePreserving
+import sami_ppl as sp
 from sami_ppl.data import split
-from sami_ppl.nn import HalfUNet, UNet
 
 PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "coffee", "rocket", "coins", "moon", "brick", "grass", "gravel")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Settings; `size` in pixels. `source`, `patches` and `size` choose among scikit-image's pictures."""
+    """Settings; `source`, `patches` and `size`, in pixels, choose among scikit-image's pictures.
+
+    None: `mean` and `std` of the data.
+    """
 
     source: Literal["patches", "faces"] = "patches"
     patches: int = 8000
     latents: int = 8
     size: int = 16
-    channels: int = 1
     widths: tuple[int, ...] = (32, 64)
     patch: int = 2
     log_snr_min: float = -6.0
     log_snr_max: float = 6.0
-    mean: float = 0.0
-    std: float = 1.0
+    mean: float | None = None
+    std: float | None = None
 
 
 RECOMMENDED = {
-    "denoiser.steps": 2500,
-    "denoiser.batch": 64,
-    "denoiser.learning_rate": 1e-3,
-    "encoder.steps": 1200,
-    "encoder.batch": 64,
-}
-
-
-def make_prior(latents: int):
-    """Independent standard normal factors."""
-
-    def prior():
-        numpyro.sample("z", dist.Normal(0, 1).expand([latents]).to_event(1), infer={"event_dims": ["factor"]})
-
-    return prior
+    "denoiser.steps": 2500, "denoiser.batch": 64, "denoiser.learning_rate": 1e-3,
+    "encoder.steps": 1200, "encoder.batch": 64,
+}  # fmt: skip
 
 
 def load(config: Config, *, key: jax.Array) -> xr.Dataset:
@@ -84,30 +72,11 @@ def load(config: Config, *, key: jax.Array) -> xr.Dataset:
     return split(photographs, test=0.2, key=split_key)
 
 
-def adapt(config: Config, data: xr.Dataset) -> Config:
-    """What follows from the data: image size, channels, pixel mean and standard deviation."""
-    x = data["x"]
-    return replace(config, channels=x.shape[1], size=x.shape[-1], mean=float(x.mean()), std=float(x.std()))
-
-
-def build(config: Config, *, key: jax.Array) -> Program:
-    """The program: a U-Net denoiser and a half U-Net encoder that shares its shape."""
-    shape = (config.channels, config.size, config.size)
-    schedule = VariancePreserving(config.log_snr_min, config.log_snr_max)
-    denoiser_key, trunk_key, encoder_key = jax.random.split(key, 3)
-    size = {"widths": config.widths, "patch": config.patch}
-    statistics: dict[str, Any] = {"mean": config.mean, "std": config.std}
-    return Program(
-        prior=make_prior(config.latents),
-        denoiser=PreconditionedDenoiser(
-            UNet(shape, **size, key=denoiser_key), schedule, shape, **statistics, predict="noise"
-        ),
-        encoder=DiagonalEncoder(
-            HalfUNet(shape, (64,), **size, key=trunk_key),
-            schedule,
-            shape,
-            config.latents,
-            **statistics,
-            key=encoder_key,
-        ),
-    )
+def build(config: Config, data: xr.Dataset, *, key: jax.Array) -> sp.Program:
+    """The program: independent standard normal factors, a U-Net denoiser and half a U-Net as encoder."""
+    prior = sp.factors(z=dist.Normal(0, 1).expand([config.latents]), dims={"z": "factor"})
+    return sp.autoencoder(
+        prior, data, network="unet", size={"widths": config.widths, "patch": config.patch},
+        schedule=sp.VariancePreserving(config.log_snr_min, config.log_snr_max),
+        mean=config.mean, std=config.std, progress=False, key=key,
+    )  # fmt: skip

@@ -6,18 +6,16 @@ built of the exact denoiser and posterior, and needs no fit.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 from numpyro import distributions as dist
 import xarray as xr
 
-from sami_ppl import DiagonalEncoder, LinearGaussian, PreconditionedDenoiser, Program, VariancePreserving
+import sami_ppl as sp
 from sami_ppl.data import split
-from sami_ppl.nn import ResidualMLP
 
 
 @dataclass(frozen=True)
@@ -35,30 +33,17 @@ class Config:
     log_snr_max: float = 8.0
 
 
-RECOMMENDED = {
-    "denoiser.steps": 3000,
-    "denoiser.learning_rate": 2e-3,
-    "encoder.steps": 2000,
-    "warm_steps": 300,
-}
+RECOMMENDED = {"denoiser.steps": 3000, "denoiser.learning_rate": 2e-3, "encoder.steps": 2000, "warm_steps": 300}
 
 
-def make_prior(latents: int):
-    """Independent standard normal factors: here the truth."""
-
-    def prior():
-        numpyro.sample("z", dist.Normal(0, 1).expand([latents]).to_event(1), infer={"event_dims": ["factor"]})
-
-    return prior
-
-
-def exact(config: Config) -> LinearGaussian:
+def exact(config: Config) -> sp.LinearGaussian:
     """The law of the data. The columns of W are cosines, orthogonal to each other, so the posterior is diagonal."""
     row, column = np.arange(config.features)[:, None] + 0.5, np.arange(1, len(config.spreads) + 1)
     cosines = np.cos(np.pi * row * column / config.features) * np.sqrt(2 / config.features)
     weights = jnp.asarray(cosines * np.asarray(config.spreads), jnp.float32)
-    schedule = VariancePreserving(config.log_snr_min, config.log_snr_max)
-    return LinearGaussian(weights, config.noise_std, schedule)
+    return sp.LinearGaussian(
+        weights, config.noise_std, sp.VariancePreserving(config.log_snr_min, config.log_snr_max)
+    )  # fmt: skip
 
 
 def load(config: Config, *, key: jax.Array) -> xr.Dataset:
@@ -69,20 +54,14 @@ def load(config: Config, *, key: jax.Array) -> xr.Dataset:
     return split(xr.Dataset({"x": (("obs", "feature"), np.asarray(x)), **factors}), test=0.2, key=split_key)
 
 
-def build(config: Config, *, key: jax.Array) -> Program:
-    """The program: perceptrons to be fitted, or the exact networks."""
-    model, latents = exact(config), len(config.spreads)
-    prior = make_prior(latents)
+def build(config: Config, data: xr.Dataset, *, key: jax.Array) -> sp.Program:
+    """The program: perceptrons to be fitted, or the exact networks. The prior is the truth: standard normal factors."""
+    prior = sp.factors(z=dist.Normal(0, 1).expand([len(config.spreads)]), dims={"z": "factor"})
+    law = exact(config)
     if config.networks == "exact":
-        return Program(prior, model.denoiser, model.mean_field_encoder)
-    shape, schedule = (config.features,), model.schedule
-    denoiser_key, trunk_key, encoder_key = jax.random.split(key, 3)
-    size: dict[str, Any] = {"width": config.width, "depth": config.depth}
+        return sp.Program(prior, law.denoiser, law.mean_field_encoder)
     std = float(np.sqrt(np.sum(np.square(config.spreads)) / config.features + config.noise_std**2))
-    network = ResidualMLP(shape, shape, **size, key=denoiser_key)
-    trunk = ResidualMLP(shape, (32,), **size, key=trunk_key)
-    return Program(
-        prior,
-        PreconditionedDenoiser(network, schedule, shape, std=std, predict="noise"),
-        DiagonalEncoder(trunk, schedule, shape, latents, std=std, key=encoder_key),
-    )
+    return sp.autoencoder(
+        prior, data, network="mlp", size={"width": config.width, "depth": config.depth}, features=32,
+        schedule=law.schedule, predict="noise", mean=0.0, std=std, progress=False, key=key,
+    )  # fmt: skip

@@ -3,23 +3,21 @@
 Use a prior on the sphere for directions in space. On a plane (`--set prior=plane`) a sphere has to be torn or folded.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
-import numpyro
+import numpy as np
 from numpyro import distributions as dist
 import xarray as xr
 
-from sami_ppl import PreconditionedDenoiser, Program, VariancePreserving, encoder_for
+import sami_ppl as sp
 from sami_ppl.data import lit_balls, split
-from sami_ppl.nn import ResidualMLP
 
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of data and networks."""
+    """Settings of data and networks. None: `mean` and `std` of the data."""
 
     prior: Literal["sphere", "plane"] = "sphere"
     resolution: int = 16
@@ -28,25 +26,14 @@ class Config:
     depth: int = 3
     log_snr_min: float = -6.0
     log_snr_max: float = 6.0
-    mean: float = 0.0
-    std: float = 1.0
+    mean: float | None = None
+    std: float | None = None
 
 
-RECOMMENDED = {
-    "denoiser.steps": 2000,
-    "encoder.steps": 1500,
-    "warm_steps": 300,
-}
-
-
-def sphere():
-    """A direction of which nothing is known."""
-    numpyro.sample("light", dist.ProjectedNormal(jnp.zeros(3)), infer={"event_dims": ["component"]})
-
-
-def plane():
-    """As many coordinates as the sphere has, without it: the negative control."""
-    numpyro.sample("light", dist.Normal(0, 1).expand([2]).to_event(1), infer={"event_dims": ["component"]})
+RECOMMENDED = {"denoiser.steps": 2000, "encoder.steps": 1500, "warm_steps": 300}
+# A direction of which nothing is known, and as many coordinates without the sphere: the negative control.
+sphere = sp.factors(light=dist.ProjectedNormal(np.zeros(3, np.float32)), dims={"light": "component"})
+plane = sp.factors(light=dist.Normal(0, 1).expand([2]), dims={"light": "component"})
 
 
 def load(config: Config, *, key: jax.Array) -> xr.Dataset:
@@ -55,24 +42,10 @@ def load(config: Config, *, key: jax.Array) -> xr.Dataset:
     return split(lit_balls(data_key, config.observations, resolution=config.resolution), test=0.2, key=split_key)
 
 
-def adapt(config: Config, data: xr.Dataset) -> Config:
-    """What follows from the data: image size, pixel mean and standard deviation."""
-    x = data["x"]
-    return replace(config, resolution=x.shape[-1], mean=float(x.mean()), std=float(x.std()))
-
-
-def build(config: Config, *, key: jax.Array) -> Program:
-    """The program: an x-predicting denoiser, and the encoder that suits the prior."""
-    shape = (1, config.resolution, config.resolution)
-    schedule = VariancePreserving(config.log_snr_min, config.log_snr_max)
-    denoiser_key, trunk_key, encoder_key = jax.random.split(key, 3)
-    size: dict[str, Any] = {"width": config.width, "depth": config.depth}
-    statistics: dict[str, Any] = {"mean": config.mean, "std": config.std}
-    prior = {"sphere": sphere, "plane": plane}[config.prior]
-    network = ResidualMLP(shape, shape, **size, key=denoiser_key)
-    trunk = ResidualMLP(shape, (64,), **size, key=trunk_key)
-    return Program(
-        prior=prior,
-        denoiser=PreconditionedDenoiser(network, schedule, shape, **statistics),
-        encoder=encoder_for(prior, trunk, schedule, shape, **statistics, key=encoder_key),
-    )
+def build(config: Config, data: xr.Dataset, *, key: jax.Array) -> sp.Program:
+    """The program: residual perceptrons, and the posteriors that suit the prior."""
+    return sp.autoencoder(
+        {"sphere": sphere, "plane": plane}[config.prior], data, network="mlp",
+        size={"width": config.width, "depth": config.depth}, mean=config.mean, std=config.std,
+        schedule=sp.VariancePreserving(config.log_snr_min, config.log_snr_max), progress=False, key=key,
+    )  # fmt: skip

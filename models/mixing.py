@@ -6,7 +6,7 @@ scale (Khemakhem et al. 2020). The prior's means and scales are learned; `sami r
 control.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -16,10 +16,9 @@ import numpyro
 from numpyro import distributions as dist
 import xarray as xr
 
-from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, Program, TurningEncoder, VariancePreserving, read_prior
+import sami_ppl as sp
 from sami_ppl.data import split
 from sami_ppl.metrics import check_variability
-from sami_ppl.nn import ResidualMLP
 
 
 @dataclass(frozen=True)
@@ -44,28 +43,21 @@ class Config:
 
 
 RECOMMENDED = {
-    "denoiser.steps": 3000,
-    "denoiser.learning_rate": 2e-3,
-    "encoder.steps": 4000,
-    "encoder.beta": 1.0,
-    "encoder.learning_rate": 1e-3,
-    "warm_steps": 0,
-}
+    "denoiser.steps": 3000, "denoiser.learning_rate": 2e-3,
+    "encoder.steps": 4000, "encoder.beta": 1.0, "encoder.learning_rate": 1e-3, "warm_steps": 0,
+}  # fmt: skip
 
 
-def make_prior(config: Config):
+def make_prior(config: Config, classes: int):
     """One Normal for all, or one of learned mean and scale for each class."""
-    shape = (config.classes, config.factors)
-
-    def normal():
-        numpyro.sample("z", dist.Normal(0, 1).expand([config.factors]).to_event(1), infer={"event_dims": ["factor"]})
 
     def conditional(u):
-        loc: Any = numpyro.param("loc", jnp.zeros(shape))
-        log_scale: Any = numpyro.param("log_scale", jnp.zeros(shape))
+        loc: Any = numpyro.param("loc", jnp.zeros((classes, config.factors)))
+        log_scale: Any = numpyro.param("log_scale", jnp.zeros((classes, config.factors)))
         own, width = (p.at[u].get(mode="fill") for p in (loc, jnp.exp(log_scale)))  # NaN for a class there is not
         numpyro.sample("z", dist.Normal(own, width).to_event(1), infer={"event_dims": ["factor"]})
 
+    normal = sp.factors(z=dist.Normal(0, 1).expand([config.factors]), dims={"z": "factor"})
     return {"normal": normal, "conditional": conditional}[config.prior]
 
 
@@ -95,30 +87,19 @@ def load(config: Config, *, key: jax.Array) -> xr.Dataset:
     return split(data, test=0.2, key=jax.random.fold_in(key, 1))
 
 
-def adapt(config: Config, data: xr.Dataset) -> Config:
-    """What follows from the data: number of features, and of classes, which are counted from 0."""
-    config = replace(config, features=data["x"].shape[-1])
-    if "u" not in data:
-        return config
-    if (low := int(data["u"].min())) < 0:
-        raise ValueError(f"u counts classes from 0, got {low}")
-    return replace(config, classes=max(config.classes, int(data["u"].max()) + 1))
+def build(config: Config, data: xr.Dataset, *, key: jax.Array) -> sp.Program:
+    """The program: perceptrons, and the class as an argument of the prior; classes are counted from 0.
 
-
-def build(config: Config, *, key: jax.Array) -> Program:
-    """The program: perceptrons, and the class as an argument of the prior."""
-    prior, shape = make_prior(config), (config.features,)
-    given = {"u": np.arange(config.classes)} if config.prior == "conditional" else None
-    schedule = VariancePreserving(config.log_snr_min, config.log_snr_max)
-    denoiser_key, trunk_key, encoder_key = jax.random.split(key, 3)
-    size: dict[str, Any] = {"width": config.width, "depth": config.depth}
-    network = ResidualMLP(shape, shape, **size, key=denoiser_key)
-    trunk = ResidualMLP(shape, (64,), **size, key=trunk_key)
-    latents = read_prior(prior, given).size
-    encoder = DiagonalEncoder(trunk, schedule, shape, latents, key=encoder_key)
-    return Program(
-        prior,
-        PreconditionedDenoiser(network, schedule, shape),
-        TurningEncoder(encoder) if config.turn else encoder,
-        given=given,
-    )
+    Raises ValueError for a class below 0.
+    """
+    classes = config.classes
+    if "u" in data:
+        if (low := int(data["u"].min())) < 0:
+            raise ValueError(f"u counts classes from 0, got {low}")
+        classes = max(classes, int(data["u"].max()) + 1)
+    program = sp.autoencoder(
+        make_prior(config, classes), data, network="mlp", size={"width": config.width, "depth": config.depth},
+        given={"u": np.arange(classes)} if config.prior == "conditional" else None, mean=0.0, std=1.0,
+        schedule=sp.VariancePreserving(config.log_snr_min, config.log_snr_max), progress=False, key=key,
+    )  # fmt: skip
+    return program.replace(encoder=sp.TurningEncoder(program.encoder)) if config.turn else program

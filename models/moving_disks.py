@@ -5,7 +5,7 @@ One observation is a clip. Its frames are independent given their codes, so that
 together: what stands still, the background, gets a long one. Frames may be missing.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,16 +15,16 @@ import numpyro
 from numpyro import distributions as dist
 import xarray as xr
 
-from sami_ppl import DiagonalEncoder, Matern, PreconditionedDenoiser, Program, VariancePreserving, over_time
+import sami_ppl as sp
 from sami_ppl.data import fit_disks, moving_disks, split
-from sami_ppl.nn import ResidualMLP
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings; `speed` in image widths a frame, `lengthscale` in frames, to begin with.
 
-    `smoothness` 1.5: paths have a velocity; 0.5: autoregression. `missing`: share of frames that are not seen.
+    `smoothness` 1.5: paths have a velocity; 0.5: autoregression. `missing`: share of frames that are not seen. None:
+    `mean` and `std` of the data.
     """
 
     latents: int = 3
@@ -40,35 +40,22 @@ class Config:
     depth: int = 4
     log_snr_min: float = -6.0
     log_snr_max: float = 6.0
-    mean: float = 0.0
-    std: float = 1.0
+    mean: float | None = None
+    std: float | None = None
 
 
 # A clip of twelve frames costs what twelve images cost.
-RECOMMENDED = {
-    "denoiser.batch": 21,
-    "encoder.batch": 12,
-    "posterior_obs": 16,
-}
+RECOMMENDED = {"denoiser.batch": 21, "encoder.batch": 12, "posterior_obs": 16}
 
 
-def frame_prior(latents: int):
-    """Of the code of one frame by itself."""
-
-    def prior():
-        numpyro.sample("z", dist.Normal(0, 1).expand([latents]).to_event(1), infer={"event_dims": ["factor"]})
-
-    return prior
-
-
-def make_prior(config: Config):
+def make_prior(config: Config, frames: int):
     """Of the codes of a clip: one process for every factor."""
 
     def prior():
         start = jnp.full(config.latents, np.log(config.lengthscale))
         log_lengthscale: Any = numpyro.param("log_lengthscale", start)
         lengthscale = jnp.exp(log_lengthscale)
-        numpyro.sample("z", Matern(np.arange(config.frames), lengthscale, smoothness=config.smoothness))
+        numpyro.sample("z", sp.Matern(np.arange(frames), lengthscale, smoothness=config.smoothness))
 
     return prior
 
@@ -86,26 +73,15 @@ def load(config: Config, *, key: jax.Array) -> xr.Dataset:
     return split(data.assign(x=data["x"].where(seen)), test=0.2, key=split_key)
 
 
-def adapt(config: Config, data: xr.Dataset) -> Config:
-    """What follows from the data: length of a clip, image size, pixel mean and standard deviation."""
-    x = data["x"]
-    return replace(
-        config, frames=x.shape[1], resolution=x.shape[-1], mean=float(x.mean()), std=float(x.std())
-    )  # fmt: skip
-
-
-def build(config: Config, *, key: jax.Array) -> Program:
+def build(config: Config, data: xr.Dataset, *, key: jax.Array) -> sp.Program:
     """The program of single frames, and of it that of clips."""
-    shape = (1, config.resolution, config.resolution)
-    schedule = VariancePreserving(config.log_snr_min, config.log_snr_max)
-    denoiser_key, trunk_key, encoder_key = jax.random.split(key, 3)
-    size: dict[str, Any] = {"width": config.width, "depth": config.depth}
-    statistics: dict[str, Any] = {"mean": config.mean, "std": config.std}
-    network = ResidualMLP(shape, shape, **size, key=denoiser_key)
-    trunk = ResidualMLP(shape, (64,), **size, key=trunk_key)
-    denoiser = PreconditionedDenoiser(network, schedule, shape, **statistics)
-    encoder = DiagonalEncoder(trunk, schedule, shape, config.latents, **statistics, key=encoder_key)
-    return over_time(Program(frame_prior(config.latents), denoiser, encoder), make_prior(config))
+    frame_prior = sp.factors(z=dist.Normal(0, 1).expand([config.latents]), dims={"z": "factor"})
+    frame = sp.autoencoder(
+        frame_prior, sp.single_frames(data), network="mlp", size={"width": config.width, "depth": config.depth},
+        schedule=sp.VariancePreserving(config.log_snr_min, config.log_snr_max),
+        mean=config.mean, std=config.std, progress=False, key=key,
+    )  # fmt: skip
+    return sp.over_time(frame, make_prior(config, data.sizes["time"]))
 
 
 def distance(images: np.ndarray, config: Config) -> np.ndarray:

@@ -4,8 +4,8 @@ The prior samples the kind, observed where it is known, and the objective sums o
 with the true ones is in `metrics.json` under `clusters`, beside k-means and a Gaussian mixture of principal components.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +14,16 @@ import numpyro
 from numpyro import distributions as dist
 import xarray as xr
 
-from sami_ppl import PreconditionedDenoiser, Program, RelaxedOneHotCategorical, VariancePreserving, encoder_for
+import sami_ppl as sp
 from sami_ppl.data import labelled, split
-from sami_ppl.nn import ResidualMLP
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings; `radius` in units of the image's side. `labelled`: share of the training images whose kind is told.
 
-    `kind`: "summed" over by the objective, or "relaxed" to a point of the simplex, which takes no labels.
+    `kind`: "summed" over by the objective, or "relaxed" to a point of the simplex, which takes no labels. None: `mean`
+    and `std` of the data.
     """
 
     kind: Literal["summed", "relaxed"] = "summed"
@@ -35,39 +35,27 @@ class Config:
     depth: int = 3
     log_snr_min: float = -6.0
     log_snr_max: float = 6.0
-    mean: float = 0.0
-    std: float = 1.0
+    mean: float | None = None
+    std: float | None = None
 
 
-RECOMMENDED = {
-    "denoiser.steps": 3000,
-    "encoder.steps": 2000,
-    "warm_steps": 300,
-}
-
-
-def place():
-    """Where the shape is."""
-    numpyro.sample("place", dist.Normal(0, 1).expand([2]).to_event(1), infer={"event_dims": ["coordinate"]})
+RECOMMENDED = {"denoiser.steps": 3000, "encoder.steps": 2000, "warm_steps": 300}
 
 
 def summed(label):
     """Which shape, observed where its label is known, and where it is."""
     numpyro.sample("kind", dist.CategoricalLogits(jnp.zeros(3)), obs=label, obs_mask=label >= 0)
-    place()
+    numpyro.sample("place", dist.Normal(0, 1).expand([2]).to_event(1), infer={"event_dims": ["coordinate"]})
 
 
 def relaxed():
     """Shares of the three shapes, near a corner of the simplex, and where it is."""
-    numpyro.sample("kind", RelaxedOneHotCategorical(0.5, jnp.zeros(3)), infer={"event_dims": ["shape"]})
-    place()
+    numpyro.sample("kind", sp.RelaxedOneHotCategorical(0.5, jnp.zeros(3)), infer={"event_dims": ["shape"]})
+    numpyro.sample("place", dist.Normal(0, 1).expand([2]).to_event(1), infer={"event_dims": ["coordinate"]})
 
 
 def load(config: Config, *, key: jax.Array) -> xr.Dataset:
-    """Images with true kinds and places, four fifths for training.
-
-    For the prior that takes it, `label` is the kind where it is told, else −1.
-    """
+    """Images with true kinds and places; `label`, for the prior that takes it: the kind where it is told, else −1."""
     kind_key, place_key, split_key, label_key = jax.random.split(key, 4)
     kind = np.asarray(jax.random.randint(kind_key, (config.observations,), 0, 3))
     place = np.asarray(jax.random.uniform(place_key, (2, config.observations), minval=0.25, maxval=0.75))
@@ -85,26 +73,11 @@ def load(config: Config, *, key: jax.Array) -> xr.Dataset:
     return data.assign(label=("obs", np.where(told, data["shape"].values, -1)))
 
 
-def adapt(config: Config, data: xr.Dataset) -> Config:
-    """What follows from the data: image size, pixel mean and standard deviation."""
-    x = data["x"]
-    return replace(config, resolution=x.shape[-1], mean=float(x.mean()), std=float(x.std()))
-
-
-def build(config: Config, *, key: jax.Array) -> Program:
-    """The program: a denoiser, and an encoder that classifies and places."""
-    shape = (1, config.resolution, config.resolution)
-    schedule = VariancePreserving(config.log_snr_min, config.log_snr_max)
-    denoiser_key, trunk_key, encoder_key = jax.random.split(key, 3)
-    size: dict[str, Any] = {"width": config.width, "depth": config.depth}
-    statistics: dict[str, Any] = {"mean": config.mean, "std": config.std}
-    given = {"label": np.array([-1])} if config.kind == "summed" else None
-    prior = {"summed": summed, "relaxed": relaxed}[config.kind]
-    network = ResidualMLP(shape, shape, **size, key=denoiser_key)
-    trunk = ResidualMLP(shape, (64,), **size, key=trunk_key)
-    return Program(
-        prior=prior,
-        denoiser=PreconditionedDenoiser(network, schedule, shape, **statistics),
-        encoder=encoder_for(prior, trunk, schedule, shape, given=given, **statistics, key=encoder_key),
-        given=given,
-    )
+def build(config: Config, data: xr.Dataset, *, key: jax.Array) -> sp.Program:
+    """The program: an encoder that classifies and places. By itself the prior is drawn without labels."""
+    prior, given = {"summed": (summed, {"label": np.array([-1])}), "relaxed": (relaxed, None)}[config.kind]
+    return sp.autoencoder(
+        prior, data, network="mlp", size={"width": config.width, "depth": config.depth}, given=given,
+        schedule=sp.VariancePreserving(config.log_snr_min, config.log_snr_max),
+        mean=config.mean, std=config.std, progress=False, key=key,
+    )  # fmt: skip

@@ -8,16 +8,13 @@ checked against the truth.
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import numpyro
 from numpyro import distributions as dist
 from numpyro.infer import Predictive
 import xarray as xr
 
-from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, Program, VariancePreserving, read_prior
+import sami_ppl as sp
 from sami_ppl.data import split
-from sami_ppl.nn import ResidualMLP
 
 
 @dataclass(frozen=True)
@@ -36,27 +33,18 @@ class Config:
 
 # The bound itself, since the truth is of the model's own kind.
 RECOMMENDED = {"encoder.beta": 1.0, "warm_steps": 0, "align": False}
-
-
-def laws() -> dict[str, dist.Distribution]:
-    """The distribution of every factor."""
-    return {
-        "level": dist.Normal(0.0, 1.0),
-        "place": dist.Uniform(-1.0, 1.0),
-        "share": dist.Beta(2.0, 3.0),
-        "rate": dist.Gamma(3.0, 2.0),
-        "width": dist.HalfNormal(1.0),
-        "shift": dist.Laplace(0.0, 0.7),
-        "shock": dist.StudentT(5.0),
-        "parts": dist.Dirichlet(jnp.array([2.0, 3.0, 4.0])),
-        "factor": dist.LKJCholesky(2, 2.0),
-    }
-
-
-def prior():
-    """One site for each factor, independent of the others."""
-    for name, law in laws().items():
-        numpyro.sample(name, law)
+# What every factor is: its distribution, and by it where it may lie.
+prior = sp.factors(
+    level=dist.Normal(0.0, 1.0),
+    place=dist.Uniform(-1.0, 1.0),
+    share=dist.Beta(2.0, 3.0),
+    rate=dist.Gamma(3.0, 2.0),
+    width=dist.HalfNormal(1.0),
+    shift=dist.Laplace(0.0, 0.7),
+    shock=dist.StudentT(5.0),
+    parts=dist.Dirichlet(np.array([2.0, 3.0, 4.0], np.float32)),
+    factor=dist.LKJCholesky(2, 2.0),
+)
 
 
 def load(config: Config, *, key: jax.Array) -> xr.Dataset:
@@ -73,11 +61,9 @@ def load(config: Config, *, key: jax.Array) -> xr.Dataset:
     return split(xr.Dataset({"x": (("obs", "feature"), x.astype(np.float32)), **known}), test=0.2, key=split_key)
 
 
-def build(config: Config, *, key: jax.Array) -> Program:
+def build(config: Config, data: xr.Dataset, *, key: jax.Array) -> sp.Program:
     """The program: perceptrons, and a Gaussian for each factor in unconstrained space."""
-    shape, schedule = (config.features,), VariancePreserving(config.log_snr_min, config.log_snr_max)
-    denoiser_key, trunk_key, encoder_key = jax.random.split(key, 3)
-    network = ResidualMLP(shape, shape, width=config.width, depth=config.depth, key=denoiser_key)
-    trunk = ResidualMLP(shape, (64,), width=config.width, depth=config.depth, key=trunk_key)
-    encoder = DiagonalEncoder(trunk, schedule, shape, read_prior(prior).size, key=encoder_key)
-    return Program(prior, PreconditionedDenoiser(network, schedule, shape), encoder)
+    return sp.autoencoder(
+        prior, data, network="mlp", size={"width": config.width, "depth": config.depth}, mean=0.0, std=1.0,
+        schedule=sp.VariancePreserving(config.log_snr_min, config.log_snr_max), progress=False, key=key,
+    )  # fmt: skip

@@ -79,6 +79,7 @@ from .program.build import with_prior as with_prior
 from .program.program import Program as Program
 from .program.sequences import frames_of as frames_of
 from .program.sequences import over_time as over_time
+from .program.sequences import single_frames as single_frames
 from .saving.save import load as load
 from .saving.save import save as save
 

@@ -332,8 +332,12 @@ def _kl_series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     series: dict[str, list[float]] = {}
     for record in records:
         for site, kl in record["kl"].items():
-            for index, value in np.ndenumerate(np.asarray(kl, float)):
-                series.setdefault(f"{site}[{','.join(map(str, index))}]" if index else site, []).append(float(value))
+            values = np.asarray(kl, float)
+            names = record.get("axes", {}).get(site, ())
+            if len(names) != values.size:
+                names = [f"{site}[{','.join(map(str, i))}]" if i else site for i in np.ndindex(values.shape)]
+            for name, value in zip(names, values.ravel().tolist(), strict=True):
+                series.setdefault(name, []).append(value)
     return series
 
 

@@ -60,7 +60,8 @@ def exact_run(tmp_path_factory):
     file = programs.find("linear_gaussian", "models")
     module = programs.load_file(file)
     config = module.Config(observations=400, networks="exact")
-    io.save(programs.build_program(file, config, key=jax.random.key(0)), out / "model")
+    data = module.load(config, key=jax.random.key(0))
+    io.save(programs.build_program(file, config, data, key=jax.random.key(0)), out / "model")
     description = {"seed": 0, "data": None, "settings": {"model": asdict(config)}}
     (out / "config.json").write_text(json.dumps(description))
     for name in ("posterior.nc", "metrics.json"):

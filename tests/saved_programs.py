@@ -5,7 +5,9 @@ import json
 import equinox as eqx
 import jax
 import numpy as np
+import xarray as xr
 
+DATA = xr.Dataset({"x": (("obs", "feature"), np.eye(4, dtype=np.float32))})
 PROGRAM_FILE = '''
 """Vectors: a small program with a bounded factor."""
 
@@ -27,7 +29,6 @@ class Inner:
 @dataclass(frozen=True)
 class Config:
     latents: int = 2
-    shape: tuple[int, ...] = (4,)
     inner: Inner = Inner()
 
 
@@ -39,9 +40,10 @@ def make_prior(latents):
     return prior
 
 
-def build(config, *, key):
+def build(config, data, *, key):
     keys = jax.random.split(key, 3)
-    schedule, size, shape = VariancePreserving(-4.0, 4.0), {"width": 4, "depth": config.inner.depth}, config.shape
+    schedule, shape = VariancePreserving(-4.0, 4.0), data["x"].shape[1:]
+    size = {"width": 4, "depth": config.inner.depth}
     denoiser = PreconditionedDenoiser(ResidualMLP(shape, shape, **size, key=keys[0]), schedule, shape)
     network = ResidualMLP(shape, (3,), **size, key=keys[1])
     encoder = DiagonalEncoder(network, schedule, shape, config.latents + EXTRA, key=keys[2])

@@ -42,7 +42,7 @@ ALONE = ("diffusion/schedule.py", "fitting/checkpoint.py", "plots.py")
 # Conveniences that call what stands above, when they are called: inside a function only.
 UPWARD = {
     ("_util/history.py", "plots"),  # the log of a fit draws itself
-    ("program/program.py", "posteriors"),  # `Program.posterior`
+    ("program/posterior.py", "posteriors"),  # `Program.posterior`
     ("program/summary.py", "diagnostics"),  # `repr(program)` says if it was never fitted
 }
 

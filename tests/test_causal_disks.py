@@ -49,7 +49,7 @@ def test_setting_a_factor_moves_what_follows():
 
 @pytest.mark.parametrize("prior", ["causal", "independent"])
 def test_priors_have_their_graph(prior):
-    program = MODULE.build(replace(SMALL, prior=prior), key=KEY)
+    program = MODULE.build(replace(SMALL, prior=prior), MODULE.load(SMALL, key=KEY), key=KEY)
     parents = {site.name: site.parents for site in program.latents.sites}
     if prior == "independent":
         assert not any(parents.values())

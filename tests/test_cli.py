@@ -187,14 +187,16 @@ def run(program, data, config, *, key, out, resume=False, progress=True):
         (["run", "disks", *sets(*SMALL, "resolution=1")], "resolution must be at least 2"),
         (["run", "disks", "--data", "none.npz"], "no data at none.npz"),
         (["run", "disks", "--data", "bad.npz"], "no array 'x'"),
-        (["run", "disks", "--data", "vectors.npz", *sets(*FREE)], "shape (5,), expected event_shape (1, 5, 5)"),
-        (["run", "disks", "--data", "vectors.npz", *sets(*SMALL)], "shape (5,), expected event_shape (1, 8, 8)"),
+        (
+            ["run", "images", "--data", "vectors.npz"],
+            "in_shape must be (channels, size, size), a square image, got (5,)",
+        ),
         (
             ["run", "disks", "--data", "whole.npz", *sets(*SMALL)],
             "x must be floating point of about unit scale, got int",
         ),
         (["run", "broken.py"], "broken.py, line 2: ModuleNotFoundError: No module named 'there_is_no_such_package'"),
-        (["run", "disks", "--data", "wide.npz", *sets(*FREE)], "shape (1, 8, 12), expected event_shape (1, 12, 12)"),
+        (["run", "images", "--data", "wide.npz"], "in_shape must be (channels, size, size)"),
         (["run", "disks", "--data", "nan.npz", *sets(*SMALL)], "NaN or infinite"),
         (["run", "images", "--data", "odd.npz", *sets("widths=4,4")], "image size 9"),
         (["run", "disks", *sets(*SMALL)], "a batch of 256 needs at least as many observations for training, got 48"),
@@ -274,6 +276,7 @@ def looked(monkeypatch):
             return module
 
         def inference(program, data, config, *, key, out, **rest):
+            stand_in.programs.append(program)
             assert (out / "config.json").exists()
             for name in write:
                 (out / name).write_text("{}")
@@ -282,6 +285,7 @@ def looked(monkeypatch):
         right = programs.load_file
         monkeypatch.setattr(programs, "load_file", load_file)
 
+    stand_in.programs = []
     return stand_in
 
 
@@ -351,10 +355,18 @@ def test_the_user_has_the_last_word_over_what_follows_from_the_data(sami, tmp_pa
     looked(["log.jsonl"], KeyboardInterrupt())
     np.savez(tmp_path / "mine.npz", x=np.random.default_rng(0).normal(size=(20, 1, 8, 8)))
     assert sami("run", "disks", "--out", "out", "--data", "mine.npz", *sets(*FREE, "mean=1.0"))[0] == 130
-    settings = json.loads((tmp_path / "out" / "config.json").read_text())["settings"]["model"]
-    assert settings["mean"] == 1.0
-    assert settings["resolution"] == 8
-    assert 0.9 < settings["std"] < 1.1
+    (program,) = looked.programs
+    assert (program.denoiser.mean, program.encoder.mean) == (1.0, 1.0)
+    assert 0.9 < program.denoiser.std < 1.1
+    assert program.event_shape == (1, 8, 8)
+
+
+def test_programs_take_the_data_there_are(sami, tmp_path, looked):
+    """Settings of data that a program would draw say nothing about those that are given; vectors are no images."""
+    looked(["log.jsonl"], KeyboardInterrupt())
+    np.savez(tmp_path / "mine.npz", x=np.random.default_rng(0).normal(size=(20, 5)))
+    assert sami(*COMMAND, "--data", "mine.npz")[0] == 130
+    assert looked.programs[0].event_shape == (5,)
 
 
 def test_a_bug_is_no_mistake_of_the_users(sami, monkeypatch, tmp_path, looked):

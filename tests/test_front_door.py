@@ -1,6 +1,7 @@
 """The front door: a prior of named factors, a program from prior and data, plans; what is guessed, said and refused."""
 
 from dataclasses import replace
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -213,6 +214,7 @@ def test_pixels_to_posterior(pixels_fitted):
     """Arrays as they come: scaled, with a channel, and factors back under the names and labels of the prior."""
     program, history = pixels_fitted
     assert [r["stage"] for r in history.records] == ["denoiser", "encoder"]
+    assert history.records[-1]["axes"] == {"style": ["style[slant]", "style[weight]"]}
     tree = program.posterior(PIXELS[:3], key=KEY, draws=4, predictive=1, levels=1)
     posterior = tree["posterior"]
     assert posterior["style"].dims == ("chain", "draw", "obs", "style_axis")
@@ -248,6 +250,18 @@ def test_another_prior_on_the_same_denoiser(pixels_fitted):
         np.testing.assert_array_equal(one, before)
     assert [r["stage"] for r in history.records] == ["encoder"]
     assert not np.array_equal(fitted.encoder.loc.weight, other.encoder.loc.weight)
+
+
+def test_options_are_visible():
+    """To completion: the method has the keywords and defaults of the function, and both name every one."""
+    ours, theirs = (inspect.signature(f).parameters for f in (sp.Program.posterior, sp.posterior))
+    plain = [[(p.name, p.kind, p.default, str(p.annotation)) for p in found.values()][1:] for found in (ours, theirs)]
+    assert plain[0] == plain[1]
+    told = [sp.Program.posterior, sp.posterior, sp.fit, sp.autoencoder, sp.evidence_bound, sp.encode, sp.generate,
+            sp.evaluate, sp.decode, sp.TwoStage, sp.EncoderOnly, sp.Joint, sp.Decoupled, sp.PriorOnly]  # fmt: skip
+    for function in told:
+        for name in inspect.signature(function).parameters:
+            assert name == "self" or f"    {name}: " in (function.__doc__ or ""), (function, name)
 
 
 @pytest.mark.parametrize(("plan", "loss"), [(sp.Joint, "guided"), (sp.Decoupled, "own")])

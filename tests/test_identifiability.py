@@ -89,11 +89,14 @@ def test_clusters_need_a_mixture(tiny_program):
 def test_classes_of_the_mixing_program_follow_the_data():
     """A class beyond the prior's last one would be taken for that one."""
     module = programs.load_file(programs.find("mixing", "models"))
-    data = xr.Dataset({"x": (("obs", "feature"), np.zeros((3, 5))), "u": ("obs", [0, 11, 4])})
-    config = module.adapt(module.Config(), data)
-    assert (config.classes, config.features) == (12, 5)
-    program = module.build(replace(config, width=8, depth=1), key=jax.random.key(0))
+    data = xr.Dataset({"x": (("obs", "feature"), np.eye(3, 5)), "u": ("obs", [0, 11, 4])})
+    small = module.Config(width=8, depth=1)
+    program = module.build(small, data, key=jax.random.key(0))
+    assert program.event_shape == (5,)
     assert program.prior_params["loc"].shape == (12, 2)
-    assert module.adapt(module.Config(prior="normal"), data.drop_vars("u")).classes == 9
+    without = module.build(replace(small, prior="normal"), data.drop_vars("u"), key=jax.random.key(0))
+    assert without.latents.arguments == ()
+    few = module.build(small, data.assign(u=("obs", [0, 1, 4])), key=jax.random.key(0))
+    assert few.prior_params["loc"].shape == (9, 2)
     with pytest.raises(ValueError, match="u counts classes from 0, got -1"):
-        module.adapt(module.Config(), data.assign(u=("obs", [0, -1, 4])))
+        module.build(small, data.assign(u=("obs", [0, -1, 4])), key=jax.random.key(0))

@@ -12,7 +12,7 @@ import numpy as np
 import numpyro
 from numpyro import distributions as dist
 import pytest
-from saved_programs import PROGRAM_FILE, edit, same, shifted
+from saved_programs import DATA, PROGRAM_FILE, edit, same, shifted
 
 from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
 from sami_ppl.diffusion.schedule import VariancePreserving
@@ -88,8 +88,8 @@ def test_program_of_a_file_needs_nothing_else(tmp_path, monkeypatch, site, extra
     source.mkdir()
     file = source / "vectors.py"
     file.write_text(PROGRAM_FILE.replace("PRIOR", site).replace("EXTRA", str(extra)))
-    config = {"latents": 3, "shape": [4], "inner": {"depth": 2}}
-    program = build_program(file, config, key=jax.random.key(5))
+    config = {"latents": 3, "inner": {"depth": 2}}
+    program = build_program(file, config, DATA, key=jax.random.key(5))
     save(program, tmp_path / "saved")
     shutil.rmtree(source)
     monkeypatch.chdir(tmp_path)

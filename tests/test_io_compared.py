@@ -9,7 +9,7 @@ import numpy as np
 import numpyro
 from numpyro import distributions as dist
 import pytest
-from saved_programs import PROGRAM_FILE, same, shifted
+from saved_programs import DATA, PROGRAM_FILE, same, shifted
 
 from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
 from sami_ppl.diffusion.sampler import Heun, StochasticDPMSolver
@@ -32,7 +32,7 @@ def vectors(folder, *, latents=2, site="pass"):
     """The program of a file, and that file."""
     file = folder / "vectors.py"
     file.write_text(PROGRAM_FILE.replace("PRIOR", site).replace("EXTRA", "0"))
-    return build_program(file, {"latents": latents}, key=jax.random.key(5))
+    return build_program(file, {"latents": latents}, DATA, key=jax.random.key(5))
 
 
 def with_static(module, **values):

@@ -63,7 +63,7 @@ def test_runs_are_read_back_whole(runs):
 
 def test_every_factor_stays_on_its_support(runs):
     """Draws of posterior and prior of a program with a site of every kind, after whatever fit."""
-    laws = load_file(find("supports", "models")).laws()
+    laws = load_file(find("supports", "models")).prior.laws
     tree = xr.open_datatree(runs["supports"] / "posterior.nc", engine="h5netcdf").load()
     for group in ("posterior", "prior"):
         for name, law in laws.items():
@@ -154,7 +154,7 @@ def test_digits_with_some_labels():
     assert abs(able.mean() - 0.1) < 4 * np.sqrt(0.09 / len(able)), "false alarm 6e-5"
     assert not told[train["digit"].values >= 3].any(), "there is no cluster for these classes"
     np.testing.assert_array_equal(train["label"].values[told], train["digit"].values[told])
-    program = module.build(config, key=jax.random.key(1))
+    program = module.build(config, data, key=jax.random.key(1))
     assert program.latents.arguments == ("label",)
     assert program.latents.sites[0].components == 3
     assert set(np.unique(clusters(program, test.isel(obs=slice(64)))["z"])) <= {0, 1, 2}

@@ -2,16 +2,20 @@
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import numpy as np
 import numpyro
 from numpyro import distributions as dist
 import pytest
 
 import sami_ppl as sp
 from sami_ppl import families
+from sami_ppl.evidence.elbo import LatentDraw
 from sami_ppl.nn import ResidualMLP
 
 KEY = jax.random.key(0)
 SHAPE, SCHEDULE = (5,), sp.VariancePreserving(-4.0, 5.0)
+X = np.random.default_rng(0).standard_normal((20, 5)).astype(np.float32)
 
 
 def prior():
@@ -80,7 +84,7 @@ def test_notebooks_get_the_same_escaped(program):
 
 
 def test_latents_and_sites_print_short(program):
-    assert repr(program.latents.sites[1]).startswith("LatentSite('light', scalar, Beta, ")
+    assert repr(program.latents.sites[1]).startswith("Euclidean('light', scalar, Beta, ")
     assert repr(program.latents).splitlines()[0] == "Latents of 2 sites, 3 axes of z"
     assert "place" in repr(program.latents)
     assert len(repr(program.latents).splitlines()) == 4
@@ -97,3 +101,25 @@ def test_of_many_sites_the_first_are_listed(program):
     assert len(repr(wide).splitlines()) <= 20
     assert "22 more sites" in repr(wide)
     assert "site29" in wide.describe()
+
+
+def test_results_print_as_short_tables(program):
+    """Arrays by shape and range, a program by its first line; what is traced by its shape."""
+    found = sp.align(sp.Program(sp.factors(z=dist.Normal(0, 1).expand([2])), program.denoiser, diagonal()), X)
+    lines = repr(found).splitlines()
+    assert lines[0] == "Alignment"
+    assert row(repr(found), "program")[:3] == ["program", "Program", "of"]
+    assert "rotation       float64 (2, 2), mean" in repr(found)
+    assert len(lines) == 4
+    assert found._repr_html_().startswith("<pre")
+    draw = LatentDraw({"z": np.ones(2), "none": np.ones(0)}, jnp.ones((1, 2)), None, "text", {})
+    assert row(repr(draw), "values[z]") == ["values[z]", "float64", "(2,),", "mean", "1,", "1", "to", "1"]
+    assert row(repr(draw), "values[none]")[1:] == ["float64", "(0,)"]
+    seen = []
+    jax.make_jaxpr(lambda z: seen.append(repr(draw._replace(z=z))))(jnp.ones(3))
+    assert row(seen[0], "z") == ["z", "float32", "(3,)"]
+
+
+def diagonal():
+    trunk = ResidualMLP(SHAPE, (6,), width=8, depth=1, key=KEY)
+    return sp.DiagonalEncoder(trunk, SCHEDULE, SHAPE, 2, key=KEY)

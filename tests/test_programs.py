@@ -6,7 +6,9 @@ from types import SimpleNamespace
 from typing import Literal
 
 import jax
+import numpy as np
 import pytest
+import xarray as xr
 
 from sami_ppl.fitting.stage import Stage
 from sami_ppl.runs.settings import _has, configure, default_configs
@@ -36,6 +38,30 @@ class Inference:
     flag: bool = True
     noise: float = 2.0
 
+
+CONDITIONAL = '''
+"""Mine."""
+
+from dataclasses import dataclass
+
+import numpyro
+from numpyro import distributions as dist
+
+import sami_ppl as sp
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings."""
+
+
+def prior(u):
+    numpyro.sample("z", dist.Normal(u, 1).to_event(1))
+
+
+def build(config, data, *, key):
+    return sp.autoencoder(prior, data, size={"width": 4, "depth": 1}, progress=False, key=key)
+'''
 
 # Finding
 
@@ -176,15 +202,45 @@ def test_a_file_without_config_is_refused(tmp_path):
         load_file(file)
 
 
+@pytest.mark.parametrize("old", ["def build(config, *, key): ...", "def adapt(config, data): ...\n"])
+def test_a_file_that_does_not_build_from_data_is_refused(tmp_path, old):
+    """And the form that is called is shown."""
+    file = tmp_path / "mine.py"
+    head = "import dataclasses\n\nConfig = dataclasses.make_dataclass('Config', [])\n"
+    file.write_text(f"{head}{old}\n")
+    with pytest.raises(UserError, match=r"mine\.py has no build\(config, data, \*, key\).*sp\.autoencoder"):
+        load_file(file)
+    file.write_text(f"{head}def build(config, data, *, key): ...\n")
+    assert callable(load_file(file).build)
+
+
+def test_values_that_the_prior_takes_are_saved(tmp_path):
+    """A prior p(z | u) is read from the values of u: the loaded program is read from the same."""
+    file = tmp_path / "mine.py"
+    file.write_text(CONDITIONAL)
+    rng = np.random.default_rng(0)
+    variables = {"x": (("obs", "feature"), rng.normal(size=(9, 5))), "u": (("obs", "of"), 3 + rng.normal(size=(9, 2)))}
+    program = programs.build_program(file, {}, xr.Dataset(variables), key=jax.random.key(0))
+    loaded = io.load(io.save(program, tmp_path / "model"))
+    assert loaded.given == program.given
+    assert len(program.given) == 9
+    np.testing.assert_array_equal(loaded.latents.sites[0].shift, program.latents.sites[0].shift)
+    assert program.latents.sites[0].shift[0] > 2
+    assert loaded.origin == program.origin._replace(file=loaded.origin.file)
+
+
 def test_a_program_remembers_where_it_came_from(tmp_path):
     """And is saved with the text that built it, also where the file has been edited since."""
     file = tmp_path / "mine.py"
     file.write_text(find("digits", "models").read_text())
-    program = programs.build_program(file, {"latents": 2, "width": 8, "depth": 1}, key=jax.random.key(0))
+    values, data = {"latents": 2, "width": 8, "depth": 1}, xr.Dataset({"x": (("obs", "feature"), np.eye(3, 5))})
+    program = programs.build_program(file, values, data, key=jax.random.key(0))
     file.write_text("edited")
     loaded = io.load(io.save(program, tmp_path / "model"))
     assert loaded.latents.size == 2
     assert program.latents.size == 2
+    assert loaded.event_shape == program.event_shape == (5,)
+    assert loaded.denoiser.std == program.denoiser.std
     assert program.origin.file == str(file)
     assert '"latents": 2' in program.origin.config
 

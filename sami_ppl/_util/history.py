@@ -1,6 +1,6 @@
 """The log of a fit: one record per validation, the progress bar, and the optional TensorBoard writer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import json
 import math
@@ -16,6 +16,9 @@ from sami_ppl._util.tables import as_html, table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LABELLED = 6
+"""Axes of a site whose labels a progress bar has room for."""
+
 
 class History:
     """Records of a fit, one dict per validation, kept in memory and, given a file, as JSON lines in it.
@@ -23,9 +26,19 @@ class History:
     With the extra `sami_ppl[tensorboard]` installed, every number also goes to TensorBoard events beside the file.
     """
 
-    def __init__(self, file: Path | None = None, *, keep: int = 0, stage: str = "fit"):
-        """`keep`: step from which the run goes on; records of this stage after it are dropped."""
-        self.file, self.stage, self.records = file, stage, []
+    def __init__(
+        self,
+        file: Path | None = None,
+        *,
+        keep: int = 0,
+        stage: str = "fit",
+        axes: Mapping[str, Sequence[str]] | None = None,
+    ):
+        """`keep`: step from which the run goes on; records of this stage after it are dropped.
+
+        `axes`: names of the axes of those sites that have labels, which go with the KL of a record.
+        """
+        self.file, self.stage, self.records, self.axes = file, stage, [], dict(axes or {})
         if file is not None and file.exists():
             records = read_history(file)
             self.records = [r for r in records if r["stage"] != stage or r["step"] <= keep]
@@ -34,6 +47,8 @@ class History:
     def add(self, record: dict[str, Any]) -> None:
         """Append a record, with arrays as lists."""
         plain = {"stage": self.stage, **{k: _plain(v) for k, v in record.items()}}
+        if self.axes and plain.get("kl"):
+            plain["axes"] = {site: list(names) for site, names in self.axes.items()}
         self.records.append(plain)
         if self.file is not None:
             with self.file.open("a") as out:
@@ -92,7 +107,7 @@ def _write_events(folder: Path, record: dict[str, Any]) -> None:
     # The files' names hold the second only: without a suffix, two records within one would overwrite each other.
     with SummaryWriter(str(folder), filename_suffix=f".{record['step']}") as writer:
         for name, value in record.items():
-            if name not in ("stage", "step", "log_snr") and value is not None:
+            if name not in ("stage", "step", "log_snr", "axes") and value is not None:
                 for label, number in _scalars(name, value):
                     writer.add_scalar(label, number, record["step"])
 
@@ -145,10 +160,20 @@ def summary_line(record: dict[str, Any]) -> str:
     """One line for the bar: loss, KL per axis, penalties, and errors without guidance, with own z, with shuffled z."""
     parts = [f"loss {record['loss']:.1f}", f"bound {record['bound']:.1f}"]
     if record.get("kl"):
-        sites = record["kl"].items()
-        parts.append("kl " + ", ".join(" ".join([n, *(f"{v:.2f}" for v in np.atleast_1d(kl))]) for n, kl in sites))
+        names = record.get("axes", {})
+        parts.append("kl " + ", ".join(_site_kl(site, kl, names.get(site, ())) for site, kl in record["kl"].items()))
     parts += [f"penalty {name} {value:.2f}" for name, value in record.get("penalties", {}).items()]
     parts.append(f"err {sum(record['unguided']):.1f}")
     if record.get("own") is not None:
         parts.append(f"own {sum(record['own']):.1f} shuffled {sum(record['shuffled']):.1f}")
     return " · ".join(parts)
+
+
+def _site_kl(site: str, kl: Any, names: Sequence[str]) -> str:
+    """The KL of a site, with the labels of its axes where it has words for them and the line has room."""
+    numbers = [f"{value:.2f}" for value in np.atleast_1d(kl)]
+    labels = [name[len(site) + 1 : -1] for name in names]
+    words = any(label and not label.replace(",", "").isdigit() for label in labels)
+    if words and len(labels) == len(numbers) <= LABELLED:
+        numbers = [f"{label} {number}" for label, number in zip(labels, numbers, strict=True)]
+    return " ".join([site, *numbers])

@@ -46,10 +46,23 @@ def evaluate(
 ) -> dict[str, Any]:
     """All figures of a fitted program on a data set with train and test parts, as plain numbers.
 
-    True factors are the real-valued variables on `obs`, classes the integer ones; `factors` picks among them, and
-    raises ValueError for a name that is not there. `distance`: root-mean-square distance of images to the nearest
-    possible observation, where that is known. Of a program of sequences the figures are those of its single frames,
-    under their prior N(0, I), and `sequences`, the bound of whole ones.
+    Of a program of sequences the figures are those of its single frames, under their prior N(0, I), and `sequences`,
+    the bound of whole ones.
+
+    Args:
+        program: the program.
+        data: observations x with a `split`, and with true factors, the real-valued variables on `obs`, and classes,
+            the integer ones, where they are known.
+        key: random key.
+        distance: root-mean-square distance of images to the nearest possible observation, where that is known.
+        factors: names of the true factors; default all real-valued variables on `obs`.
+        samples: test observations of which samples are drawn.
+
+    Returns:
+        The figures by name, nested, as JSON takes them.
+
+    Raises:
+        ValueError: a name in `factors` that is not there.
     """
     single, frames = program.single(data)
     if single is not program:

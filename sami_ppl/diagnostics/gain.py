@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from sami_ppl._util.tables import readable
 from sami_ppl.decoders.guidance import guidance
 from sami_ppl.priors.read import Given
 from sami_ppl.program.program import Program
@@ -17,6 +18,7 @@ from sami_ppl.program.program import Program
 BANDS = 6
 
 
+@readable
 class NoiseErrors(NamedTuple):
     """½ ∫ E‖ε − ε̂‖² dλ over each of `BANDS` equal bands of the noise range, in nats; sum over bands for the whole.
 

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl._util.chunks import padded_chunks
+from sami_ppl._util.tables import readable
 from sami_ppl.decoders.bound import bound, prior_loss, reconstruction_loss
 from sami_ppl.diffusion.schedule import NoiseProposal
 from sami_ppl.priors.read import Given
@@ -21,6 +22,7 @@ PILOT = 256
 """Observations to which a density of noise levels is fitted, at most."""
 
 
+@readable
 class LatentDraw(NamedTuple):
     """One draw of the factors of each observation from the guide.
 
@@ -95,13 +97,23 @@ def evidence_bound(
 
     Variables on `obs`: `bound` and its parts `prior`, `diffusion`, `reconstruction` and `kl` (obs, site), which sum to
     it; `kl_axis` (obs, axis); `monte_carlo_se`, the standard error of `bound` from its `levels` noise levels taken as
-    independent, which is an upper end, since they are stratified. `proposal`: density of the noise levels, or
-    "fitted", that of `importance_proposal` for these observations; default, the uniform one.
+    independent, which is an upper end, since they are stratified. The KL of global sites, shared by all observations,
+    is not part of an observation's bound; its own sites are scored at draws of the global ones.
 
-    `data`: observations x, as an array or a Dataset, which holds the variables that the prior takes too. The KL of
-    global sites, shared by all observations, is not part of an observation's bound; its own sites are scored at draws
-    of the global ones. Raises ValueError for observations of another shape, for fewer than two levels, and for another
-    word than "fitted".
+    Args:
+        program: the program.
+        data: observations x, an array (obs, *event) or a Dataset, which holds the variables that the prior takes too.
+        key: random key.
+        levels: noise levels for each observation.
+        proposal: density of the noise levels, or "fitted", that of `importance_proposal` for these observations;
+            default the uniform one.
+        chunk: observations at a time.
+
+    Returns:
+        The estimates.
+
+    Raises:
+        ValueError: observations of another shape, fewer than two levels, another word than "fitted".
     """
     x, given = program.observations(data)
     if levels < 2:

@@ -16,10 +16,12 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from sami_ppl._util.chunks import by_chunks
+from sami_ppl._util.tables import readable
 from sami_ppl.encoders.encoder import RotatedEncoder, gaussian
 from sami_ppl.program.program import Program
 
 
+@readable
 class Alignment(NamedTuple):
     """The equivalent program, the rotation R (D, D) of z' = R z, and what independence of the new axes would cost.
 

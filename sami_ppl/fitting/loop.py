@@ -137,7 +137,8 @@ class Loop:
         host = (self.observed, self.tested)
         self.observed, self.tested = parallel.replicate(jax.tree.map(jnp.asarray, host), mesh)
         log = None if out is None else out / "log.jsonl"
-        self.history = History(log, keep=int(state.step), stage=self.name)
+        labelled = {site.name: site.axes for site in self.program.latents.sites if site.coords}
+        self.history = History(log, keep=int(state.step), stage=self.name, axes=labelled)
         self.began = time.perf_counter()
         return state
 

@@ -75,9 +75,14 @@ class AbstractPlan(abc.ABC):
 class TwoStage(AbstractPlan):
     """The denoiser as a model of the observations alone, then the encoder against the frozen denoiser (default).
 
-    The denoiser cannot absorb what the encoder gets wrong; the encoder starts warm (`warm_start`, `warm_steps` steps; 0
-    leaves it out; `warm_clusters`: discrete sites from clusters). `align`: fix the gauge at the end where the prior
-    has the symmetry.
+    The denoiser cannot absorb what the encoder gets wrong.
+
+    Args:
+        denoiser: stage of the denoiser; None, one whose sizes suit the data.
+        encoder: the same of the encoder.
+        warm_steps: steps of the encoder's warm start (`warm_start`); 0 leaves it out.
+        warm_clusters: start discrete sites from clusters.
+        align: fix the gauge at the end (`align`) where the prior has the symmetry.
     """
 
     denoiser: Stage | None = None
@@ -112,7 +117,11 @@ class TwoStage(AbstractPlan):
 class EncoderOnly(AbstractPlan):
     """The encoder against a denoiser that is fitted already: after `with_prior`, or with a loaded denoiser.
 
-    `warm_steps`, `warm_clusters`, `align` as in `TwoStage`.
+    Args:
+        encoder: stage of the encoder; None, one whose sizes suit the data.
+        warm_steps: steps of the warm start; 0 leaves it out.
+        warm_clusters: start discrete sites from clusters.
+        align: fix the gauge at the end where the prior has the symmetry.
     """
 
     encoder: Stage | None = None
@@ -153,7 +162,12 @@ class EncoderOnly(AbstractPlan):
 
 @dataclass(frozen=True)
 class Joint(AbstractPlan):
-    """Both networks by the guided bound, as in the paper; the denoiser may absorb what the encoder gets wrong."""
+    """Both networks by the guided bound, as in the paper; the denoiser may absorb what the encoder gets wrong.
+
+    Args:
+        both: the stage; None, one whose sizes suit the data.
+        align: fix the gauge at the end where the prior has the symmetry.
+    """
 
     both: Stage | None = None
     align: bool = False
@@ -173,6 +187,10 @@ class Decoupled(AbstractPlan):
     """Both networks at once, the denoiser by its own unguided loss, the encoder by the guided one.
 
     One pass of the denoiser serves both; it stays a model of the observations, as in two stages.
+
+    Args:
+        both: the stage; None, one whose sizes suit the data.
+        align: fix the gauge at the end where the prior has the symmetry.
     """
 
     both: Stage | None = None
@@ -190,7 +208,11 @@ class Decoupled(AbstractPlan):
 
 @dataclass(frozen=True)
 class PriorOnly(AbstractPlan):
-    """The prior's parameters to the posteriors of a fitted program, by their KL alone; the denoiser is not called."""
+    """The prior's parameters to the posteriors of a fitted program, by their KL alone; the denoiser is not called.
+
+    Args:
+        fit: the stage; None, one whose sizes suit the data.
+    """
 
     fit: Stage | None = None
 

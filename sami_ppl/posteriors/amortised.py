@@ -52,18 +52,30 @@ def posterior(
       these weights (NaN for fewer than 32 draws) and `importance_ess`, the effective number of draws.
     - `observed_data`; `constant_data`, the other variables of `data` on obs, such as true factors.
 
-    `predictive=0` or `levels=0` leave their groups out. `data`: a Dataset with variable x, or an array (obs, *event).
-
-    With `out`, a new zarr store is written chunk by chunk and opened, not read; `data` may then be the path of a
-    `.zarr` or `.nc` file, of which whole chunks are read. The store appears when it is complete.
-
     Draws are independent, so effective sample sizes of ArviZ only say how many there are. Weights are those of an
     observation's own sites at draws of the global ones; `levels` decides how noisy they are, and noise makes `pareto_k`
-    larger: `importance_weighted_bound` says how much of it there is.
+    larger: `importance_weighted_bound` says how much of it there is. Warns where all axes have collapsed and where the
+    program has never been fitted.
 
-    Raises ValueError for observations of another shape, for none, for counts below 1 and an `out` that is not .zarr,
-    FileExistsError where `out` exists. Warns where all axes have collapsed and where the program has never
-    been fitted.
+    Args:
+        program: the program.
+        data: observations x, an array (obs, *event) or a Dataset, which holds the variables that the prior takes too;
+            with `out`, also the path of a `.zarr` or `.nc` file, of which whole chunks are read.
+        key: random key.
+        draws: draws of every site, for each observation.
+        predictive: observations drawn for each one; 0 leaves their groups out.
+        levels: noise levels of the bound on log p(x | z); 0 leaves out `log_likelihood` and what follows from it.
+        chunk: observations at a time.
+        attrs: attributes of the tree, as JSON text.
+        out: a new zarr store, written chunk by chunk and opened, not read; it appears when it is complete.
+        progress: show a bar.
+
+    Returns:
+        The tree.
+
+    Raises:
+        ValueError: observations of another shape, none, counts below 1, an `out` that is not .zarr, a path without it.
+        FileExistsError: `out` exists.
     """
     if draws < 1 or chunk < 1 or predictive < 0 or (levels is not None and levels < 0):
         raise ValueError(

@@ -29,6 +29,7 @@ from sami_ppl.diffusion.inversion import check_deterministic, from_noise, to_noi
 from sami_ppl.diffusion.sampler import AbstractSampler, Heun
 from sami_ppl.distributions.supports import unwrapped
 from sami_ppl.posteriors.generate import decode
+from sami_ppl.posteriors.tree import site_coords
 from sami_ppl.priors.latents import Latents
 from sami_ppl.priors.sites import Discrete, LatentSite
 from sami_ppl.program.program import Program
@@ -213,7 +214,8 @@ def _check_value(site: LatentSite, value: Any, batch: tuple[int, ...]) -> Array:
 
 def _dataset(program: Program, values: Mapping[str, Any], batch: tuple[str, ...], x: Any) -> xr.Dataset:
     found = {s.name: ((*batch, *s.dims), np.asarray(values[s.name])) for s in program.latents.sites}
-    return xr.Dataset(found if x is None else found | {"x": ((*batch, *program.event_dims), np.asarray(x))})
+    made = xr.Dataset(found if x is None else found | {"x": ((*batch, *program.event_dims), np.asarray(x))})
+    return made.assign_coords(site_coords(program, made))
 
 
 def _described(do: Do) -> dict[str, str]:

@@ -29,16 +29,25 @@ def encode(
 
         codes = sp.encode(program, "images.zarr", "codes.zarr")
 
-    `data`: the path of a `.zarr` or `.nc` file, or a Dataset opened by `open_data`, with the variable x (obs, *event);
-    uint8 is scaled as `load_data` does. `out`: a new zarr store for `location` (obs, axis) and `scale` (obs, axis), or
-    (obs, axis, column) where it is a factor A with cov = A Aᵀ; `axis` is labelled, `obs` as in the data. It appears
-    when it is complete. Returns it, opened but not read.
+    The encoder is compiled once; the store is read in whole chunks of its own. Memory holds one of those, `chunk`
+    observations and the labels of obs, however many observations there are.
 
-    The encoder takes `chunk` observations at a time and is compiled once; the store is read in whole chunks of its
-    own. Memory holds those two and the labels of obs, however many observations there are.
+    Args:
+        program: the program.
+        data: the path of a `.zarr` or `.nc` file, or a Dataset opened by `open_data`, with the variable x
+            (obs, *event); uint8 is scaled as `load_data` does.
+        out: a new zarr store for `location` (obs, axis) and `scale` (obs, axis), or (obs, axis, column) where it is a
+            factor A with cov = A Aᵀ; `axis` is labelled, `obs` as in the data. It appears when it is complete.
+        chunk: observations that the encoder takes at a time.
+        progress: show a bar.
 
-    Raises FileExistsError where `out` exists, TypeError and ValueError for an x that `check_data` would refuse for
-    its type or shape, and for values that are not finite.
+    Returns:
+        The store, opened but not read.
+
+    Raises:
+        FileExistsError: `out` exists.
+        TypeError: an x that `check_data` would refuse for its type.
+        ValueError: an x that it would refuse for its shape, values that are not finite, a `chunk` below 1.
     """
     out = Path(out)
     if out.exists():

@@ -25,10 +25,19 @@ def decode(
     *,
     sampler: AbstractSampler | None = None,
 ) -> Float[np.ndarray, "n *event"]:
-    """Observations given codes z, one key each: equal keys are common random numbers. Chunk by chunk on the host.
+    """Observations given codes z, chunk by chunk on the host. Warns where the program has never been fitted.
 
-    Raises ValueError for codes of another width, and for more or fewer keys than codes. Warns where the program has
-    never been fitted.
+    Args:
+        program: the program.
+        z: codes, as `program.encode` or `program.latents.to_code` give them.
+        keys: random keys, one for each code: equal ones are common random numbers.
+        sampler: of reverse diffusion; default the program's own.
+
+    Returns:
+        One observation for each code.
+
+    Raises:
+        ValueError: codes of another width, more or fewer keys than codes.
     """
     z = jnp.asarray(z)
     if z.ndim != 2 or z.shape[1] != program.latents.size:
@@ -60,11 +69,22 @@ def generate(
     guided: bool = True,
     sampler: AbstractSampler | None = None,
 ) -> Float[np.ndarray, "n *event"]:
-    """Samples, given exactly one of: codes `z`; images `x`, whose posteriors give a code each; a `size`.
+    """Samples, given exactly one of `z`, `x` and `size`.
 
-    With `size`, codes are drawn from the prior, or, with `guided=False`, there are none and the denoiser alone
-    samples. `sampler` replaces the program's own. Raises ValueError unless one of the three is given, and for
-    `guided=False` with z or x.
+    Args:
+        program: the program.
+        key: random key.
+        z: codes, one sample of each.
+        x: observations, whose posteriors give a code each.
+        size: number of samples, whose codes are drawn from the prior.
+        guided: with `size`: False for samples of the denoiser alone, without codes.
+        sampler: of reverse diffusion; default the program's own.
+
+    Returns:
+        The samples.
+
+    Raises:
+        ValueError: not one of the three is given, `guided=False` with z or x.
     """
     if sum(given is not None for given in (z, x, size)) != 1:
         raise ValueError(

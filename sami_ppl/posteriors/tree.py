@@ -136,6 +136,11 @@ def write_chunks(trees: Iterator[xr.DataTree], out: Path) -> xr.DataTree:
     return xr.open_datatree(out, engine="zarr", consolidated=False)
 
 
+def site_coords(program: Program, data: xr.Dataset) -> dict[str, list]:
+    """Labels of the prior for the dims of `data`, in the prior's own order."""
+    return {dim: list(labels) for dim, labels in program.latents.coords.items() if dim in data.dims}
+
+
 def obs_labels(data: Any, count: int) -> np.ndarray:
     """Labels of `count` observations: the coordinate obs of a Dataset, else their numbers."""
     return data["obs"].values if isinstance(data, xr.Dataset) and "obs" in data.coords else np.arange(count)

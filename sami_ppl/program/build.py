@@ -26,7 +26,7 @@ from sami_ppl.program.program import Program
 SMALL = 400
 """Numbers of an observation up to which a perceptron takes images too."""
 FEATURES = 64
-"""Length of the feature vector on which encoders build."""
+"""Length of the feature vector on which encoders build, by default."""
 MOST_GIVEN = 4096
 """Observations whose variables a prior p(z | u) is read from, at most."""
 
@@ -47,7 +47,11 @@ def autoencoder(
     *,
     network: Network | tuple[Callable, Callable] | None = None,
     size: Mapping[str, Any] | None = None,
+    features: int = FEATURES,
     families: Mapping[str, Callable] | None = None,
+    given: Given | None = None,
+    mean: float | None = None,
+    std: float | None = None,
     noise: Noise = "full",
     min_scale: float = 0.03,
     schedule: AbstractSchedule | None = None,
@@ -74,7 +78,11 @@ def autoencoder(
             encoder, for larger ones; or your own pair (denoiser network, encoder trunk), called as (x, log_snr); the
             first gives the shape of x, the second a vector of features. Default: by the shape of the data.
         size: arguments of these networks, such as {"width": 256, "depth": 4} or {"widths": (32, 64), "patch": 2}.
+        features: length of the vector of features on which the encoder's last layers stand.
         families: site name → family of posteriors, as for `encoder_for`.
+        given: values of the variables that the prior takes, as for `Program`; default those of the data.
+        mean: mean that the networks take the observations to have; default that of the data.
+        std: the same of their standard deviation.
         noise: what of the encoder may depend on the noise level, see `NetworkEncoder`.
         min_scale: least posterior standard deviation, in units of the prior's spread.
         schedule: noise levels; default `VariancePreserving()`.
@@ -98,19 +106,22 @@ def autoencoder(
     data = as_data(data)
     part = training_part(data)
     x, layout = _observations(part)
-    given = _given(prior, part)
+    given = _given(prior, part) if given is None else given
     latents = read_prior(prior, given)
     raw = part["x"] if isinstance(part, xr.Dataset) else part
     notes = [note for note in (layout.change, _scaling(np.dtype(raw.dtype))) if note]
     shape = layout.event_shape
     sides = " × ".join(f"{dim} {length}" for dim, length in zip(layout.event_dims, shape, strict=True))
     say("; ".join([f"data: {len(x):,} observations, {sides}", *notes]))
-    statistics: dict[str, Any] = {"mean": float(x.mean(dtype=np.float64)), "std": float(x.std(dtype=np.float64))}
+    statistics: dict[str, Any] = {
+        "mean": float(x.mean(dtype=np.float64)) if mean is None else mean,
+        "std": float(x.std(dtype=np.float64)) if std is None else std,
+    }
     say(f"mean {statistics['mean']:.3g}, standard deviation {statistics['std']:.3g}")
     say(f"prior: {', '.join(site.name for site in latents.sites)}; code of {latents.size} numbers")
 
     denoiser_key, trunk_key, encoder_key = jax.random.split(key, 3)
-    made = _networks(layout, network, dict(size or {}), noise, denoiser_key, trunk_key)
+    made = _networks(layout, network, dict(size or {}), features, noise, denoiser_key, trunk_key)
     say(f"networks: {made.description}")
     schedule = VariancePreserving() if schedule is None else schedule
     if predict is None:
@@ -223,8 +234,9 @@ def _scaling(dtype: np.dtype) -> str:
 
 
 def _networks(
-    layout: Layout, network: Any, size: dict[str, Any], noise: Noise, denoiser_key: Array, trunk_key: Array
-) -> Networks:
+    layout: Layout, network: Any, size: dict[str, Any], features: int, noise: Noise, denoiser_key: Array,
+    trunk_key: Array,
+) -> Networks:  # fmt: skip
     shape = layout.event_shape
     if isinstance(network, tuple):
         if len(network) != 2 or not all(map(callable, network)) or size:
@@ -240,7 +252,7 @@ def _networks(
         try:
             pair = (
                 UNet(image, **chosen, key=denoiser_key),
-                HalfUNet(image, (FEATURES,), **chosen, noise=sees, key=trunk_key),
+                HalfUNet(image, (features,), **chosen, noise=sees, key=trunk_key),
             )
         except TypeError as error:
             raise ValueError(
@@ -252,7 +264,7 @@ def _networks(
         try:
             pair = (
                 ResidualMLP(shape, shape, **chosen, key=denoiser_key),
-                ResidualMLP(shape, (FEATURES,), **chosen, noise=sees, key=trunk_key),
+                ResidualMLP(shape, (features,), **chosen, noise=sees, key=trunk_key),
             )
         except TypeError as error:
             raise ValueError(f"size holds {', '.join(size)}, a perceptron takes width and depth: {error}") from error

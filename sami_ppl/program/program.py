@@ -13,11 +13,10 @@ import numpy as np
 import numpyro
 from numpyro import handlers
 from numpyro.contrib.module import eqx_module
-import xarray as xr
 
 from sami_ppl._util.chunks import by_chunks
-from sami_ppl.data.checks import as_array, as_floats, as_numbers, check_variable, prior_variables, warn_of_scale
-from sami_ppl.data.layout import arranged, default_event_dims
+from sami_ppl.data.checks import as_numbers
+from sami_ppl.data.layout import default_event_dims
 from sami_ppl.decoders.decoder import ScoreDecoder
 from sami_ppl.decoders.guidance import check_pair
 from sami_ppl.decoders.training import BOUND, Objective, refuse
@@ -25,7 +24,6 @@ from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.diffusion.sampler import AbstractSampler, StochasticDPMSolver
 from sami_ppl.encoders.encoder import AbstractEncoder
 from sami_ppl.encoders.law import CodeLaw
-from sami_ppl.priors.discrete import labels
 from sami_ppl.priors.latents import Latents, check_event_dims
 from sami_ppl.priors.read import Given, GivenValues, Prior, read_prior, sample_prior
 from sami_ppl.program.guide import (
@@ -37,13 +35,15 @@ from sami_ppl.program.guide import (
     scale_sites,
     values_of,
 )
+from sami_ppl.program.observations import WithObservations
 from sami_ppl.program.origin import Origin
+from sami_ppl.program.posterior import WithPosterior
 from sami_ppl.program.summary import Readable
 
 NETWORKS = ("denoiser", "encoder")
 
 
-class Program(Readable):
+class Program(Readable, WithObservations, WithPosterior):
     """A SAMI program: a prior over latent factors, a denoiser, and an encoder that is guide and guidance at once.
 
     Generative process, for each observation:
@@ -314,66 +314,6 @@ class Program(Readable):
             raise ValueError(f"size is {size} but x holds {len(x)} observations: leave size out where x is given")
         return len(x)
 
-    def check_observations(self, x: Array | np.ndarray) -> None:
-        """Raise ValueError unless x has shape (obs, *event)."""
-        if jnp.ndim(x) != 1 + len(self.event_shape) or jnp.shape(x)[1:] != self.event_shape:
-            raise ValueError(
-                f"x must have shape (obs, {', '.join(map(str, self.event_shape))}), got {jnp.shape(x)}"
-                + ("; add the leading dim: x[None]" if jnp.shape(x) == self.event_shape else "")
-            )
-
-    def observed(
-        self, data: xr.Dataset | Array | np.ndarray, *, at_least: int = 1, why: str = ""
-    ) -> Float[np.ndarray, "obs *event"]:
-        """Observations x as floats, of an array or of a Dataset with the variable x, in the program's layout: dims are
-        matched by name, in arrays channels that are last come to the front and grey images get theirs.
-
-        Raises ValueError for another shape, for no observations, and for fewer than `at_least`, saying `why`; TypeError
-        and ValueError for values that `data.checks.as_floats` refuses. Warns of values on another scale than the
-        denoiser was built for.
-        """
-        if isinstance(data, xr.Dataset):
-            check_variable(data, "x")
-        x: Any = as_array(data["x"].values if isinstance(data, xr.Dataset) else data)
-        dims = data["x"].dims[1:] if isinstance(data, xr.Dataset) else None
-        x = arranged(x, dims, self.event_shape, self.event_dims)
-        self.check_observations(x)
-        if len(x) == 0:
-            raise ValueError("data holds no observations: give an array of shape (obs, *event)")
-        if len(x) < at_least:
-            raise ValueError(f"{why or 'x'} needs at least {at_least} observations, got {len(x)}: give more of them")
-        x = as_floats(x, gaps=self.of_sequences)
-        warn_of_scale(x, self.denoiser.statistics)
-        return x
-
-    def observations(self, data: xr.Dataset | Array | np.ndarray) -> tuple[Float[np.ndarray, "obs *event"], Given]:
-        """Observations x and the variables that the prior takes, of an array of x or a Dataset with all of them.
-
-        Raises what `observed` raises, and ValueError for a variable that is missing or that `data.checks.as_numbers`
-        refuses.
-        """
-        x = self.observed(data)
-        return x, self.variables(data, len(x))
-
-    def variables(self, data: xr.Dataset | Array | np.ndarray, size: int) -> Given:
-        """The variables that the prior takes, of `size` observations; raises as `observations` does."""
-        given = prior_variables(data, self.latents.arguments, self.given.rows(slice(None)))
-        self.known_values(given, size)
-        return given
-
-    def known_values(self, given: Given, size: int) -> dict[str, np.ndarray]:
-        """Of partly observed discrete sites: the value, −1 where unknown, (obs,). Raises what `labels` raises."""
-        if not self.latents.discrete or not self.latents.arguments:
-            return {}
-        run = handlers.seed(self.sample_prior, jax.random.key(0))
-        return labels(handlers.trace(run).get_trace(numpyro.plate("obs", size), size, given), self.latents)
-
-    def posterior(self, data: Any, **arguments: Any) -> Any:
-        """Posterior of observations as an ArviZ DataTree: `sami_ppl.posteriors.posterior(self, data, ...)`."""
-        from sami_ppl.posteriors import posterior  # a convenience: the module itself builds on programs
-
-        return posterior(self, data, **arguments)
-
     def moments(self, x: Array, given: Given | None = None) -> tuple[Array, Array]:
         """Mean and standard deviation (obs, D) of the code's posterior."""
         q = self.code_law(x, given)
@@ -384,7 +324,10 @@ class Program(Readable):
 
         For more than these, such as correlations, `code_law` gives the posterior itself.
 
-        `given`: of sequences, what the prior takes. For a store larger than memory, `sami_ppl.encode` gives the same.
+        Args:
+            x: observations, an array (obs, *event) or a Dataset; for a store beyond memory see `sami_ppl.encode`.
+            given: of sequences, the variables that the prior takes, each (obs, ...).
+            chunk: observations at a time.
         """
         given = {name: as_numbers(name, value) for name, value in (given or {}).items()}
         return by_chunks(jax.jit(lambda *arguments: self.moments(*arguments)), chunk, self.observed(x), given)

@@ -1,5 +1,7 @@
 """The end of every refinement: a DataTree of the refined posterior, and how far it lies from the amortised one."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -51,7 +53,9 @@ def result(
     dims |= {"x": ["obs", *program.event_dims], "code": ["obs", "axis"]}
     dims |= {name: ["obs"] for name in sample_stats or {}}
     labels = obs_labels(data, len(x))
-    tree = az.from_dict(groups, dims=dims, coords={"obs": labels, "axis": axes}, attrs={"/": {"noise_levels": levels}})
+    coords: dict[str, Any] = {dim: list(v) for site in program.latents.sites for dim, v in site.coords.items()}
+    coords |= {"obs": labels, "axis": axes}
+    tree = az.from_dict(groups, dims=dims, coords=coords, attrs={"/": {"noise_levels": levels}})
 
     loc, sd = program.encode(x)
     mean, flat = codes.mean((0, 1)), codes.reshape(-1, *codes.shape[2:])

@@ -19,6 +19,7 @@ from numpyro.infer.util import log_density
 import xarray as xr
 
 from sami_ppl._util.errors import UserError
+from sami_ppl._util.tables import readable
 from sami_ppl.diffusion.schedule import NoiseLevels
 from sami_ppl.evidence import importance_proposal
 from sami_ppl.priors.sites import Direction, Discrete, Process
@@ -29,6 +30,7 @@ from sami_ppl.program.tabulated import Table, ends, noise_terms, tabulated_log_l
 SHARED_DRAWS = 64
 
 
+@readable
 class Target(NamedTuple):
     """What log p(x, z) needs of one observation: the bound on log p(x | z) as a table, a row for every noise level and
     sign of ε.

@@ -28,6 +28,7 @@ from sami_ppl._util.errors import UserError, mistakes
 from sami_ppl._util.files import written_aside
 from sami_ppl._util.history import read_history
 from sami_ppl._util.parallel import data_parallel, is_first_process
+from sami_ppl._util.tables import readable
 from sami_ppl._util.versions import versions
 from sami_ppl.analyses.evaluate import evaluate
 from sami_ppl.data import check_data, check_shape, load_data, split, train_test
@@ -36,7 +37,7 @@ from sami_ppl.fitting.loop import NonFiniteLoss
 from sami_ppl.posteriors import save_tree
 from sami_ppl.program.program import Program
 from sami_ppl.runs.report import write_report
-from sami_ppl.runs.settings import configure, default_configs
+from sami_ppl.runs.settings import default_configs
 from sami_ppl.saving import files as programs
 from sami_ppl.saving.save import LoadError, load, save
 
@@ -76,12 +77,8 @@ def run(
             raise UserError(f"setting {name}={getattr(ending, name)}: must be at least 1")
     with mistakes(ValueError):  # what the program file has against the data, or the settings
         observations = _load(model_module, configs["model"], data, key=data_key)
-        if hasattr(model_module, "adapt"):
-            adapted = model_module.adapt(configs["model"], observations)
-            configs = configure(settings or {}, {**configs, "model": adapted})  # the user has the last word
-        program = programs.build_program(model_file, configs["model"], key=build_key)
+        program = programs.build_program(model_file, configs["model"], observations, key=build_key)
         check_data(observations, event_shape=program.event_shape)
-
     description = {
         "model": str(model_file), "inference": str(inference_file),
         "data": None if data is None else str(Path(data).resolve()),
@@ -106,8 +103,9 @@ def run(
     save_tree(tree, out / "posterior.nc")
     with _timed(seconds, "figures"):
         metrics = evaluate(
-            load(out / "model"), observations, key=figure_key, distance=_distance(model_module, configs["model"])
-        )
+            load(out / "model"), observations, key=figure_key,
+            distance=_distance(model_module, configs["model"], own_data=data is None),
+        )  # fmt: skip
     metrics["seconds"] = seconds | _stage_seconds(out / "log.jsonl")
     write_json(out / "metrics.json", metrics)
     with _timed(seconds, "report"):
@@ -127,6 +125,7 @@ def _saved_posterior(program: Program, out: Path, *, data: xr.Dataset, draws: in
     return program.posterior(data, key=key, draws=draws)
 
 
+@readable
 class Finished(NamedTuple):
     """A finished run, opened again: its program, the program file as it was saved, its settings, data and key.
 
@@ -183,7 +182,7 @@ def report(out: Path, *, data: xr.Dataset | None = None) -> Path:
     with xr.open_datatree(out / "posterior.nc", engine="h5netcdf") as opened:
         tree = opened.load()
     metrics = json.loads((out / "metrics.json").read_text())
-    distance = _distance(found.module, found.config)
+    distance = _distance(found.module, found.config, own_data=found.own_data)
     program, single = found.program.single(found.data)
     return write_report(out, program, single, tree, metrics, key=found.key, distance=distance)
 
@@ -271,8 +270,9 @@ def _load(module: ModuleType, config: Any, data: Path | None, *, key: jax.Array)
     return found if "split" in found.coords else split(found, key=key)
 
 
-def _distance(module: ModuleType, config: Any) -> Callable[[np.ndarray], np.ndarray] | None:
-    return partial(module.distance, config=config) if hasattr(module, "distance") else None
+def _distance(module: ModuleType, config: Any, *, own_data: bool) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Of images to those that the program file would make: it says nothing about data from elsewhere."""
+    return partial(module.distance, config=config) if own_data and hasattr(module, "distance") else None
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import hashlib
 import importlib.util
+import inspect
 import json
 from pathlib import Path
 import shutil
@@ -26,6 +27,7 @@ from sami_ppl._util.errors import UserError
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Key
+    import xarray as xr
 
     from sami_ppl.program.program import Program
 
@@ -118,6 +120,12 @@ def load_file(file: Path) -> ModuleType:
         raise UserError(f"{file}{_line(error, file)}: {type(error).__name__}: {error}") from error
     if not dataclasses.is_dataclass(getattr(module, "Config", None)):
         raise UserError(f"{file} has no dataclass Config with its settings: see `sami cp disks my.py` for an example")
+    build = getattr(module, "build", None)
+    if hasattr(module, "adapt") or (build is not None and "data" not in inspect.signature(build).parameters):
+        raise UserError(
+            f"{file} has no build(config, data, *, key): size, mean and standard deviation follow from the data there, "
+            "and no function adapt is called; write for instance `return sp.autoencoder(prior, data, key=key)`"
+        )
     return module
 
 
@@ -138,13 +146,18 @@ def make_config(config_class: type, values: dict[str, Any]) -> Any:
     return config_class(**plain)
 
 
-def build_program(file: Path, config: Any, *, key: "Key[Array, '']") -> "Program":
-    """Build the program of a file, with a configuration or its plain values; it remembers where it came from."""
+def build_program(file: Path, config: Any, data: "xr.Dataset", *, key: "Key[Array, '']") -> "Program":
+    """Build the program of a file for data, with a configuration or its plain values; it remembers where it came from.
+
+    Raises what `load_file` raises, and what the file raises.
+    """
     from sami_ppl.program.origin import Origin
+    from sami_ppl.saving.outline import outline
 
     file = Path(file).resolve()
     module, source = load_file(file), file.read_text()
     if isinstance(config, dict):
         config = make_config(module.Config, config)
-    program = module.build(config, key=key)
-    return program.replace(origin=Origin(str(file), json.dumps(dataclasses.asdict(config)), source))
+    program = module.build(config, data, key=key)
+    plain = json.dumps(dataclasses.asdict(config)), source, json.dumps(outline(program, data))
+    return program.replace(origin=Origin(str(file), *plain))

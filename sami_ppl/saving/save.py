@@ -30,6 +30,7 @@ from sami_ppl.encoders.encoder import RotatedEncoder
 from sami_ppl.program.program import NETWORKS, Program
 from sami_ppl.program.sequences import with_frames
 from sami_ppl.saving.files import build_program
+from sami_ppl.saving.outline import outlined
 
 FORMAT = "sami_ppl program"
 FORMAT_VERSION = 2
@@ -128,6 +129,7 @@ def _write(program: Program, folder: Path) -> None:
         "format_version": FORMAT_VERSION,
         "versions": versions(),
         "config": None if program.origin is None else json.loads(program.origin.config),
+        "data": None if program.origin is None else json.loads(program.origin.data),
         "aligned": isinstance(program.encoder, RotatedEncoder),
         "event_shape": list(program.event_shape),
         "latents": {site.name: list(site.event_shape) for site in program.latents.sites},
@@ -140,7 +142,8 @@ def _write(program: Program, folder: Path) -> None:
 
 def _built(folder: Path, description: dict[str, Any]) -> Program:
     """What program.py builds, its arrays without values where it can do so."""
-    build = partial(build_program, folder / "program.py", config=description["config"])
+    data = outlined(description["data"])
+    build = partial(build_program, folder / "program.py", config=description["config"], data=data)
     try:
         return cast(Program, eqx.filter_eval_shape(build, key=jax.random.key(0)))
     except jax.errors.JAXTypeError:  # a program that looks at its arrays while it is built

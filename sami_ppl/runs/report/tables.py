@@ -1,6 +1,7 @@
 """The words and tables of a report: what was fitted, the verdict, the measures."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 import sys
 from typing import Any
@@ -81,8 +82,9 @@ def _shared(program: Program, tree: xr.DataTree) -> str:
     rows = []
     for site in program.latents.shared:
         draws = tree["posterior"][site.name].stack(sample=("chain", "draw")).transpose("sample", ...).values
-        for index in np.ndindex(site.event_shape):
-            label = f"{site.name}[{','.join(map(str, index))}]" if index else site.name
+        labels = [site.coords.get(dim, range(size)) for dim, size in zip(site.dims, site.event_shape, strict=True)]
+        for index, names in zip(np.ndindex(site.event_shape), product(*labels), strict=True):
+            label = f"{site.name}[{','.join(map(str, names))}]" if index else site.name
             values = draws[(slice(None), *index)]
             rows.append((label, float(values.mean()), float(values.std())))
     return table(("global site", "mean", "standard deviation"), rows, "Shared by all observations") if rows else ""
