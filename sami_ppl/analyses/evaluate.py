@@ -7,6 +7,7 @@ whatever was trained.
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
@@ -80,7 +81,7 @@ def evaluate(
     variance = codes[1].var(0)
     metrics["active_latents"] = int((variance > ACTIVE_VARIANCE).sum())
     metrics["mean_variance"] = dict(zip(program.latents.axes, variance.tolist(), strict=True))
-    errors = jax.jit(lambda x, key: noise_errors(program, x, key))(jnp.asarray(x_test[:1024]), gain_key)
+    errors: Any = eqx.filter_jit(noise_errors)(program, jnp.asarray(x_test[:1024]), gain_key)
     metrics["z_gain"] = float(jnp.sum(errors.gain))
     metrics["guidance_gain"] = float(jnp.sum(errors.unguided - errors.own))
     metrics["noise_errors"] = {name: np.asarray(v).tolist() for name, v in errors._asdict().items()}

@@ -10,6 +10,7 @@ Three numbers describe an axis beside how much it varies:
 - its *noisy variance*: the posterior variance left at a given noise level.
 """
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -25,6 +26,7 @@ from sami_ppl._util.chunks import by_chunks, padded_chunks
 from sami_ppl.analyses.codes import CHUNK, CODE_UNITS, axis_dataset
 from sami_ppl.diffusion.sampler import AbstractSampler
 from sami_ppl.encoders.encoder import gaussian
+from sami_ppl.fitting.gauge import posterior_roots
 from sami_ppl.posteriors.generate import decode
 from sami_ppl.program.program import Program
 
@@ -46,7 +48,7 @@ def posterior_covariance_spectrum(
     x = program.observed(x)
     means, closed = program.encode(x)[0], gaussian(program.encoder)
     if closed:
-        root = by_chunks(jax.jit(lambda x: program.code_law(x).root), CHUNK, x)
+        root = by_chunks(partial(posterior_roots, program), CHUNK, x)
         covariance = root @ np.swapaxes(root, 1, 2)
     else:
         covariance = _sampled_covariance(program, x, key)
@@ -67,16 +69,20 @@ def posterior_covariance_spectrum(
 
 
 def _sampled_covariance(program: Program, x: np.ndarray, key: Array) -> Float[np.ndarray, "obs D D"]:
+    return np.asarray(_covariances(program, jnp.asarray(x), jax.random.split(key, len(x))))
+
+
+@eqx.filter_jit
+def _covariances(program: Program, x: Array, keys: Array) -> Array:
     encoder = program.encoder
 
-    @jax.jit
     def covariance(inputs: tuple[Array, Array]) -> Array:
         x, key = inputs
         q = encoder.distribution(encoder.parameters(*encoder.clean(x)))
         draws = jax.vmap(q.sample)(jax.random.split(key, DRAWS))
         return jnp.cov(draws, rowvar=False).reshape(draws.shape[1], draws.shape[1])
 
-    return np.asarray(jax.lax.map(covariance, (jnp.asarray(x), jax.random.split(key, len(x)))))
+    return jax.lax.map(covariance, (x, keys))
 
 
 def plot_posterior_covariance_spectrum(found: xr.Dataset) -> Figure:
@@ -205,18 +211,18 @@ def axis_geometry(
 
 
 def _noisy_variance(program: Program, x: np.ndarray, key: Array, log_snr: float) -> Float[np.ndarray, " D"]:
-    level, schedule = jnp.asarray(log_snr, jnp.float32), program.denoiser.schedule
-
-    @jax.jit
-    def chunk(x: Array, key: Array) -> Array:
-        x_noisy = schedule.add_noise(x, level, jax.random.normal(key, x.shape, x.dtype))
-        return jax.vmap(program.encoder, in_axes=(0, None))(x_noisy, level)[1] ** 2
-
+    level = jnp.asarray(log_snr, jnp.float32)
     parts = [
-        np.asarray(chunk(jnp.asarray(x[rows]), jax.random.fold_in(key, i)))[:count]
+        np.asarray(_noisy_variances(program, level, jnp.asarray(x[rows]), jax.random.fold_in(key, i)))[:count]
         for i, (rows, count) in enumerate(padded_chunks(len(x), CHUNK))
     ]
     return np.concatenate(parts).mean(0)
+
+
+@eqx.filter_jit
+def _noisy_variances(program: Program, level: Array, x: Array, key: Array) -> Array:
+    x_noisy = program.denoiser.schedule.add_noise(x, level, jax.random.normal(key, x.shape, x.dtype))
+    return jax.vmap(program.encoder, in_axes=(0, None))(x_noisy, level)[1] ** 2
 
 
 def plot_axis_geometry(found: xr.Dataset) -> Figure:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
@@ -26,13 +27,16 @@ def manifold_dimension(
     and the Jacobian on the 64 directions that it favours, found by random projection (Halko, Martinsson & Tropp 2011,
     algorithm 4.4 with one power iteration): 64 then stands for 64 or more.
     """
-    level = jnp.asarray(log_snr, dtype=jnp.result_type(float))
-    alpha = denoiser.schedule.alpha(level)
     x = jnp.asarray(x)
-    large = x[0].size > WHOLE
-    x = x[:FEW] if large else x
+    x = x[:FEW] if x[0].size > WHOLE else x
+    level = jnp.asarray(log_snr, dtype=jnp.result_type(float))
+    return int(np.median(_counts(denoiser, level, x, jax.random.split(key, len(x)))))
 
-    @jax.jit
+
+@eqx.filter_jit
+def _counts(denoiser: AbstractDenoiser, level: Array, x: Array, keys: Array) -> Array:
+    alpha, large = denoiser.schedule.alpha(level), x[0].size > WHOLE
+
     def count(inputs: tuple[Array, Array]) -> Array:
         x, key = inputs
         x_noisy = denoiser.schedule.add_noise(x, level, jax.random.normal(key, x.shape, x.dtype))
@@ -43,7 +47,7 @@ def manifold_dimension(
             jacobian = jax.jacfwd(passed)(x_noisy.reshape(-1))
         return jnp.sum(jnp.linalg.svd(jacobian, compute_uv=False) > 0.5)
 
-    return int(np.median(jax.lax.map(count, (x, jax.random.split(key, len(x))))))
+    return jax.lax.map(count, (x, keys))
 
 
 def _sketch(function: Callable[[Array], Array], at: Array, key: Array) -> Float[Array, "sketch d"]:

@@ -133,11 +133,12 @@ def code_kl(program: Program, x: Float[Array | np.ndarray, "obs *event"], key: K
 
     Of discrete sites from equal probabilities; of directions from the uniform law, by one draw of each observation.
     """
-    kl = by_chunks(eqx.filter_jit(partial(_code_kl, program, key=key)), 1024, program.observed(x))
+    kl = by_chunks(partial(_code_kl, program, key), 1024, program.observed(x))
     return float(kl.mean())
 
 
-def _code_kl(program: Program, x: Array, *, key: Array) -> Float[Array, " obs"]:
+@eqx.filter_jit
+def _code_kl(program: Program, key: Array, x: Array) -> Float[Array, " obs"]:
     q = program.code_law(x)
     loc, sd = jnp.asarray(q.mean), jnp.sqrt(jnp.asarray(q.variance))
     kl = 0.5 * (loc**2 + sd**2 - 1 - 2 * jnp.log(sd))

@@ -6,10 +6,11 @@ diag(s²) into R diag(s²) Rᵀ. Among all R the one is taken that makes the pos
 (orthogonal independent component analysis, FastICA); no labels are used.
 """
 
+from functools import partial
 from typing import NamedTuple
 import warnings
 
-import jax
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 import numpy as np
@@ -56,7 +57,7 @@ def align(
     rotation = np.eye(size)
     if len(axes) > 1:
         rotation[np.ix_(axes, axes)] = orthogonal_ica(means[:, axes], seed)
-    root = by_chunks(jax.jit(lambda x: program.code_law(x).root), 1024, program.observed(x))
+    root = by_chunks(partial(posterior_roots, program), 1024, program.observed(x))
     factor = rotation @ root
     covariance = factor @ np.swapaxes(factor, -1, -2)
     marginal = np.log(np.diagonal(covariance, axis1=-2, axis2=-1)).sum(-1)
@@ -68,6 +69,12 @@ def align(
     )
     encoder = RotatedEncoder(base, jnp.asarray(rotation @ before, jnp.float32))
     return Alignment(program.replace(encoder=encoder), rotation, float(cost))
+
+
+@eqx.filter_jit
+def posterior_roots(program: Program, x: Float[Array, "obs *event"]) -> Float[Array, "obs D D"]:
+    """Square roots A of the covariances A Aᵀ of the code's posteriors, which must be Gaussian."""
+    return jnp.asarray(program.code_law(x).root)
 
 
 def symmetric_axes(program: Program) -> Bool[np.ndarray, " D"]:

@@ -7,6 +7,7 @@ components of low-pass filtered observations: a blurred image changes monotonica
 components of the sharp image turn over.
 """
 
+from functools import lru_cache
 import itertools
 from typing import Any, cast
 import warnings
@@ -114,34 +115,44 @@ def fit_codes(
     `noise`: standard deviation added to the codes, so that the clean posterior keeps a width.
     """
     batch = min(batch, len(x))
+    rate = (learning_rate, steps)
+    params, static = eqx.partition(program.encoder, eqx.is_inexact_array)
+    seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
+    observations, targets = jnp.asarray(x), jnp.asarray(codes)
+    state = _optimiser(*rate).init(params)
+    for step in trange(steps, desc="warm start", disable=not progress, mininterval=1.0):
+        rows, own_key = batches(seed, len(x), batch, step, 1)[0], jax.random.fold_in(key, step)
+        inputs = (observations, targets, rows, own_key, jnp.asarray(noise))
+        params, state = _update(program.latents, static, rate, params, state, *inputs)
+    return program.replace(encoder=eqx.combine(params, static))
+
+
+@lru_cache(maxsize=32)
+def _optimiser(learning_rate: float, steps: int) -> optax.GradientTransformation:
     rate = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, min(50, steps // 2 + 1), steps + 1, learning_rate / 10
     )
-    optimiser = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(rate, b2=0.99))
-    params, static = eqx.partition(program.encoder, eqx.is_inexact_array)
-    seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
+    return optax.chain(optax.clip_by_global_norm(10.0), optax.adam(rate, b2=0.99))
+
+
+@eqx.filter_jit
+def _update(
+    latents: Latents, static: Any, rate: tuple[float, int], params: Any, state: optax.OptState,
+    x: Array, codes: Array, rows: Array, key: Array, noise: Array,
+) -> tuple[Any, optax.OptState]:  # fmt: skip
+    """One step of the encoder towards codes of single observations."""
 
     def loss(params: AbstractEncoder, x: Array, codes: Array, key: Array) -> Array:
         encoder: AbstractEncoder = eqx.combine(params, static)
         level_key, eps_key, code_key = jax.random.split(key, 3)
         log_snr, _ = encoder.schedule.stratified(level_key, len(x))
         eps = jax.random.normal(eps_key, x.shape, x.dtype)
-        z = program.latents.onto_support(codes + noise * jax.random.normal(code_key, codes.shape, codes.dtype))
+        z = latents.onto_support(codes + noise * jax.random.normal(code_key, codes.shape, codes.dtype))
         x_noisy = jax.vmap(encoder.schedule.add_noise)(x, log_snr, eps)
         return -jnp.mean(jax.vmap(encoder.log_prob)(z, x_noisy, log_snr))
 
-    @jax.jit
-    def update(params: Any, state: optax.OptState, rows: Array, key: Array) -> tuple:
-        gradient = jax.grad(loss)(params, observations[rows], targets[rows], key)
-        updates, state = optimiser.update(gradient, state)
-        return optax.apply_updates(params, updates), state
-
-    observations, targets = jnp.asarray(x), jnp.asarray(codes)
-    state = optimiser.init(params)
-    for step in trange(steps, desc="warm start", disable=not progress, mininterval=1.0):
-        rows = batches(seed, len(x), batch, step, 1)[0]
-        params, state = update(params, state, rows, jax.random.fold_in(key, step))
-    return program.replace(encoder=eqx.combine(params, static))
+    updates, state = _optimiser(*rate).update(jax.grad(loss)(params, x[rows], codes[rows], key), state)
+    return optax.apply_updates(params, updates), state
 
 
 def check_clusters(program: Program) -> None:

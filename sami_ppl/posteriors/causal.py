@@ -50,6 +50,11 @@ def descendants(latents: Latents, names: Mapping[str, Any] | list[str]) -> tuple
     return tuple(reached)
 
 
+@eqx.filter_jit
+def _prior_codes(program: Program, size: int, key: Array, do: dict[str, Array]) -> Array:
+    return program.prior_codes(key, size, do)
+
+
 def intervene(
     program: Program, do: Do, *, key: Key[Array, ""], size: int, sampler: AbstractSampler | None = None
 ) -> xr.Dataset:
@@ -60,7 +65,7 @@ def intervene(
     """
     values = _check(program, do, ())
     code_key, image_key = jax.random.split(key)
-    z = jax.jit(lambda key, do: program.prior_codes(key, size, do))(code_key, values)
+    z = _prior_codes(program, size, code_key, values)
     x = decode(program, z, jax.random.split(image_key, size), sampler=sampler)
     found = _dataset(program, program.latents.from_code(z), ("draw",), x)
     return found.assign_coords(draw=np.arange(size)).assign_attrs(_described(do))

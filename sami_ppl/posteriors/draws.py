@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
@@ -83,8 +84,6 @@ class Sampler:
         # Keys of their own for what is drawn once: those of chunks are folded, and fold_in(k, i) is split(k, n)[i].
         *self.keys, shared_key, shared_prior_key = jax.random.split(key, 6)
         self.shared, self.shared_prior, self.shared_groups = _shared(program, draws, shared_key, shared_prior_key)
-        self._posterior, self._prior = jax.jit(self._draw_posterior), jax.jit(self._draw_prior)
-        self._observations, self._bound = jax.jit(self._draw_observations), jax.jit(self._score_observations)
 
     def __call__(self, i: int, x: np.ndarray, given: Given) -> Groups:
         """All groups of chunk number i."""
@@ -92,8 +91,8 @@ class Sampler:
         whole = jnp.asarray(x[rows])
         at = {name: jnp.asarray(value[rows]) for name, value in given.items()}
         keys = [jax.random.fold_in(key, i) for key in self.keys]
-        drawn = self._posterior(keys[0], whole, at, self.shared)
-        prior = self._prior(keys[1], at, self.shared_prior)
+        drawn = _draw_posterior(self.program, self.draws, keys[0], whole, at, self.shared)
+        prior = _draw_prior(self.program, self.draws, self.size, keys[1], at, self.shared_prior)
         host = partial(jax.tree.map, lambda leaf: np.asarray(leaf)[:, :count][None])
         groups: Groups = {
             "posterior": host(drawn["values"]), "prior": host(prior), "log_prior": host(drawn["log_p"]),
@@ -106,9 +105,10 @@ class Sampler:
                 ("prior_predictive", keys[3], prior, self.shared_prior),
             ):
                 first = {name: value[: self.predictive] for name, value in (values | shared).items()}
-                groups[group] = {"x": host(self._observations(key, at, first))}
+                groups[group] = {"x": host(_draw_observations(self.program, self.size, key, at, first))}
         if self.levels:
-            bound = self._bound(whole, at, drawn, self.shared)
+            score = _tabulated_bound if self.tabulated else _bound
+            bound = score(self.program, self.levels, whole, at, drawn, self.shared)
             groups["log_likelihood"] = {"x": host(bound)}
             lp = np.asarray(bound + sum(drawn["log_p"].values()))[:, :count]
             log_weight = lp - np.asarray(drawn["log_q"])[:, :count]
@@ -121,37 +121,54 @@ class Sampler:
         sites = [axes[:, site.code].sum(1) for site in self.program.latents.sites]
         return {"kl": np.stack(sites, axis=1)[None], "kl_axis": axes[None]}
 
-    def _draw_posterior(self, key: Array, x: Array, given: Given, shared: dict[str, Array]) -> dict[str, Any]:
-        def one(key: Array, shared: dict[str, Array]) -> dict[str, Any]:
-            return draw_latents(self.program, x, key, given, shared)._asdict()
 
-        drawn = jax.vmap(one)(jax.random.split(key, self.draws), shared)
-        return drawn | {"kl": drawn["kl"].mean(0)}
+# Compiled once for all programs of the same structure: weights are arguments.
 
-    def _draw_prior(self, key: Array, given: Given, shared: dict[str, Array]) -> dict[str, Array]:
-        program = self.program
 
-        def one(key: Array, shared: dict[str, Array]) -> dict[str, Array]:
-            run = handlers.seed(handlers.substitute(program.sample_prior, data=shared), key)
-            trace = handlers.trace(run).get_trace(numpyro.plate("obs", self.size), self.size, given)
-            return {site.name: trace[site.name]["value"] for site in program.latents.sites}
+@eqx.filter_jit
+def _draw_posterior(
+    program: Program, draws: int, key: Array, x: Array, given: Given, shared: dict[str, Array]
+) -> dict[str, Any]:
+    def one(key: Array, shared: dict[str, Array]) -> dict[str, Any]:
+        return draw_latents(program, x, key, given, shared)._asdict()
 
-        return jax.vmap(one)(jax.random.split(key, self.draws), shared)
+    drawn = jax.vmap(one)(jax.random.split(key, draws), shared)
+    return drawn | {"kl": drawn["kl"].mean(0)}
 
-    def _draw_observations(self, key: Array, given: Given, values: dict[str, Array]) -> Array:
-        params = self.program.params()
-        sampler = Predictive(self.program.model, values, params=params, return_sites=["x"])
-        return sampler(key, size=self.size, given=given)["x"]
 
-    def _score_observations(self, x: Array, given: Given, drawn: dict[str, Any], shared: dict[str, Array]) -> Array:
-        program = self.program
-        if not self.tabulated:
-            model = handlers.substitute(program.model, data=program.params())
-            return log_likelihood(model, drawn["values"] | shared, x, levels=self.levels, given=given)["x"]
-        table = _tabulate(program, x, self.levels)
-        return jax.vmap(jax.vmap(partial(tabulated_log_likelihood, program.encoder)), in_axes=(None, 0))(
-            table, drawn["z"]
-        )
+@eqx.filter_jit
+def _draw_prior(
+    program: Program, draws: int, size: int, key: Array, given: Given, shared: dict[str, Array]
+) -> dict[str, Array]:
+    def one(key: Array, shared: dict[str, Array]) -> dict[str, Array]:
+        run = handlers.seed(handlers.substitute(program.sample_prior, data=shared), key)
+        trace = handlers.trace(run).get_trace(numpyro.plate("obs", size), size, given)
+        return {site.name: trace[site.name]["value"] for site in program.latents.sites}
+
+    return jax.vmap(one)(jax.random.split(key, draws), shared)
+
+
+@eqx.filter_jit
+def _draw_observations(program: Program, size: int, key: Array, given: Given, values: dict[str, Array]) -> Array:
+    sampler = Predictive(program.model, values, params=program.params(), return_sites=["x"])
+    return sampler(key, size=size, given=given)["x"]
+
+
+@eqx.filter_jit
+def _bound(
+    program: Program, levels: int, x: Array, given: Given, drawn: dict[str, Any], shared: dict[str, Array]
+) -> Array:
+    model = handlers.substitute(program.model, data=program.params())
+    return log_likelihood(model, drawn["values"] | shared, x, levels=levels, given=given)["x"]
+
+
+@eqx.filter_jit
+def _tabulated_bound(
+    program: Program, levels: int, x: Array, given: Given, drawn: dict[str, Any], shared: dict[str, Array]
+) -> Array:
+    table = _tabulate(program, x, levels)
+    each = jax.vmap(jax.vmap(partial(tabulated_log_likelihood, program.encoder)), in_axes=(None, 0))
+    return each(table, drawn["z"])
 
 
 def _can_tabulate(program: Program, draws: int) -> bool:
@@ -177,10 +194,21 @@ def _shared(
     program: Program, draws: int, key: Array, prior_key: Array
 ) -> tuple[dict[str, Array], dict[str, Array], Groups]:
     """Draws of the global sites from their guide and from the prior, and what there is of them in each group."""
-    sites = program.latents.shared
-    if not sites:
+    if not program.latents.shared:
         return {}, {}, {}
-    given = program.given.rows(slice(1))
+    told, drawn = _draw_shared(program, *(jax.random.split(k, draws) for k in (key, prior_key)))
+    host = partial(jax.tree.map, lambda leaf: np.asarray(leaf)[None])
+    groups: Groups = {
+        "posterior": host(told["posterior"]), "prior": host(drawn), "log_prior": host(told["log_prior"]),
+        "unconstrained_posterior": {"shared_code": host(told["code"])},
+        "sample_stats": {"kl_shared": np.asarray(told["kl"].mean(0))[None]},
+    }  # fmt: skip
+    return told["posterior"], drawn, groups
+
+
+@eqx.filter_jit
+def _draw_shared(program: Program, keys: Array, prior_keys: Array) -> tuple[dict[str, Any], dict[str, Array]]:
+    sites, given = program.latents.shared, program.given.rows(slice(1))
 
     def prior(values: dict[str, Array], key: Array) -> dict[str, Any]:
         run = handlers.seed(handlers.substitute(program.sample_prior, data=values), key)
@@ -199,11 +227,4 @@ def _shared(
         drawn = prior({}, prior_key)
         return told, {site.name: drawn[site.name]["value"] for site in sites}
 
-    told, drawn = jax.jit(jax.vmap(one))(*(jax.random.split(k, draws) for k in (key, prior_key)))
-    host = partial(jax.tree.map, lambda leaf: np.asarray(leaf)[None])
-    groups: Groups = {
-        "posterior": host(told["posterior"]), "prior": host(drawn), "log_prior": host(told["log_prior"]),
-        "unconstrained_posterior": {"shared_code": host(told["code"])},
-        "sample_stats": {"kl_shared": np.asarray(told["kl"].mean(0))[None]},
-    }  # fmt: skip
-    return told["posterior"], drawn, groups
+    return jax.vmap(one)(keys, prior_keys)

@@ -14,7 +14,7 @@ from sami_ppl._util.history import progress_bar
 from sami_ppl.data import check_shape, open_data, scale_bytes
 from sami_ppl.data.checks import as_floats, fill_value, warn_of_scale
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
-from sami_ppl.program.program import Program
+from sami_ppl.program.program import Program, compiled_moments
 
 
 def encode(
@@ -58,14 +58,14 @@ def encode(
     data = opened(program, data)
     count = data.sizes["obs"]
     size = min(chunk, count)
-    moments = jax.jit(lambda x: program.moments(x))
     with written_aside(out) as part, progress_bar(count, 0, "encode", show=progress) as bar:
         arrays, start = _create(part, program, data, size), 0
         for batch in batches(program, data["x"], size):
             if start == 0:
                 warn_of_scale(batch, program.denoiser.statistics)
             rows = np.minimum(np.arange(size), len(batch) - 1)  # the last batch is filled up
-            for array, values in zip(arrays, jax.device_get(moments(jnp.asarray(batch[rows]))), strict=True):
+            found = jax.device_get(compiled_moments(program, jnp.asarray(batch[rows])))
+            for array, values in zip(arrays, found, strict=True):
                 array[start : start + len(batch)] = values[: len(batch)]
             start += len(batch)
             bar.update(len(batch))

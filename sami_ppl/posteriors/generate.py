@@ -1,5 +1,7 @@
 """Samples of a program: given codes, given images, from the prior, or from the denoiser alone."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -59,6 +61,21 @@ def _decode(sampler: AbstractSampler, denoiser: AbstractDenoiser, encoder: Abstr
     return jax.vmap(lambda key, z: sampler.sample(GuidedDenoiser(denoiser, encoder, z), key))(keys, z)
 
 
+@eqx.filter_jit
+def _sample(sampler: AbstractSampler, denoiser: AbstractDenoiser, keys: Array) -> Array:
+    return jax.vmap(lambda key: sampler.sample(denoiser, key))(keys)
+
+
+@eqx.filter_jit
+def _prior_codes(program: Program, size: int, key: Array) -> Array:
+    return program.prior_codes(key, size)
+
+
+@eqx.filter_jit
+def _draw_code(program: Program, x: Array, key: Array) -> Array:
+    return draw_code(program, x, key)
+
+
 def generate(
     program: Program,
     *,
@@ -96,12 +113,11 @@ def generate(
     if size is not None and not guided:
         warn_if_not_fitted(program)
         plain = program.sampler if sampler is None else sampler
-        alone = jax.jit(jax.vmap(lambda key: plain.sample(program.denoiser, key)))
-        return _in_chunks(alone, jax.random.split(sample_key, size))
+        return _in_chunks(partial(_sample, plain, program.denoiser), jax.random.split(sample_key, size))
     if size is not None:
-        z = program.prior_codes(code_key, size)
+        z = _prior_codes(program, size, code_key)
     elif x is not None:
-        z = jax.jit(lambda x, key: draw_code(program, x, key))(jnp.asarray(program.observed(x)), code_key)
+        z = _draw_code(program, jnp.asarray(program.observed(x)), code_key)
     assert z is not None
     return decode(program, z, jax.random.split(sample_key, len(z)), sampler=sampler)
 

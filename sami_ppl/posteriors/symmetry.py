@@ -3,9 +3,10 @@
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 import numpy as np
 import numpyro
 from numpyro import handlers
@@ -15,8 +16,6 @@ from sami_ppl.priors.sites import Discrete
 from sami_ppl.program.program import Program
 
 KINDS = ("permute", "flip")
-
-
 TRIALS = 64
 
 
@@ -27,9 +26,18 @@ def symmetries(program: Program) -> dict[str, list[str]]:
     Found by trying, at draws from the fitted prior: a swap of the first two elements and a cyclic shift make up every
     order.
     """
+    moves, log_p = _moves(program), np.asarray(_trials(program), float)
+    same = np.isclose(log_p[:, 1:], log_p[:, :1], rtol=1e-4, atol=1e-4).all(0)
+    names = dict.fromkeys((kind, name) for kind, name, _ in moves)
+    broken = {(kind, name) for (kind, name, _), equal in zip(moves, same, strict=True) if not equal}
+    return {what: [name for kind, name in names if kind == what and (kind, name) not in broken] for what in KINDS}
+
+
+def _moves(program: Program) -> list[tuple[str, str, dict[str, Any]]]:
+    """Kind, name, and by site what is done to its value."""
     sites = (*program.latents.sites, *program.latents.shared)
     own = {site.name for site in program.latents.sites}
-    moves: list[tuple[str, str, dict[str, Any]]] = []  # kind, name, and by site what is done to its value
+    moves: list[tuple[str, str, dict[str, Any]]] = []
     for dim in dict.fromkeys(dim for site in sites for dim in site.dims):
         having = [site for site in sites if dim in site.dims]
         sizes = {site.event_shape[site.dims.index(dim)] for site in having}
@@ -44,6 +52,13 @@ def symmetries(program: Program) -> dict[str, list[str]]:
             signs = np.ones(site.event_shape, np.float32)
             signs[index] = -1
             moves.append(("flip", site.name, {site.name: partial(jnp.multiply, signs)}))
+    return moves
+
+
+@eqx.filter_jit
+def _trials(program: Program) -> Float[Array, "trials moves"]:
+    """Log density of draws from the prior, as they are and after every move."""
+    sites = (*program.latents.sites, *program.latents.shared)
 
     def prior(given: Given) -> None:
         program.sample_prior(numpyro.plate("obs", 1), 1, given)
@@ -61,13 +76,9 @@ def symmetries(program: Program) -> dict[str, list[str]]:
         given = program.given.rows(row[None])
         trace = handlers.trace(handlers.seed(prior, key)).get_trace(given)
         start = {site.name: trace[site.name]["value"] for site in sites}
-        moved = [start | {name: do(start[name]) for name, do in what.items()} for _, _, what in moves]
+        moved = [start | {name: do(start[name]) for name, do in what.items()} for _, _, what in _moves(program)]
         stacked = jax.tree.map(lambda *values: jnp.stack(values), start, *moved)
         return jax.vmap(log_p, in_axes=(0, None))(stacked, given)
 
     keys, rows = jax.random.split(jax.random.key(0), TRIALS), jnp.arange(TRIALS) % len(program.given)
-    found = np.asarray(jax.jit(jax.vmap(trial))(keys, rows), float)
-    same = np.isclose(found[:, 1:], found[:, :1], rtol=1e-4, atol=1e-4).all(0)
-    names = dict.fromkeys((kind, name) for kind, name, _ in moves)
-    broken = {(kind, name) for (kind, name, _), equal in zip(moves, same, strict=True) if not equal}
-    return {what: [name for kind, name in names if kind == what and (kind, name) not in broken] for what in KINDS}
+    return jax.vmap(trial)(keys, rows)

@@ -330,7 +330,7 @@ class Program(Readable, WithObservations, WithPosterior):
             chunk: observations at a time.
         """
         given = {name: as_numbers(name, value) for name, value in (given or {}).items()}
-        return by_chunks(jax.jit(lambda *arguments: self.moments(*arguments)), chunk, self.observed(x), given)
+        return by_chunks(partial(compiled_moments, self), chunk, self.observed(x), given)
 
     def params(self) -> dict[str, Any]:
         """The parameters of the networks and of the prior under the names that NumPyro gives them."""
@@ -346,3 +346,9 @@ class Program(Readable, WithObservations, WithPosterior):
         }
         own = {name: params[name] for name in self.prior_params if name in params}
         return self.replace(prior_params=self.prior_params | own, **networks)
+
+
+@eqx.filter_jit
+def compiled_moments(program: Program, x: Array, given: Given | None = None) -> tuple[Array, Array]:
+    """`program.moments`, compiled once for all programs of the same structure."""
+    return program.moments(x, given)

@@ -1,8 +1,8 @@
 """NUTS over the code of chosen observations, from draws of the amortised posterior as a start."""
 
-from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 from jaxtyping import Array, Key
 import numpy as np
@@ -41,12 +41,12 @@ def nuts(
     check_draws(draws * chains, program)
     target_key, start_key, chain_key, result_key = jax.random.split(key, 4)
     found = targets(program, data, target_key, levels)
-    sample = jax.jit(partial(_sample, program, warmup, draws))
     codes, stats = [], []
     with progress_bar(len(found), 0, "observations", show=progress) as bar:
         for i, target in enumerate(found):
             start = jax.random.normal(jax.random.fold_in(start_key, i), (chains, program.latents.size))
-            one, told = sample(target, start, jax.random.split(jax.random.fold_in(chain_key, i), chains))
+            keys = jax.random.split(jax.random.fold_in(chain_key, i), chains)
+            one, told = _sample(program, warmup, draws, target, start, keys)
             codes.append(np.asarray(one))
             stats.append(jax.device_get(told))
             bar.update()
@@ -54,6 +54,7 @@ def nuts(
     return result(program, data, np.stack(codes, axis=2), key=result_key, levels=levels, sample_stats=sample_stats)
 
 
+@eqx.filter_jit
 def _sample(
     program: Program, warmup: int, draws: int, target: Target, start: Array, keys: Array
 ) -> tuple[Array, dict[str, Array]]:

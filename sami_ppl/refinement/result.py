@@ -40,8 +40,7 @@ def result(
     amortised_key, target_key, gain_key = jax.random.split(key, 3)
     x = program.observed(data)
     shape, axes = codes.shape[:2], list(program.latents.axes)
-    draw = eqx.filter_jit(_amortised)
-    plain = np.asarray(draw(program, jnp.asarray(x), jax.random.split(amortised_key, shape[0] * shape[1])))
+    plain = np.asarray(_amortised(program, jnp.asarray(x), jax.random.split(amortised_key, shape[0] * shape[1])))
     sites = {
         group: {name: np.asarray(v) for name, v in program.latents.from_code(jnp.asarray(z, jnp.float32)).items()}
         for group, z in (("posterior", codes), ("amortised", plain.reshape(codes.shape)))
@@ -76,6 +75,7 @@ def result(
     return tree
 
 
+@eqx.filter_jit
 def _amortised(program: Program, x: Array, keys: Array) -> Array:
     return jax.vmap(program.code_law(x).sample)(keys)
 

@@ -1,7 +1,6 @@
 """A Gaussian of its own for each chosen observation, from the amortised posterior as a start."""
 
-from functools import partial
-
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
@@ -43,18 +42,18 @@ def svi(
             raise ValueError(f"{name} must be at least 1, got {value}")
     check_draws(draws, program)
     target_key, fit_key, draw_key, result_key = jax.random.split(key, 4)
-    fit = jax.jit(partial(_fit, program, steps))
     codes = []
     found = targets(program, data, target_key, levels)
     with progress_bar(len(found), 0, "observations", show=progress) as bar:
         for i, target in enumerate(found):
-            mean, factor = fit(target, jax.random.fold_in(fit_key, i))
+            mean, factor = _fit(program, steps, target, jax.random.fold_in(fit_key, i))
             noise = jax.random.normal(jax.random.fold_in(draw_key, i), (draws, len(mean)))
             codes.append(np.asarray(mean + noise @ factor.T))
             bar.update()
     return result(program, data, np.stack(codes, axis=1)[None], key=result_key, levels=levels)
 
 
+@eqx.filter_jit
 def _fit(program: Program, steps: int, target: Target, key: Array) -> tuple[Array, Array]:
     """Mean (D,) and root of the covariance (D, D) of the code under the fitted Gaussian."""
     size = program.latents.size
