@@ -12,6 +12,7 @@ from scripted_fits import KEY, STAGE
 
 from sami_ppl import fit
 from sami_ppl._util.history import summary_line
+from sami_ppl.encoders.law import DiagonalLaw, GaussianLaw
 from sami_ppl.fitting.penalties import Draw, Penalty, total_correlation
 from sami_ppl.fitting.stage import Stage
 from sami_ppl.fitting.step import Batch, Fit
@@ -27,7 +28,7 @@ def gaussian_draw(correlation, batch, total, scale=0.5):
     z = loc + scale * rng.normal(size=(batch, 2))
     aggregate = cov + scale**2 * np.eye(2)
     exact = 0.5 * np.log(np.prod(np.diag(aggregate)) / np.linalg.det(aggregate))
-    program = SimpleNamespace(moments=lambda x, given: (loc, jnp.full(loc.shape, scale)))
+    program = SimpleNamespace(code_law=lambda x, given: DiagonalLaw(loc, jnp.full(loc.shape, scale)))
     return Draw(jnp.zeros((batch, 4)), {}, z, program, {}, {}, total, KEY), exact
 
 
@@ -42,8 +43,8 @@ def test_total_correlation_is_that_of_gaussians(batch, total):
 
 def test_total_correlation_needs_diagonal_posteriors():
     draw, _ = gaussian_draw(0.5, 8, 8)
-    full = SimpleNamespace(moments=lambda x, given: (draw.z, jnp.broadcast_to(jnp.eye(2), (8, 2, 2))))
-    with pytest.raises(ValueError, match=r"needs diagonal posteriors .* got scales of shape \(2, 2\) and 8"):
+    full = SimpleNamespace(code_law=lambda x, given: GaussianLaw(draw.z, jnp.broadcast_to(jnp.eye(2), (8, 2, 2))))
+    with pytest.raises(ValueError, match="needs diagonal Gaussian posteriors .* got a GaussianLaw and 8"):
         total_correlation(draw._replace(program=full))
 
 

@@ -24,7 +24,6 @@ from sami_ppl._util.chunks import by_chunks
 from sami_ppl.decoders.guidance import guidance
 from sami_ppl.diagnostics.gain import draw_code
 from sami_ppl.encoders.frames import check_single
-from sami_ppl.encoders.law import DiagonalLaw
 from sami_ppl.priors.sites import Direction
 from sami_ppl.program.program import Program
 
@@ -150,7 +149,7 @@ def _code_kl(program: Program, key: Array, x: Array) -> Float[Array, " obs"]:
             law: Any = q.of_site(site, {})
             log_area = site.size // site.dimension * math.log({2: 2 * math.pi, 3: 4 * math.pi}[site.dimension])
             kl = kl.at[:, site.code].set((law.log_prob(law.sample(key)) + log_area)[:, None] / site.size)
-    if isinstance(q, DiagonalLaw) or q.root is None:
+    if q.diagonal or q.root is None:
         return kl.sum(1)
     # Correlations, which the marginals leave out, are information too.
     return kl.sum(1) + jnp.log(sd).sum(1) - jnp.linalg.slogdet(q.root)[1]

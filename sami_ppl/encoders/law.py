@@ -16,7 +16,7 @@ from numpyro.distributions import constraints
 
 from sami_ppl.distributions.gaussian import RootedNormal, gaussian_root
 from sami_ppl.distributions.matern import Smoothed
-from sami_ppl.encoders.families import AbstractFamily, PerCategory
+from sami_ppl.encoders.families import AbstractFamily, Diagonal, PerCategory
 from sami_ppl.priors.sites import LatentSite
 
 
@@ -40,6 +40,11 @@ class CodeLaw(dist.Distribution):
     def root(self) -> Float[Array, "*batch D D"] | None:
         """A with covariance A Aᵀ, where the law is Gaussian; else None."""
         return None
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether the law is Gaussian with independent coordinates."""
+        return False
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws of shape sample_shape + batch_shape + (D,)."""
@@ -111,6 +116,11 @@ class DiagonalLaw(CodeLaw):
     def variance(self) -> Float[Array, "*batch D"]:
         """The variance of every coordinate."""
         return self.scale**2
+
+    @property
+    def diagonal(self) -> bool:
+        """It is."""
+        return True
 
     @property
     def root(self) -> Float[Array, "*batch D D"]:
@@ -234,6 +244,11 @@ class SitewiseLaw(CodeLaw):
         """The site's own; of the `codes` only those of discrete sites matter."""
         family = dict(zip((name for name, _ in self.slices), self.families, strict=True))[site.name]
         return self._law(family, site.name, codes)
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether the law of every site is, whatever the others are."""
+        return all(isinstance(family, Diagonal) for family in self.families)
 
     @property
     def root(self) -> Float[Array, "*batch D D"] | None:

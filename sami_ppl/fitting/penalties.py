@@ -20,7 +20,7 @@ class Draw(NamedTuple):
     """What a penalty sees: the observations of a batch and one draw of their codes from the guide.
 
     `x` (obs, *event), and `given`, the variables that the prior takes. `z` (obs, D): the codes; gradients go through
-    them to the encoder. `program`: with the weights of this step; `program.moments(x, given)` are location and scale of
+    them to the encoder. `program`: with the weights of this step; `program.code_law(x, given)` is the law of
     the codes, `program.denoiser` and `program.encoder` the networks. `model`, `guide`: NumPyro's traces at the draw, by
     site, each with its distribution "fn" and its "value". `total`: observations that the fit has, of which the batch is
     a part. `key`: randomness of the penalty's own.
@@ -51,12 +51,12 @@ def total_correlation(draw: Draw) -> Float[Array, ""]:
     Disentanglement*, arXiv:1802.04942, app. C; unbiased for q(z), so consistent for its logarithm as batches grow).
     Raises ValueError for posteriors that are not diagonal Gaussians, and for a batch of one.
     """
-    loc, scale = draw.program.moments(draw.x, draw.given)
-    batch = len(loc)
-    if scale.ndim != loc.ndim or batch < 2:
+    q = draw.program.code_law(draw.x, draw.given)
+    loc, scale, batch = q.mean, jnp.sqrt(q.variance), len(draw.x)
+    if not q.diagonal or batch < 2:
         raise ValueError(
-            f"total_correlation needs diagonal posteriors and at least 2 observations in a batch, got scales of shape "
-            f"{scale.shape[1:]} and {batch}: take a diagonal encoder, or a larger batch"
+            f"total_correlation needs diagonal Gaussian posteriors and at least 2 observations in a batch, got a "
+            f"{type(q).__name__} and {batch}: take a diagonal encoder, or a larger batch"
         )
     others = (draw.total - 1) / (draw.total * (batch - 1))
     weight = jnp.log(jnp.where(jnp.eye(batch, dtype=bool), 1 / draw.total, others))
