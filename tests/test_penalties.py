@@ -44,7 +44,7 @@ def test_total_correlation_is_that_of_gaussians(batch, total):
 def test_total_correlation_needs_diagonal_posteriors():
     draw, _ = gaussian_draw(0.5, 8, 8)
     full = SimpleNamespace(code_law=lambda x, given: GaussianLaw(draw.z, jnp.broadcast_to(jnp.eye(2), (8, 2, 2))))
-    with pytest.raises(ValueError, match="needs diagonal Gaussian posteriors .* got a GaussianLaw and 8"):
+    with pytest.raises(ValueError, match=r"needs diagonal Gaussian posteriors .* got a GaussianLaw and 8"):
         total_correlation(draw._replace(program=full))
 
 
