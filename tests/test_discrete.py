@@ -20,6 +20,7 @@ from sami_ppl.diffusion.schedule import VariancePreserving
 from sami_ppl.encoders.encoder import FamilyEncoder
 from sami_ppl.fitting.objective import ScoreELBO, scores
 from sami_ppl.priors.read import read_prior
+from sami_ppl.priors.sites import Discrete
 from sami_ppl.program.kl import traces
 from sami_ppl.program.program import Program
 from sami_ppl.refinement import nuts
@@ -64,7 +65,7 @@ def test_kinds_count_that_move_nothing_yet():
         numpyro.sample("through", dist.Normal(both, 1.0 + kind))
         numpyro.sample("alone", dist.Normal(0.0, 1.0))
 
-    assert {site.name: site.kinds for site in read_prior(prior).sites if not site.categories} == {
+    assert {site.name: site.kinds for site in read_prior(prior).sites if not isinstance(site, Discrete)} == {
         "learned": ("kind",), "both": ("one", "other"), "through": ("kind", "one", "other"), "alone": (),
     }  # fmt: skip
 
@@ -111,7 +112,7 @@ def test_what_cannot_be_summed_over_is_refused(name):
 def test_programs_and_methods_that_cannot_refuse(build, tiny_program):
     """A Gaussian encoder, a Gaussian family, refinement, labels that are no kinds; each names the site."""
     program = build(joint)
-    with pytest.raises(ValueError, match="'kind' is discrete, with 3 values, which needs a classifier"):
+    with pytest.raises(ValueError, match="'kind' is discrete, with 3 values: build the encoder with encoder_for"):
         tiny_program(joint)
     with pytest.raises(ValueError, match="'kind' is discrete, with 3 values: leave it out of families"):
         families.choose_families(program.latents, {"kind": families.Diagonal})

@@ -61,7 +61,8 @@ def cache():
 def program(cache, tiny_program, tmp_path_factory):
     if "program" not in cache:
         file = tmp_path_factory.mktemp("program") / "mine.py"
-        cache["program"] = tiny_program(several, event_dims=("pixel",), origin=Origin(str(file), '{"latents": 7}', ""))
+        origin = Origin(str(file), '{"latents": 7}', "", "{}")
+        cache["program"] = tiny_program(several, event_dims=("pixel",), origin=origin)
     return cache["program"]
 
 

@@ -19,7 +19,7 @@ import xarray as xr
 from sami_ppl import refinement
 from sami_ppl.calibration import pictures
 from sami_ppl.decoders.bound import bound
-from sami_ppl.decoders.exact import ExactEncoder, LinearGaussian, LinearMixture
+from sami_ppl.decoders.exact import ExactEncoder, LinearGaussian
 from sami_ppl.diffusion.schedule import NoiseProposal, VariancePreserving
 from sami_ppl.encoders.encoder import encoder_for
 from sami_ppl.encoders.families import Full, Mixture
@@ -196,15 +196,6 @@ def test_what_cannot_be_refined_is_said(tiny_program, model, mlp, x):
     encoder = encoder_for(angle, mlp(4, 8, key=key), tiny.denoiser.schedule, (4,), key=key)
     with pytest.raises(ValueError, match="'angle' lives on a circle"):
         refinement.nuts(Program(angle, tiny.denoiser, encoder), np.zeros((1, 4), np.float32), key=key)
-
-
-@pytest.mark.slow
-def test_an_encoder_with_another_density_than_its_draws_is_refused(model, x):
-    """The exact posterior of a mixture is one, but its location and scale are those of a Gaussian."""
-    modes = {"probs": jnp.ones(2), "locs": jnp.asarray([[-2.0, 0.0], [2.0, 0.5]]), "scales": 0.3 * jnp.ones((2, 2))}
-    mixture = LinearMixture(model.weights, 0.5, model.schedule, **modes)
-    with pytest.raises(ValueError, match="ExactEncoder is not that of its `parameters`"):
-        refinement.svi(Program(prior, mixture.denoiser, mixture.encoder), x, key=jax.random.key(0), levels=8)
 
 
 def test_picture_of_agreement():

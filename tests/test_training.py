@@ -87,5 +87,7 @@ def detached(monkeypatch):
 @pytest.mark.parametrize("mistake", [flipped, no_alpha, detached])
 def test_a_mistake_is_seen(first_stage, data, monkeypatch, mistake):
     mistake(monkeypatch)
+    jax.clear_caches()  # the step that was compiled without it
     found = second_stage(first_stage, data)
+    jax.clear_caches()
     assert not informs(found), found

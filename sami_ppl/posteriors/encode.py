@@ -36,8 +36,8 @@ def encode(
         program: the program.
         data: the path of a `.zarr` or `.nc` file, or a Dataset opened by `open_data`, with the variable x
             (obs, *event); uint8 is scaled as `load_data` does.
-        out: a new zarr store for `location` (obs, axis) and `scale` (obs, axis), or (obs, axis, column) where it is a
-            factor A with cov = A Aᵀ; `axis` is labelled, `obs` as in the data. It appears when it is complete.
+        out: a new zarr store for `location` and `scale`, mean and standard deviation, (obs, axis); `axis` is labelled,
+            `obs` as in the data. It appears when it is complete.
         chunk: observations that the encoder takes at a time.
         progress: show a bar.
 
@@ -64,7 +64,7 @@ def encode(
             if start == 0:
                 warn_of_scale(batch, program.denoiser.statistics)
             rows = np.minimum(np.arange(size), len(batch) - 1)  # the last batch is filled up
-            found = jax.device_get(compiled_moments(program, jnp.asarray(batch[rows])))
+            found = jax.device_get(compiled_moments(program, jnp.asarray(batch[rows]), {}))
             for array, values in zip(arrays, found, strict=True):
                 array[start : start + len(batch)] = values[: len(batch)]
             start += len(batch)
@@ -95,12 +95,12 @@ def _create(folder: Path, program: Program, data: xr.Dataset, size: int) -> list
 
     labels = {"axis": list(program.latents.axes), **({"obs": data["obs"]} if "obs" in data.coords else {})}
     xr.Dataset(coords=labels, attrs={"description": "posterior of the code z"}).to_zarr(folder, consolidated=False)
-    group, dims = zarr.open_group(folder, mode="a"), ("obs", "axis", "column")
+    group, dims = zarr.open_group(folder, mode="a"), ("obs", "axis")
     x = jax.ShapeDtypeStruct((1, *program.event_shape), jnp.float32)
     return [
         group.create_array(
             name, shape=(data.sizes["obs"], *one.shape[1:]), chunks=(size, *one.shape[1:]), dtype=one.dtype,
-            fill_value=np.nan, dimension_names=dims[: one.ndim],
+            fill_value=np.nan, dimension_names=dims,
         )
         for name, one in zip(("location", "scale"), jax.eval_shape(program.moments, x), strict=True)
     ]  # fmt: skip

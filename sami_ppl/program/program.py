@@ -349,6 +349,6 @@ class Program(Readable, WithObservations, WithPosterior):
 
 
 @eqx.filter_jit
-def compiled_moments(program: Program, x: Array, given: Given | None = None) -> tuple[Array, Array]:
+def compiled_moments(program: Program, x: Array, given: Given) -> tuple[Array, Array]:
     """`program.moments`, compiled once for all programs of the same structure."""
     return program.moments(x, given)
