@@ -8,7 +8,7 @@ SITE := .venv/.site
 # Large pages for large arrays: steps of a U-Net take an eighth less time on Linux (glibc 2.35 and later).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo check test docs bench clean install
+.PHONY: demo check test release docs bench clean install
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -30,12 +30,17 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -q -m "not slow" -n 2
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(SITE)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not release" -n 2 --dist loadfile --no-loadscope-reorder
 
-# The documentation as a site, docs/_build/index.html; its code is run by `make test`, not here.
+# What a release needs beside: pages of the documentation as they run, the wheel, a browser, several processes, controls
+# that break the source.
+release: $(SITE)
+	$(BIN)/python -m pytest -m release -n 2 --dist load
+
+# The documentation as a site, docs/_build/index.html; its code is run by `make release`, not here.
 docs: $(SITE)
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
 

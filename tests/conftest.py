@@ -37,6 +37,18 @@ from sami_ppl.saving import save as io
 jax.config.update("jax_disable_most_optimizations", True)
 
 
+# Files that take longest, first: workers take whole files, and what begins last should be short.
+LONGEST = (
+    "prior_runs", "docs", "negative_controls", "cli", "comparing", "evaluating", "families", "readme", "sequences",
+    "prior_oracles", "packaging", "evidence", "discrete", "parallel", "calibrating", "front_door", "refinement",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_what_was_compiled():
     """Every compiled function holds memory maps, of which Linux gives a process 65,530: the whole suite needs more."""

@@ -44,6 +44,7 @@ def gaps():
     }, np.asarray(jax.vmap(truth.log_prob)(jnp.asarray(x)))
 
 
+@pytest.mark.slow
 def test_the_gap_is_the_kl_from_the_posterior(gaps):
     """Four standard errors, and .03 nats for the refined Gaussian, which follows its own noise set and draws."""
     found, _ = gaps

@@ -109,6 +109,7 @@ def test_the_tables_are_complete():
     assert not PLOTS.keys() & DO_NOT_APPLY.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLOTS)
 def test_plots(trees, name):
     tree, options = PLOTS[name]

@@ -293,6 +293,7 @@ def disagreement(got, expected):
     return largest(jax.tree.map(np.subtract, got, expected)) / (largest(expected) or 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("denoiser_loss", ["guided", "own", "none"])
 @pytest.mark.parametrize("rule", ["reverse", "forward"])
 def test_gradient_is_that_of_the_formula(denoiser_loss, rule):

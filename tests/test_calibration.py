@@ -229,6 +229,7 @@ def test_true_factors_with_the_exact_posterior(build, model):
         factor_recovery(build(model.encoder), train[["x"]], test[["x"]], key=jax.random.key(1))
 
 
+@pytest.mark.slow
 def test_typicality_flags_others_and_not_its_own(build, model):
     """p-values of observations from the law itself are uniform or above; moved ones are found, plain ones lie below."""
     x, _ = model.sample(jax.random.key(0), 600)

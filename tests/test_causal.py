@@ -170,6 +170,7 @@ def test_the_kl_of_dependent_sites_is_unbiased(x64):
 # --- noise codes ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", [VariancePreserving(-6.0, 6.0), VarianceExploding(-6.0, 6.0)], ids=["vp", "ve"])
 @pytest.mark.parametrize(("sampler", "order"), [(DDIM, 1), (DPMSolver, 2), (Heun, 2)], ids=["ddim", "dpm", "heun"])
 def test_a_noise_code_gives_the_observation_back(sampler, order, schedule, x64):

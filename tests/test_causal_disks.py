@@ -47,6 +47,7 @@ def test_setting_a_factor_moves_what_follows():
     np.testing.assert_allclose(after["background"] - before["background"], 1.5 * (0.3 - before["centre_y"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", ["causal", "independent"])
 def test_priors_have_their_graph(prior):
     program = MODULE.build(replace(SMALL, prior=prior), MODULE.load(SMALL, key=KEY), key=KEY)

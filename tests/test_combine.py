@@ -171,6 +171,7 @@ OPEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", OPEN, ids=lambda prior: prior.__name__)
 def test_what_a_prior_leaves_open(tiny_program, prior):
     permute, flip = OPEN[prior]

@@ -17,6 +17,7 @@ from sami_ppl.runs.compare import compare_runs
 from sami_ppl.saving.files import UserError
 
 
+@pytest.mark.slow
 def test_difference_is_that_of_the_bounds_and_its_error_is_paired(tiny_program, fill):
     """Two programs, the same noise: `elpd_diff` is the summed difference, `dse` its paired standard error."""
     good = tiny_program()
@@ -33,6 +34,7 @@ def test_difference_is_that_of_the_bounds_and_its_error_is_paired(tiny_program, 
     assert table.loc[worst, "dse"] < 0.8 * np.hypot(*(e.std() * 64**0.5 for e in each.values())), "paired"
 
 
+@pytest.mark.slow
 def test_evidence_is_minus_the_bound(tiny_program):
     program, x = tiny_program(), np.zeros((8, 4), np.float32)
     found = held_out_evidence(program, x, key=jax.random.key(0), levels=4)
@@ -46,6 +48,7 @@ def smooth():
     numpyro.sample("z", Matern(np.arange(4.0), np.full(2, 3.0)))
 
 
+@pytest.mark.slow
 def test_programs_may_have_data_sets_of_the_same_observations(tiny_program, fill):
     """Each is scored on its own variables; frames that are missing in both are no difference."""
     program, key = tiny_program(), jax.random.key(0)

@@ -51,6 +51,7 @@ def test_a_prior_is_read_over_the_variables_it_takes():
     assert read_prior(by_class, {"u": U.copy()}) is latents, "read again: the same object, so that nothing recompiles"
 
 
+@pytest.mark.slow
 def test_the_divergence_is_from_the_prior_of_the_own_u(tiny_program):
     """In closed form, observation by observation; the control is the KL with u of others."""
     program = conditional(tiny_program)
@@ -81,6 +82,7 @@ def test_codes_are_drawn_from_the_marginal(tiny_program):
     np.testing.assert_allclose(values.var(0), CENTRES[U].var(0) + 0.25, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_a_fit_follows_u(tiny_program):
     """Codes of the two classes move to the two centres, with only u to tell them apart in the objective."""
     rng = np.random.default_rng(0)

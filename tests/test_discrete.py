@@ -221,6 +221,7 @@ class Standard(families.AbstractFamily):
         return jnp.zeros((3, 1)), jnp.ones((3, 1))
 
 
+@pytest.mark.slow
 def test_guidance_given_the_kind_is_that_of_the_marginal_program(oracle):
     """∇ log q(kind | x_λ) + ∇ log q(z | kind, x_λ) = ∇ log q(z | x_λ), for every kind; either half alone is not."""
     with_kinds, marginal, _ = oracle
@@ -253,6 +254,7 @@ def test_kl_summed_over_kinds_is_that_of_the_marginal_program(oracle):
 # --- the objective ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", [pytest.param(joint, marks=pytest.mark.slow), two])
 def test_loss_is_the_weighted_sum_of_the_losses_at_each_value(prior, build):
     """By brute force: NumPyro traces at every combination of values, observation by observation, at the same key."""
@@ -277,6 +279,7 @@ def test_loss_is_the_weighted_sum_of_the_losses_at_each_value(prior, build):
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_gradient_is_exact(x64, build):
     """Of the classifier and of all else: a random direction against central differences in double precision."""
     program = build(joint)

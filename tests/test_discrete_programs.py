@@ -21,6 +21,7 @@ from sami_ppl.saving.save import load, save
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_known_values_have_all_the_weight(build):
     """Observations with a label: terms at it alone, −log p(label) for the KL; the others as without labels."""
     program = build(labelled, {"label": np.array([-1])})

@@ -25,6 +25,7 @@ TUTORIALS = {"tutorial_fit": {"mine.npz", "mine.py", "runs"}}
 
 
 @pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_page_runs(page, tmp_path, monkeypatch):
     """The blocks of a page, one after another in one namespace; nothing is left behind where it ran."""
@@ -104,6 +105,7 @@ def test_every_error_raised_is_told():
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("furo", reason="the site takes the extra: pip install -e '.[docs]'")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", DOCS, tmp_path / "site"]

@@ -211,6 +211,7 @@ print(peak())
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_memory_of_the_process_does_not_grow_with_the_observations(tmp_path):
     """XLA's buffers too: 10 MB of observations, then 150 MB, then, the control, these 150 MB at once."""
     found = subprocess.run(

@@ -171,6 +171,7 @@ np.savez(out / "final.npz", *jax.tree.leaves(program.params()))
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_killed_run_goes_on_bit_identically(tmp_path):
     steps = "100"
     script = tmp_path / "training.py"

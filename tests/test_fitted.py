@@ -64,6 +64,7 @@ USES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", USES)
 def test_what_was_never_fitted_is_told_of(use, x, tmp_path):
     with pytest.warns(NotFittedWarning, match=r"denoiser and the encoder .* never been fitted.* sp\.fit\(") as found:
@@ -72,6 +73,7 @@ def test_what_was_never_fitted_is_told_of(use, x, tmp_path):
     assert warning.filename == __file__, "it points at the call"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [("denoiser",), ("encoder",), ("denoiser", "encoder")])
 @pytest.mark.filterwarnings("ignore::sami_ppl.diagnostics.CollapseWarning")
 def test_a_step_is_a_fit(program, x, train):
@@ -81,6 +83,7 @@ def test_a_step_is_a_fit(program, x, train):
     assert not_fitted(fitted) == [part for part in ("denoiser", "encoder") if part not in train]
 
 
+@pytest.mark.slow
 def test_a_warm_start_is_a_fit(program, x):
     started = sp.warm_start(program, x, key=KEY, steps=2, batch=8, progress=False)
     assert not_fitted(started) == ["denoiser"]

@@ -92,6 +92,7 @@ def test_inverse_undoes_the_flow_and_its_log_determinant(bent):
     assert np.abs(forward).max() > 0.2, "else a determinant left out would not show"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [3, 6])
 def test_every_coordinate_depends_on_every_other(size, fill):
     """Layers with rolls between them couple all pairs and are undone; before training the flow is the identity."""

@@ -209,6 +209,7 @@ def pixels_fitted():
     return sp.fit(program, PIXELS, plan, key=KEY, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sami_ppl.diagnostics.collapse.CollapseWarning")
 def test_pixels_to_posterior(pixels_fitted):
     """Arrays as they come: scaled, with a channel, and factors back under the names and labels of the prior."""
@@ -226,6 +227,7 @@ def test_pixels_to_posterior(pixels_fitted):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_plan_takes_the_stages_that_one_would_take(pixels_fitted):
     """Bit for bit what three calls of the long form give, with the same keys."""
     program = sp.autoencoder(three_factors(), PIXELS, size=SMALL, key=KEY, progress=False)
@@ -238,6 +240,7 @@ def test_a_plan_takes_the_stages_that_one_would_take(pixels_fitted):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_another_prior_on_the_same_denoiser(pixels_fitted):
     """One call, of another size; the denoiser is the same object and the next stage trains the encoder only."""
     program, _ = pixels_fitted
@@ -265,6 +268,7 @@ def test_options_are_visible():
             assert beside or f"    {name}: " in (function.__doc__ or ""), (function, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("plan", "loss"), [(sp.Joint, "guided"), (sp.Decoupled, "own")])
 def test_plans_of_both_networks(plan, loss):
     program = sp.autoencoder(three_factors(), VECTORS, size=SMALL, key=KEY, progress=False)

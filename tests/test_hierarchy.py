@@ -267,6 +267,7 @@ def test_a_guide_of_global_sites_is_checked(tiny_program):
 # --- programs ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_fit_trains_the_prior_with_the_encoder(tiny_program, tmp_path):
     """Global sites and parameters of the prior move with the encoder, stay with the denoiser, and are saved."""
     x = np.random.default_rng(0).normal(1.0, 1.0, size=(64, 4)).astype(np.float32)
@@ -283,6 +284,7 @@ def test_a_fit_trains_the_prior_with_the_encoder(tiny_program, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, again.prior_params, fitted.prior_params)
 
 
+@pytest.mark.slow
 def test_a_fit_counts_global_sites_once_for_all_observations(tiny_program):
     """The log's KL of a global site is its own divided by the training observations, here 54, not by the batch."""
     x = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
@@ -294,6 +296,7 @@ def test_a_fit_counts_global_sites_once_for_all_observations(tiny_program):
     np.testing.assert_allclose(history.stage_records()[-1]["kl"]["centre"], kl / 54, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_more_observations_may_be_held_out_than_are_trained_on(tiny_program):
     """A global site counts once for those trained on; validation looks at no more of them."""
     x = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
@@ -317,6 +320,7 @@ def test_codes_come_from_the_fitted_prior(tiny_program):
     np.testing.assert_allclose(values.var(0), 10.0, atol=50 * (2 / count) ** 0.5)
 
 
+@pytest.mark.slow
 def test_a_flow_is_a_learned_prior(tiny_program):
     """An Equinox module made in the prior by `eqx_module`: its parameters are trained, its density enters the KL."""
     flow = eqx.nn.Linear(2, 2, key=KEY)
@@ -333,6 +337,7 @@ def test_a_flow_is_a_learned_prior(tiny_program):
     assert not np.allclose(fitted.prior_params["flow$params"].weight, flow.weight, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_posterior_has_global_sites_once(tiny_program):
     """Draws of global sites are those of all observations, whatever the chunks; each site's own dims."""
     tree = tiny_program(prior=hierarchical).posterior(X, key=KEY, draws=3, predictive=1, levels=1, chunk=4)

@@ -42,6 +42,7 @@ def test_a_gaussian_law_is_the_one_of_its_mean_and_root(name):
     assert not np.allclose(np.cov((unit + [[0.0, 0.1, 0.0]] * unit[:, :1]).T), np.eye(3), atol=5 * np.sqrt(2 / n))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in LAWS if "frames" not in name])
 def test_laws_of_sites_multiply_to_the_law(name):
     """log q(z) = log q(a) + log q(b | a), and in batches too; of a prior with one site the law is its own."""

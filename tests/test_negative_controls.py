@@ -157,6 +157,7 @@ def copy(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistake_is_caught(mistake, copy):
     """The named test fails on the broken copy, as a failed assertion, not for want of something to run."""
@@ -171,6 +172,7 @@ def test_mistake_is_caught(mistake, copy):
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_named_tests_pass_on_the_whole_copy(copy):
     """Control of the control: nothing but the mistake makes them fail."""
     tests = sorted({test for *_, test in MISTAKES.values()})

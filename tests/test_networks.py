@@ -99,6 +99,7 @@ def test_denoiser_networks_see_the_noise_level(name, fill):
     assert not np.allclose(low, moved, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", ["full", "variance", "blind"])
 @pytest.mark.parametrize("name", ENCODERS)
 def test_encoder_depends_on_the_noise_level_as_told(name, noise, fill):

@@ -19,6 +19,7 @@ ELBOS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRIORS)
 def test_objectives_agree(name, program):
     """ScoreELBO = TraceMeanField_ELBO/n at the same key, and both = Trace_ELBO/n in expectation (5 sd, 6e-7)."""
@@ -42,6 +43,7 @@ def test_loss_per_observation_does_not_depend_on_the_total(program):
     np.testing.assert_allclose(1000 * losses(ScoreELBO(), p, 1000, params, keys), whole, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRIORS)
 @pytest.mark.parametrize("elbo", [*ELBOS, "score"])
 def test_beta_scales_the_divergence_and_nothing_else(elbo, name, program):
@@ -75,6 +77,7 @@ def test_beta_on_one_side_only_would_be_caught(program):
     assert not np.isclose(loss(jnp.asarray(4.0)), 4 * loss(jnp.asarray(1.0)), rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_beta_schedule_compiles_once(program, counted):
     """β is a runtime value: five of them, 0 included, one trace of the update; parameters move, none is NaN."""
     p = program()

@@ -57,6 +57,7 @@ def installed(wheel, tmp_path_factory):
     return target, python
 
 
+@pytest.mark.release
 def test_wheel_holds_library_and_programs(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     library = {str(f.relative_to(ROOT)) for f in (ROOT / "sami_ppl").rglob("*.py")}
@@ -69,6 +70,7 @@ def test_wheel_holds_library_and_programs(wheel):
     assert "sami_ppl/__init__.pyi" in names, "the public names are imported by it"
 
 
+@pytest.mark.release
 def test_installed_command_runs_without_the_checkout(installed, tmp_path):
     target, python = installed
     where = python("import sami_ppl; print(sami_ppl.__file__); print(sami_ppl.__version__)", cwd=tmp_path).split()

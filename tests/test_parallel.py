@@ -63,6 +63,7 @@ def same(found, expected, tolerance):
 
 
 @pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("devices", [1, 2, 8])
 def test_same_loss_on_any_number_of_devices(devices, plain, tmp_path):
     """Losses, validation bounds and parameters after 30 steps agree to 1e-4 in float32."""
@@ -75,6 +76,7 @@ def test_same_loss_on_any_number_of_devices(devices, plain, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_two_processes_fit_what_one_does(plain, tmp_path):
     """Both hold the parameters of a single process; the first alone writes; a run goes on from its checkpoint."""
     targets = [tmp_path / "first.npz", tmp_path / "second.npz"]
@@ -96,6 +98,7 @@ def test_two_processes_fit_what_one_does(plain, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_the_comparison_can_fail(tmp_path):
     """Negative control: another number of steps gives other parameters."""
     target = tmp_path / "short.npz"

@@ -32,6 +32,7 @@ def gaussian_draw(correlation, batch, total, scale=0.5):
     return Draw(jnp.zeros((batch, 4)), {}, z, program, {}, {}, total, KEY), exact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "total"), [(2000, 2000), (1000, 50_000)])
 def test_total_correlation_is_that_of_gaussians(batch, total):
     """−½ log det of the correlations of the aggregate, .35 nats; to .05, 2 standard errors of these batches."""
@@ -48,6 +49,7 @@ def test_total_correlation_needs_diagonal_posteriors():
         total_correlation(draw._replace(program=full))
 
 
+@pytest.mark.slow
 def test_a_penalty_is_added_and_logged_apart(tiny_program):
     """The loss grows by it, in training and validation; the bound and the KL are the same to the last bit."""
     seen = []

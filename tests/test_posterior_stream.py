@@ -82,6 +82,7 @@ def peak(function, *arguments, **options):
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_memory_does_not_grow_with_the_observations(program, tmp_path):
     settings = {**OPTIONS, "draws": 50, "predictive": 0, "levels": 0, "chunk": 1000}
     found = []

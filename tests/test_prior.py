@@ -49,6 +49,7 @@ def read_several():
     return read_prior(several)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SITES)
 def test_each_site_is_read(name):
     """Shapes, unconstrained size and the exact-Gaussian flag of one site; default dims are derived from its name."""

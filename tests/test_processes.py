@@ -105,6 +105,7 @@ def test_a_short_lengthscale_makes_times_independent():
         np.testing.assert_allclose(one.log_prob(z), dist.Normal(0, 1).log_prob(z).sum(), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("smoothness", SMOOTHNESS)
 def test_single_precision_is_enough(smoothness):
     """Frames a twentieth of the lengthscale apart and sharp potentials, against the same numbers in double precision.
@@ -128,6 +129,7 @@ def test_single_precision_is_enough(smoothness):
         np.testing.assert_allclose(value, double[name], rtol=2e-4, atol=2e-3, err_msg=name)
 
 
+@pytest.mark.slow
 def test_variance_does_not_cancel_where_frames_say_little():
     """Frames that hardly know more than the prior have centres far out: squares of these must not be subtracted."""
     rng, shape = np.random.default_rng(0), (50, 12, 2)

@@ -96,6 +96,7 @@ def test_site_and_family(mlp):
     np.testing.assert_allclose(guidance(encoder, z, x, level), jnp.stack(slope), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_kl_is_by_monte_carlo_and_right(tiny_program, mlp):
     """The KL at draws, averaged, is the integral of q log q/p over log ratios."""
     schedule = VariancePreserving(-4.0, 4.0)

@@ -162,6 +162,7 @@ def test_whole_report(report, program, data):
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_report_in_a_browser(report, tmp_path):
     """Every figure loads, nothing overflows on a phone or a screen, and ink tells from paper in light and dark."""
     text = (report[0] / "report.html").read_text(encoding="utf-8")

@@ -86,6 +86,7 @@ class Unweighted(Objective):
         return NoiseLevels(log_snr, jnp.full_like(weight, schedule.span))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("discount", [0.0, 0.7])
 def test_a_proposal_leaves_the_expected_loss_as_it_is(tiny_program, discount):
     """Of 8 observations, 4,000 noise sets each: means within 5 standard errors (6e-7); without weights 10 beyond."""

@@ -105,6 +105,7 @@ def test_levels_unless_given(made):
     )
 
 
+@pytest.mark.slow
 def test_a_posterior_of_several_modes_is_tabulated_too():
     """The exact one of a mixture, by the parameters of all its components; a Gaussian of its moments is far off."""
     weights, schedule = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)), jnp.float32), VariancePreserving()
@@ -119,6 +120,7 @@ def test_a_posterior_of_several_modes_is_tabulated_too():
     assert np.abs(likelihood_by_numpyro(moments, tree, 3) - known).max() > 0.3
 
 
+@pytest.mark.slow
 def test_pareto_k_of_a_right_guide_is_small_at_the_default(made):
     """Exact networks: every weight is 1 but for the noise set, of which 64 levels leave little, 8 more."""
     weights = jnp.asarray(np.linalg.qr(np.random.default_rng(0).normal(size=(4, 2)))[0], jnp.float32)

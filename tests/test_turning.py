@@ -69,6 +69,7 @@ def uniform_factors():
     return np.concatenate([factors @ turn.T, np.zeros((1000, 2))], 1).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_the_prior_decides_where_the_axes_turn(tiny_program, uniform_factors):
     """Bounded factors turned by 30°: light tails turn the axes back by 30, heavy ones to the diagonal, 15 further.
 
@@ -79,6 +80,7 @@ def test_the_prior_decides_where_the_axes_turn(tiny_program, uniform_factors):
     assert turned_by(tiny_program, dist.Normal(0, 1), uniform_factors) == pytest.approx(0, abs=1.5)
 
 
+@pytest.mark.slow
 def test_decoder_does_not_see_the_rotation_draw_by_draw(tiny_program, monkeypatch):
     """Gradient of the reconstruction in A: 0 to rounding at every draw. Control: from a triangular root it is not."""
     program = tiny_program(prior=independent(soft_uniform(), 3))

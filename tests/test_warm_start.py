@@ -166,6 +166,7 @@ def test_dimension_of_linear_data_is_the_rank(rank):
     assert manifold_dimension(denoiser, x, key=jax.random.key(0)) == rank
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "counted"), [(3, 3), (20, 20), (90, 64)])
 def test_dimension_of_large_observations_is_sketched(rank, counted):
     """No Jacobian of 1,100 by 1,100; at most 64 directions are told."""
