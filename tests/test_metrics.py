@@ -222,6 +222,6 @@ def test_whole_degrees_are_no_classes():
     degrees = rng.integers(0, 360, (1000, 2)).astype(float)
     codes = np.column_stack([degrees, rng.normal(size=(1000, 2))])
     fractions = mig(codes, degrees + 0.25 * rng.random(degrees.shape))
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning, match="whole numbers") as told:
         assert mig(codes, degrees, names=["angle", "turn"]) == pytest.approx(fractions, abs=0.05)
     assert [str(w.message)[:20] for w in told] == ["factor 'angle' holds", "factor 'turn' holds "]

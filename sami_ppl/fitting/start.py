@@ -22,6 +22,7 @@ from scipy.ndimage import gaussian_filter
 from tqdm.auto import trange
 import xarray as xr
 
+from sami_ppl._util.keys import check_key
 from sami_ppl.diagnostics.dimension import manifold_dimension
 from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
 from sami_ppl.encoders.encoder import AbstractEncoder, AbstractRotation, NetworkEncoder
@@ -191,6 +192,7 @@ def warm_start(
 
     Raises ValueError for `clusters` with a prior that has global sites or nothing to learn, or is of sequences.
     """
+    check_key(key)
     x, given = program.observations(data)
     if clusters:
         check_clusters(program)
