@@ -8,6 +8,7 @@ from numpyro import distributions as dist
 from numpyro import handlers
 import pytest
 
+import sami_ppl as sp
 from sami_ppl.priors.read import read_prior, sample_prior
 
 
@@ -117,3 +118,20 @@ def test_factor_and_scale_are_refused_by_name():
         read_prior(factor)
     with pytest.raises(ValueError, match=r"'z' is scaled by handlers\.scale.*write"):
         read_prior(scaled)
+
+
+def test_a_prior_of_one_observation_is_fitted_and_what_it_computes_is_in_the_posterior():
+    def prior():
+        tau = numpyro.sample("tau", dist.HalfNormal(1.0))
+        z = numpyro.sample("z", dist.Normal(0, tau).expand([2]).to_event(1))
+        numpyro.deterministic("radius", jnp.linalg.norm(z))
+
+    x = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
+    program = sp.autoencoder(prior, x, size={"width": 8, "depth": 1}, progress=False, key=jax.random.key(0))
+    stage = sp.Stage(steps=1, batch=4)
+    program, history = sp.fit(program, x, stage, key=jax.random.key(1), progress=False)
+    assert list(history.records[-1]["kl"]) == ["tau", "z"]
+    tree = sp.posterior(program, x[:3], key=jax.random.key(2), draws=2, predictive=0, levels=0)
+    for group in ("posterior", "prior"):
+        assert tree[group]["radius"].dims == ("chain", "draw", "obs")
+        np.testing.assert_allclose(tree[group]["radius"], np.linalg.norm(tree[group]["z"], axis=-1), rtol=1e-5)
