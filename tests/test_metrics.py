@@ -214,3 +214,14 @@ def test_correlation_of_columns_is_that_of_numpy_and_named_where_nothing_varies(
     a[:, 1] = 0.1
     assert (correlation(a, b)[1] == 0).all()
     assert np.isnan(correlation(a, b, constant=np.nan)).sum() == 2
+
+
+def test_whole_degrees_are_no_classes():
+    """A perfect code of factors in whole degrees scores as with fractions of them, and the factor is named."""
+    rng = np.random.default_rng(0)
+    degrees = rng.integers(0, 360, (1000, 2)).astype(float)
+    codes = np.column_stack([degrees, rng.normal(size=(1000, 2))])
+    fractions = mig(codes, degrees + 0.25 * rng.random(degrees.shape))
+    with pytest.warns(UserWarning, match="whole numbers") as told:
+        assert mig(codes, degrees, names=["angle", "turn"]) == pytest.approx(fractions, abs=0.05)
+    assert [str(w.message)[:20] for w in told] == ["factor 'angle' holds", "factor 'turn' holds "]

@@ -286,7 +286,7 @@ def test_a_setting_reaches_its_field(key, text, owner, value):
     [
         ("flag", "true", r"setting flag: ambiguous, write model\.flag or inference\.flag"),
         ("latent", "6", r"setting latent: there is no such setting; did you mean latents"),
-        ("encoder.step", "6", r"did you mean encoder\.steps"),
+        ("encoder.step", "6", r"did you mean encoder\.steps \(int, \d+\)"),
         ("model.encoder.steps", "6", r"no such setting"),
         ("encoder", "6", r"no such setting.*encoder\.steps"),
         ("latents.x", "6", r"no such setting"),

@@ -363,3 +363,10 @@ def test_parameters_of_a_prior_stay_under_their_constraints(tiny_program):
     found = fit_prior(program, codes, {}).prior_params
     np.testing.assert_allclose(found["scale"], 0.4, rtol=0.1)
     np.testing.assert_allclose(found["shares"], [0.2, 0.5, 0.3], atol=0.04)
+
+
+def test_codes_of_few_wide_vectors_are_their_principal_components():
+    """Of 20 observations of 3,000 features, by the products of observations; those of numpy's svd, up to signs."""
+    x = np.random.default_rng(0).normal(size=(20, 3000)).astype(np.float32)
+    left = np.linalg.svd(x - x.mean(0), full_matrices=False)[0][:, :3] * np.sqrt(20)
+    np.testing.assert_allclose(np.abs(low_pass_codes(x, 3, 3)), np.abs(left), atol=1e-3)

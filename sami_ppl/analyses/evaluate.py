@@ -16,6 +16,7 @@ import numpyro
 from numpyro import handlers
 import xarray as xr
 
+from sami_ppl._util.keys import check_key
 from sami_ppl.analyses.codes import ACTIVE_VARIANCE
 from sami_ppl.data import factor_names, real_factors, train_test, unrolled, unrolled_names
 from sami_ppl.diagnostics.clusters import clusters
@@ -65,6 +66,7 @@ def evaluate(
     Raises:
         ValueError: a name in `factors` that is not there.
     """
+    check_key(key)
     single, frames = program.single(data)
     if single is not program:
         sequences = bound_figures(program, train_test(data)[1].isel(obs=slice(TEST // 10)), key=key)

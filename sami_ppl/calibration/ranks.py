@@ -23,6 +23,7 @@ import xarray as xr
 from sami_ppl._util.chunks import padded_chunks
 from sami_ppl._util.errors import UserError
 from sami_ppl._util.history import progress_bar
+from sami_ppl._util.keys import check_key
 from sami_ppl.decoders.guidance import GuidedDenoiser
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
 from sami_ppl.diffusion.sampler import AbstractSampler
@@ -53,6 +54,7 @@ def simulation_based_calibration(
 
     Raises ValueError for fewer than 2 simulations or draws, UserError for programs of sequences.
     """
+    check_key(key)
     import arviz as az
 
     for name, value in (("simulations", simulations), ("draws", draws), ("chunk", chunk)):

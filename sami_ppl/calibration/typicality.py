@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl._util.errors import UserError
+from sami_ppl._util.keys import check_key
 from sami_ppl.evidence import evidence_bound, importance_proposal
 from sami_ppl.program.program import Program
 
@@ -28,6 +29,7 @@ def typicality(
 
     Raises ValueError for observations of another shape, UserError for fewer than 20 reference observations.
     """
+    check_key(key)
     count = len(program.observations(reference)[0])
     if count < 20:
         raise UserError(f"reference must hold at least 20 observations, got {count}")

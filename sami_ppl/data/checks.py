@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Key, Shaped
 import numpy as np
 import xarray as xr
 
+from sami_ppl._util.keys import check_key
 from sami_ppl.data.local import scale_bytes
 
 LARGEST = 20.0
@@ -315,6 +316,7 @@ def split(data: xr.Dataset, *, test: float = 0.2, key: Key[Array, ""]) -> xr.Dat
     `test` is the share of observations drawn at random for testing, at least one. Raises ValueError where one of the
     two parts would be empty or a given split has other values.
     """
+    check_key(key)
     if "split" in data.variables:
         data = data.set_coords("split")
         _check_split(data)
@@ -341,6 +343,7 @@ def labelled(data: xr.Dataset, share: float, *, key: Key[Array, ""]) -> Bool[np.
 
     Raises ValueError where data are not split or `share` is no share.
     """
+    check_key(key)
     if not 0 <= share <= 1:
         raise ValueError(f"the share of labelled observations must lie in [0, 1], got {share}")
     train_test(data)

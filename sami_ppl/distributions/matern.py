@@ -43,8 +43,10 @@ class Matern(dist.Distribution):
     `size` is their number D, default 1) or (…, D). Leading dims are the batch. A lengthscale far below the distances
     of the times makes them independent: the prior N(0, I) of every single time.
 
+    Known times are taken from the first on, in 64 bits, so that dates, in days or seconds, keep their differences.
+
     Raises ValueError for other shapes and smoothness, and, where they are known when it is made, for times that do not
-    increase and lengthscales that are not positive.
+    increase or whose steps 32 bits do not hold, and lengthscales that are not positive.
     """
 
     arg_constraints: dict = {}
@@ -76,6 +78,8 @@ class Matern(dist.Distribution):
             )
         if isinstance(times, np.ndarray) and not np.all(np.diff(times, axis=-1) > 0):
             raise ValueError(f"times must increase from frame to frame, got {times}")
+        if isinstance(times, np.ndarray):
+            times = _from_the_first(times)
         if isinstance(lengthscale, np.ndarray) and not np.all(lengthscale > 0):
             raise ValueError(f"lengthscale must be positive, got {lengthscale}")
         dtype = jnp.promote_types(jnp.result_type(times, lengthscale), jnp.result_type(float))
@@ -114,6 +118,23 @@ class Matern(dist.Distribution):
     def log_prob(self, value: Float[Array, "*shape T D"], intermediates: None = None) -> Float[Array, "*shape"]:
         """Log density in nats."""
         return _log_density(*self.transitions, value)
+
+
+def _from_the_first(times: np.ndarray) -> np.ndarray:
+    """Times since the first, in 64 bits: in the 32 that are computed with, dates in seconds have no differences."""
+    steps, first = np.diff(times.astype(np.float64), axis=-1), times[..., :1].astype(np.float64)
+    if times.dtype == np.float32 and steps.size and np.spacing(np.abs(times).max()) > 0.1 * np.median(steps):
+        raise ValueError(
+            f"times are float32 up to {times.max():g}, whose differences are lost to rounding: give them as float64 of "
+            "numpy, np.asarray(times, float), before they are of 32 bits"
+        )
+    since = times.astype(np.float64) - first
+    if steps.size and not np.allclose(np.diff(since.astype(jnp.result_type(float)), axis=-1), steps, rtol=1e-2, atol=0):
+        raise ValueError(
+            f"times have steps of {steps.min():g} over {since.max():g}, which 32 bits do not hold: give fewer times, "
+            "or leave out those that nearly agree"
+        )
+    return since
 
 
 class Smoothed(dist.Distribution):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from sami_ppl._util.keys import check_key
 from sami_ppl.diffusion.schedule import AbstractSchedule
 from sami_ppl.encoders.families import (
     AbstractFamily,
@@ -289,6 +290,7 @@ def encoder_for(
     `given`: values of the variables that the prior takes, as for `Program`. `min_scale` is that of families without one
     of their own. Raises what these and `read_prior` raise.
     """
+    check_key(key)
     latents = read_prior(prior, given)
     settings: dict[str, Any] = {"noise": noise, "mean": mean, "std": std, "key": key}
     if set(choose_families(latents, families).values()) == {Diagonal}:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from sami_ppl._util.keys import check_key
 from sami_ppl.evidence import evidence_bound
 from sami_ppl.program.program import Program
 
@@ -26,6 +27,7 @@ def held_out_evidence(
     """The bound on log p(x) of every observation in nats, as the `ELPDDataLOO` of arviz_stats, which `az.compare` and
     `az.plot_compare` take.
     """
+    check_key(key)
     from arviz_stats.utils import ELPDDataLOO
 
     bound = -evidence_bound(program, data, key=key, levels=levels, proposal="fitted")["bound"]

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl._util.chunks import padded_chunks
+from sami_ppl._util.keys import check_key
 from sami_ppl._util.tables import readable
 from sami_ppl.decoders.bound import bound, prior_loss, reconstruction_loss
 from sami_ppl.diffusion.schedule import NoiseProposal
@@ -115,6 +116,7 @@ def evidence_bound(
     Raises:
         ValueError: observations of another shape, fewer than two levels, another word than "fitted".
     """
+    check_key(key)
     x, given = program.observations(data)
     if levels < 2:
         raise ValueError(f"levels must be at least 2, so that the estimate has a standard error, got {levels}")

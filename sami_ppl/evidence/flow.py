@@ -19,6 +19,7 @@ import numpy as np
 
 from sami_ppl._util.chunks import padded_chunks
 from sami_ppl._util.errors import UserError
+from sami_ppl._util.keys import check_key
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 
 EXACT_UP_TO = 64
@@ -44,6 +45,7 @@ def flow_log_prob(
     **Not the model whose bound is trained**, unless the scores are exact: never compare the two as one likelihood.
     Raises ValueError for observations of another shape, UserError where something is missing (NaN).
     """
+    check_key(key)
     if jnp.shape(x)[1:] != denoiser.event_shape:
         raise ValueError(f"x must have shape (obs, {', '.join(map(str, denoiser.event_shape))}), got {jnp.shape(x)}")
     if jnp.isnan(x).any():

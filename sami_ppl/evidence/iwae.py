@@ -11,6 +11,7 @@ from scipy.special import logsumexp
 import xarray as xr
 
 from sami_ppl._util.chunks import padded_chunks
+from sami_ppl._util.keys import check_key
 from sami_ppl.decoders.bound import bound
 from sami_ppl.diffusion.schedule import NoiseProposal
 from sami_ppl.evidence.elbo import chosen_proposal, draw_latents
@@ -72,6 +73,7 @@ def importance_weighted_bound(
     `proposal`: density of the noise levels, as for `evidence_bound`. Raises ValueError for observations of another
     shape, and unless `draws` is a power of two, at least 32.
     """
+    check_key(key)
     x, given = program.observations(data)
     if draws < 32 or draws & (draws - 1):
         raise ValueError(

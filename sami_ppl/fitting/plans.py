@@ -17,6 +17,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl._util.history import History
+from sami_ppl._util.keys import check_key
 from sami_ppl.data.checks import training_part
 from sami_ppl.decoders.training import refuse
 from sami_ppl.diagnostics.fitted import not_fitted
@@ -271,6 +272,7 @@ def fit(
         CheckpointError: checkpoints in `out` of another run, or any without `resume`.
         NonFiniteLoss: the loss is NaN or infinite; it names the site and carries the best program so far.
     """
+    check_key(key)
     refuse("fit", unknown)
     options: dict[str, Any] = {"out": out, "resume": resume, "progress": progress, "callback": callback}
     if isinstance(plan, Stage):

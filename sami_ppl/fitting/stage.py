@@ -102,7 +102,9 @@ class Stage:
         if self.target not in get_args(Target):
             raise ValueError(f"target must be 'joint' or 'marginal', got {self.target!r}")
         if isinstance(self.train, str) or not self.train or set(self.train) - set(PARTS):
-            raise ValueError(f"train must name one or more of {PARTS}, got {self.train!r}")
+            wanted = [part for part in PARTS if part in ((self.train,) if isinstance(self.train, str) else self.train)]
+            write = f"train=({', '.join(map(repr, wanted or ['encoder']))},)"
+            raise ValueError(f"train must name one or more of {PARTS}, got {self.train!r}: write {write}")
         object.__setattr__(self, "train", tuple(self.train))
         object.__setattr__(self, "proposal", self.objective.proposal)
         if self.target == "marginal" and "denoiser" not in self.train:

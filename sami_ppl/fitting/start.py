@@ -22,6 +22,7 @@ from scipy.ndimage import gaussian_filter
 from tqdm.auto import trange
 import xarray as xr
 
+from sami_ppl._util.keys import check_key
 from sami_ppl.diagnostics.dimension import manifold_dimension
 from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
 from sami_ppl.encoders.encoder import AbstractEncoder, AbstractRotation, NetworkEncoder
@@ -66,12 +67,16 @@ def low_pass_codes(
         step = max(1, int(pixels / 4))  # a blurred image holds nothing finer
         flat = flat[..., ::step, ::step]
     flat = flat.reshape(len(flat), -1)
-    components = min(components, size, flat.shape[1])
+    components = min(components, size, *flat.shape)
     centred = flat - flat.mean(0)
-    values, vectors = np.linalg.eigh(centred.T @ centred / len(flat))
+    wide = flat.shape[1] > len(flat)  # then there are fewer products of observations than of features
+    values, vectors = np.linalg.eigh((centred @ centred.T if wide else centred.T @ centred) / len(flat))
     leading = np.argsort(values)[::-1][:components]
     codes = np.random.default_rng(seed).standard_normal((len(flat), size))
-    codes[:, :components] = centred @ vectors[:, leading] / np.sqrt(np.maximum(values[leading], 1e-12))
+    if wide:  # its eigenvectors are the codes
+        codes[:, :components] = vectors[:, leading] * np.sqrt(len(flat))
+    else:
+        codes[:, :components] = centred @ vectors[:, leading] / np.sqrt(np.maximum(values[leading], 1e-12))
     return codes.astype(np.float32)
 
 
@@ -187,6 +192,7 @@ def warm_start(
 
     Raises ValueError for `clusters` with a prior that has global sites or nothing to learn, or is of sequences.
     """
+    check_key(key)
     x, given = program.observations(data)
     if clusters:
         check_clusters(program)

@@ -20,7 +20,7 @@ from numpyro.infer.util import log_density
 import optax
 from scipy.optimize import linear_sum_assignment
 
-from sami_ppl.priors.read import Given, sample_prior
+from sami_ppl.priors.run import Given, sample_prior
 from sami_ppl.program.program import Program
 
 MOST = 5000
@@ -75,7 +75,7 @@ def fit_prior(
     optimiser = optax.adam(learning_rate)
 
     def model() -> None:
-        sample_prior(program.prior, numpyro.plate("obs", count), given)
+        sample_prior(program.prior, numpyro.plate("obs", count), given, by_rows=program.latents.by_rows)
 
     sites = handlers.trace(handlers.substitute(handlers.seed(model, jax.random.key(0)), data=values)).get_trace()
     free = {

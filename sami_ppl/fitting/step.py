@@ -230,6 +230,9 @@ class Fit:
         weighed = sum(stage.beta * stage.site_beta.get(n, 1.0) * float(np.sum(v)) for n, v in kl.items())
         loss = float(terms["x"]) + weighed + sum(penalties.values())
         logged = {"penalties": penalties} if penalties else {}
+        # JAX sorts names; people look for them in the order of the prior.
+        first = [site.name for site in (*self.program.latents.sites, *self.program.latents.shared)]
+        kl = {name: kl[name] for name in [*(n for n in first if n in kl), *(n for n in kl if n not in first)]}
         return {"bound": float(terms["x"]) + total_kl, "loss": loss, "kl": kl, **logged, **errors._asdict()}
 
     def sites_not_finite(self, state: State, batch: Batch) -> str:

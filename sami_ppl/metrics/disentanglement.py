@@ -11,8 +11,9 @@ order: leave labels without one out.
 
 - MIG (Chen et al. 2018): mean over factors of (m₁ − m₂)/H(y), with m₁ and m₂ the largest and second largest mutual
   information of a code with factor y. Plug-in entropies in nats on histograms: codes in equal-width bins, as in
-  disentanglement_lib; factors with more than `bins` different values that are not all integers in quantile bins. The
-  information of an independent code is not 0 but about (B − 1)(K − 1)/2n nats, with B and K bins.
+  disentanglement_lib; factors with more than `bins` different values in quantile bins, unless these are classes: whole
+  numbers, at most 100 of them, each of ten observations in the mean. The information of an independent code is not 0
+  but about (B − 1)(K − 1)/2n nats, with B and K bins.
 - DCI (Eastwood & Williams 2018): with R_ij the importance of code i for predicting factor j,
   D = Σ_i ρ_i (1 − H_F(R_i· / Σ_j R_ij)) and C = Σ_j ρ_j (1 − H_D(R_·j / Σ_i R_ij)), where H_k is the entropy with
   logarithms to base k and ρ the share of a row or column in the sum of R. Values depend on the regressor: compare
@@ -21,6 +22,7 @@ order: leave labels without one out.
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+import warnings
 
 from jaxtyping import Float, Int
 import numpy as np
@@ -68,20 +70,29 @@ def forest_r2(
     return _r2(forests, test_codes, test_factors)
 
 
-def normalised_information(codes: Codes, factors: Factors, *, bins: int = 20) -> Float[np.ndarray, "D F"]:
-    """Plug-in mutual information of each code and each factor, over the factor's entropy. Raises as `linear_r2`."""
+def normalised_information(
+    codes: Codes, factors: Factors, *, bins: int = 20, names: Sequence[str] | None = None
+) -> Float[np.ndarray, "D F"]:
+    """Plug-in mutual information of each code and each factor, over the factor's entropy. Raises as `linear_r2`.
+
+    Warns of factors whose values, whole numbers, are too many to be classes; `names` are those that it tells.
+    """
     from sklearn.metrics import mutual_info_score
 
     _check(codes, factors)
+    _warn_of_classes(factors, bins, names)
     cells = [_equal_width(code, bins) for code in codes.T]
     labels = [_labels(factor, bins) for factor in factors.T]
     entropy = np.array([mutual_info_score(y, y) for y in labels])
     return np.array([[mutual_info_score(cell, y) for y in labels] for cell in cells]) / entropy
 
 
-def mig(codes: Codes, factors: Factors, *, bins: int = 20) -> float:
-    """Mutual information gap, in [0, 1]. With a single code, its information. Raises as `linear_r2`."""
-    information = np.sort(normalised_information(codes, factors, bins=bins), axis=0)
+def mig(codes: Codes, factors: Factors, *, bins: int = 20, names: Sequence[str] | None = None) -> float:
+    """Mutual information gap, in [0, 1]. With a single code, its information.
+
+    Raises as `linear_r2`, warns as `normalised_information`.
+    """
+    information = np.sort(normalised_information(codes, factors, bins=bins, names=names), axis=0)
     second = information[-2] if len(information) > 1 else 0.0
     return float(np.mean(information[-1] - second))
 
@@ -154,7 +165,7 @@ def disentanglement_report(
     return {
         "linear_r2": by_name(linear_r2(train_codes, train_factors, test_codes, test_factors)),
         "forest_r2": by_name(forest_r2(train_codes, train_factors, test_codes, test_factors, seed=seed)),
-        "mig": mig(test_codes, test_factors),
+        "mig": mig(test_codes, test_factors, names=names),
         "dci": scores._asdict(),
         "correlation": by_name(axis_factor_correlation(test_codes, test_factors).T),
         "rotated": {"mig": mig(turned[1], test_factors), "dci": rotated._asdict()},
@@ -201,9 +212,26 @@ def _equal_width(code: np.ndarray, bins: int) -> Int[np.ndarray, " n"]:
     return np.digitize(code, np.histogram(code, bins)[1][:-1])
 
 
+def _warn_of_classes(factors: np.ndarray, bins: int, names: Sequence[str] | None) -> None:
+    for i, factor in enumerate(factors.T):
+        values = np.unique(factor)
+        if len(values) > bins and (values == np.round(values)).all() and not _are_classes(values, len(factor)):
+            warnings.warn(
+                f"factor {i if names is None else names[i]!r} holds {len(values)} whole numbers: mutual information "
+                f"takes it in {bins} quantile bins, in order; if these are classes, give bins={len(values)} or more",
+                stacklevel=4,
+            )
+
+
+def _are_classes(values: np.ndarray, count: int) -> bool:
+    # With few observations of each value, every one tells all of the code by chance.
+    whole = (values == np.round(values)).all()
+    return bool(whole and len(values) <= 100 and count >= 10 * len(values))
+
+
 def _labels(factor: np.ndarray, bins: int) -> Int[np.ndarray, " n"]:
     values, labels = np.unique(factor, return_inverse=True)
-    if len(values) <= bins or (values == np.round(values)).all():
+    if len(values) <= bins or _are_classes(values, len(factor)):
         return labels
     return np.searchsorted(np.quantile(factor, np.arange(1, bins) / bins), factor, side="right")
 

@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl._util.history import progress_bar
+from sami_ppl._util.keys import check_key
 from sami_ppl.data.checks import warn_of_scale
 from sami_ppl.diagnostics.collapse import CollapseWarning, collapse_warning
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
@@ -77,6 +78,7 @@ def posterior(
         ValueError: observations of another shape, none, counts below 1, an `out` that is not .zarr, a path without it.
         FileExistsError: `out` exists.
     """
+    check_key(key)
     if draws < 1 or chunk < 1 or predictive < 0 or (levels is not None and levels < 0):
         raise ValueError(
             f"draws and chunk must be at least 1, predictive and levels at least 0; got draws={draws}, chunk={chunk}, "

@@ -24,6 +24,7 @@ from numpyro import handlers, plate
 import xarray as xr
 
 from sami_ppl._util.chunks import padded_chunks
+from sami_ppl._util.keys import check_key
 from sami_ppl.decoders.guidance import GuidedDenoiser
 from sami_ppl.diffusion.inversion import check_deterministic, from_noise, to_noise
 from sami_ppl.diffusion.sampler import AbstractSampler, Heun
@@ -63,6 +64,7 @@ def intervene(
     `do`: values of the event shape of their sites; {} draws without any. `sampler` replaces the program's own. Raises
     ValueError for a site that the prior has not or that is global, and for a value of another shape or off its support.
     """
+    check_key(key)
     values = _check(program, do, ())
     code_key, image_key = jax.random.split(key)
     z = _prior_codes(program, size, code_key, values)
@@ -90,6 +92,7 @@ def counterfactual(
     back, up to the error of the solver. `sampler`: a deterministic one (default: `Heun(101)`). Raises ValueError as
     `intervene` does, for a stochastic sampler, and for a descendant whose law has no noise to hold, such as a mixture.
     """
+    check_key(key)
     sampler = Heun(101) if sampler is None else sampler
     check_deterministic(sampler)
     if draws < 1 or chunk < 1:

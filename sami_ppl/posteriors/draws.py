@@ -39,6 +39,7 @@ def layout(program: Program) -> dict[str, dict[str, tuple[str, ...]]]:
     draw, each = ("chain", "draw"), ("chain", "draw", "obs")
     sites = {site.name: (*each, *site.dims) for site in program.latents.sites}
     sites |= {site.name: (*draw, *site.dims) for site in program.latents.shared}
+    sites |= {s.name: (*(draw if s.shared else each), *s.dims) for s in program.latents.derived}
     image = {"x": (*each, *program.event_dims)}
     densities: dict[str, tuple[str, ...]] = {site.name: each for site in program.latents.sites}
     return {
@@ -92,10 +93,11 @@ class Sampler:
         at = {name: jnp.asarray(value[rows]) for name, value in given.items()}
         keys = [jax.random.fold_in(key, i) for key in self.keys]
         drawn = _draw_posterior(self.program, self.draws, keys[0], whole, at, self.shared)
-        prior = _draw_prior(self.program, self.draws, self.size, keys[1], at, self.shared_prior)
+        prior, computed = _draw_prior(self.program, self.draws, self.size, keys[1], at, self.shared_prior)
         host = partial(jax.tree.map, lambda leaf: np.asarray(leaf)[:, :count][None])
         groups: Groups = {
-            "posterior": host(drawn["values"]), "prior": host(prior), "log_prior": host(drawn["log_p"]),
+            "posterior": host(drawn["values"] | drawn["derived"]), "prior": host(prior | computed),
+            "log_prior": host(drawn["log_p"]),
             "unconstrained_posterior": {"code": host(drawn["z"])},
             "sample_stats": self._kl(np.asarray(drawn["kl"])[:count]),
         }  # fmt: skip
@@ -130,7 +132,8 @@ def _draw_posterior(
     program: Program, draws: int, key: Array, x: Array, given: Given, shared: dict[str, Array]
 ) -> dict[str, Any]:
     def one(key: Array, shared: dict[str, Array]) -> dict[str, Any]:
-        return draw_latents(program, x, key, given, shared)._asdict()
+        drawn = draw_latents(program, x, key, given, shared)
+        return drawn._asdict() | {"derived": program.derived(drawn.values | shared, len(x), given)}
 
     drawn = jax.vmap(one)(jax.random.split(key, draws), shared)
     return drawn | {"kl": drawn["kl"].mean(0)}
@@ -139,11 +142,12 @@ def _draw_posterior(
 @eqx.filter_jit
 def _draw_prior(
     program: Program, draws: int, size: int, key: Array, given: Given, shared: dict[str, Array]
-) -> dict[str, Array]:
-    def one(key: Array, shared: dict[str, Array]) -> dict[str, Array]:
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    def one(key: Array, shared: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
         run = handlers.seed(handlers.substitute(program.sample_prior, data=shared), key)
         trace = handlers.trace(run).get_trace(numpyro.plate("obs", size), size, given)
-        return {site.name: trace[site.name]["value"] for site in program.latents.sites}
+        values = {site.name: trace[site.name]["value"] for site in program.latents.sites}
+        return values, program.derived(values | shared, size, given)
 
     return jax.vmap(one)(jax.random.split(key, draws), shared)
 
@@ -196,10 +200,11 @@ def _shared(
     """Draws of the global sites from their guide and from the prior, and what there is of them in each group."""
     if not program.latents.shared:
         return {}, {}, {}
-    told, drawn = _draw_shared(program, *(jax.random.split(k, draws) for k in (key, prior_key)))
+    told, drawn, computed = _draw_shared(program, *(jax.random.split(k, draws) for k in (key, prior_key)))
     host = partial(jax.tree.map, lambda leaf: np.asarray(leaf)[None])
     groups: Groups = {
-        "posterior": host(told["posterior"]), "prior": host(drawn), "log_prior": host(told["log_prior"]),
+        "posterior": host(told["posterior"] | told["derived"]), "prior": host(drawn | computed),
+        "log_prior": host(told["log_prior"]),
         "unconstrained_posterior": {"shared_code": host(told["code"])},
         "sample_stats": {"kl_shared": np.asarray(told["kl"].mean(0))[None]},
     }  # fmt: skip
@@ -207,24 +212,31 @@ def _shared(
 
 
 @eqx.filter_jit
-def _draw_shared(program: Program, keys: Array, prior_keys: Array) -> tuple[dict[str, Any], dict[str, Array]]:
+def _draw_shared(
+    program: Program, keys: Array, prior_keys: Array
+) -> tuple[dict[str, Any], dict[str, Array], dict[str, Array]]:
     sites, given = program.latents.shared, program.given.rows(slice(1))
 
     def prior(values: dict[str, Array], key: Array) -> dict[str, Any]:
         run = handlers.seed(handlers.substitute(program.sample_prior, data=values), key)
         return handlers.trace(run).get_trace(numpyro.plate("obs", 1), 1, given)
 
-    def one(key: Array, prior_key: Array) -> tuple[dict[str, Any], dict[str, Array]]:
+    def computed(values: dict[str, Array]) -> dict[str, Array]:
+        return program.derived(values, 1, given, shared=True)
+
+    def one(key: Array, prior_key: Array) -> tuple[dict[str, Any], dict[str, Array], dict[str, Array]]:
         q = handlers.trace(handlers.seed(program.sample_shared, key)).get_trace()
         values = {site.name: q[site.name]["value"] for site in sites}
         p = prior(values, prior_key)
         told = {
             "posterior": values,
+            "derived": computed(values),
             "log_prior": {name: p[name]["fn"].log_prob(value) for name, value in values.items()},
             "kl": jnp.stack([shared_kl(q[name]["fn"], p[name]["fn"], value) for name, value in values.items()]),
             "code": jnp.concatenate([site.to_code(values[site.name]) for site in sites]),
         }
-        drawn = prior({}, prior_key)
-        return told, {site.name: drawn[site.name]["value"] for site in sites}
+        trace = prior({}, prior_key)
+        drawn = {site.name: trace[site.name]["value"] for site in sites}
+        return told, drawn, computed(drawn)
 
     return jax.vmap(one)(keys, prior_keys)

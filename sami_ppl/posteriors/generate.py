@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 
 from sami_ppl._util.chunks import padded_chunks
+from sami_ppl._util.keys import check_key
 from sami_ppl.decoders.guidance import GuidedDenoiser
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
 from sami_ppl.diagnostics.gain import draw_code
@@ -103,6 +104,7 @@ def generate(
     Raises:
         ValueError: not one of the three is given, `guided=False` with z or x.
     """
+    check_key(key)
     if sum(given is not None for given in (z, x, size)) != 1:
         raise ValueError(
             "give exactly one of z (codes), x (images whose posteriors give codes), size (number of samples)"

@@ -11,18 +11,33 @@ from sami_ppl._util.tables import as_html, table
 from sami_ppl.priors.sites import Discrete, LatentSite
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Derived:
+    """What a prior computes from its sites, by `numpyro.deterministic`; `shared` where of all observations."""
+
+    name: str
+    event_shape: tuple[int, ...]
+    dims: tuple[str, ...]
+    coords: Mapping[str, tuple[Any, ...]]
+    shared: bool
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Latents:
     """The sites of a prior, in the order of the program, and the code z that those of one observation make up.
 
     `shared`: global sites, outside the plate over observations; they are no part of z. `params`: what the prior learns,
     by the name of its `numpyro.param`, as it begins. `arguments`: the variables of the data that the prior takes.
+    `derived`: what the prior computes from its sites. `by_rows`: whether the prior, being one of a single observation,
+    runs for one at a time.
     """
 
     sites: tuple[LatentSite, ...]
     shared: tuple[LatentSite, ...] = ()
     params: Mapping[str, Any] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
+    derived: tuple[Derived, ...] = ()
+    by_rows: bool = False
 
     @property
     def size(self) -> int:
@@ -37,7 +52,9 @@ class Latents:
     @property
     def coords(self) -> dict[str, tuple[Any, ...]]:
         """Labels of the values of the sites' dims, where the prior gives them."""
-        return {dim: labels for site in (*self.sites, *self.shared) for dim, labels in site.coords.items()}
+        return {
+            dim: labels for site in (*self.sites, *self.shared, *self.derived) for dim, labels in site.coords.items()
+        }
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -93,7 +110,7 @@ def check_event_dims(latents: Latents, dims: tuple[str, ...], shape: tuple[int, 
         raise ValueError(f"event_dims {sorted(clash)} are names of other dims or of the observation: rename them")
 
 
-def check_site_dims(sites: Sequence[LatentSite]) -> None:
+def check_site_dims(sites: Sequence[LatentSite | Derived]) -> None:
     """Raise ValueError unless the sites of a prior, global ones too, and their dims can lie in one labelled Dataset."""
     sizes: dict[str, int] = {}
     coords: dict[str, Any] = {}

@@ -9,10 +9,9 @@ by all observations. What it makes by `numpyro.param` or `eqx_module` is learned
 on the observations, a label or a time: the prior is p(z | u).
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 import functools
-import inspect
 import math
 from typing import Any
 
@@ -20,7 +19,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 import numpy as np
-import numpyro
 from numpyro import distributions as dist
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
@@ -30,16 +28,13 @@ from sami_ppl.distributions.matern import Matern
 from sami_ppl.distributions.relaxed import RelaxedOneHotCategorical
 from sami_ppl.distributions.supports import described, manifold, mixture_components, normal_base, unwrapped
 from sami_ppl.priors.dependence import Dependence, Names, dependences
-from sami_ppl.priors.discrete import OneHotTransform, categories, check_combinations, partly_observed
+from sami_ppl.priors.discrete import OneHotTransform, categories, check_combinations
 from sami_ppl.priors.factors import default_dims
-from sami_ppl.priors.latents import Latents, check_site_dims
+from sami_ppl.priors.latents import Derived, Latents, check_site_dims
+from sami_ppl.priors.run import Given, Prior, check_event, check_latent, class_name, prior_arguments
+from sami_ppl.priors.run import sample_prior as sample_prior
+from sami_ppl.priors.several import run, runs_by_rows
 from sami_ppl.priors.sites import Direction, Discrete, Euclidean, LatentSite, Process, Relaxed
-
-Prior = Callable[..., Any]
-"""A function of no arguments, or of the plate `obs`, or of variables of the data, each with a leading dim obs."""
-
-Given = Mapping[str, Array | np.ndarray]
-"""The variables that a prior takes, by name, each (obs, ...)."""
 
 
 def read_prior(prior: Prior, given: "Given | GivenValues | None" = None) -> Latents:
@@ -99,30 +94,11 @@ class GivenValues:
         return len(self.arrays[0]) if self.arrays else 1
 
 
-def sample_prior(prior: Prior, plate: Any, given: Given | None = None) -> None:
-    """Sample all sites of a prior for the observations of a plate."""
-    with partly_observed():
-        if "obs" in _arguments(prior):
-            prior(obs=plate, **(given or {}))
-        else:
-            with plate:
-                prior(**(given or {}))
-
-
-def prior_arguments(prior: Prior) -> tuple[str, ...]:
-    """The variables of the data that a prior takes."""
-    return tuple(name for name in _arguments(prior) if name != "obs")
-
-
-def _arguments(prior: Prior) -> list[str]:
-    """The arguments that a prior needs."""
-    known = inspect.signature(prior).parameters.values()
-    return [p.name for p in known if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-
-
 @functools.lru_cache(maxsize=128)
 def _read(prior: Prior, given: GivenValues) -> Latents:
-    trace, params = _trace(prior, given)
+    by_rows = runs_by_rows(prior, given)
+    run_once = functools.partial(run, prior, 1, by_rows=by_rows)
+    trace, params, computed = _trace(run_once, given)
     is_shared = {name: not site["cond_indep_stack"] for name, site in trace.items()}
     if all(is_shared.values()):
         plate = "    with obs:\n    " if is_shared else ""
@@ -130,8 +106,8 @@ def _read(prior: Prior, given: GivenValues) -> Latents:
             f"prior has no latent site{' in the plate obs' if is_shared else ''}: call numpyro.sample at least once "
             f'in it, for instance\n{plate}    numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1))'
         )
-    draws, constants = _marginal_draws(prior, given, trace)
-    depends = _dependences(prior, given, trace, params)
+    draws, constants = _marginal_draws(run_once, given, trace)
+    depends = _dependences(run_once, given, trace, params)
     sites, shared, start = [], [], 0
     kinds = _kinds(trace, depends)
     for name, traced in trace.items():
@@ -145,66 +121,63 @@ def _read(prior: Prior, given: GivenValues) -> Latents:
             )
         (shared if is_shared[name] else sites).append(site)
         start += 0 if is_shared[name] else site.size
-    check_site_dims((*sites, *shared))
-    return Latents(tuple(sites), tuple(shared), params, given.names)
+    derived = [_derived(name, site, bool(shared)) for name, site in computed.items()]
+    check_site_dims((*sites, *shared, *derived))
+    return Latents(tuple(sites), tuple(shared), params, given.names, tuple(derived), by_rows)
 
 
-def _one_observation(prior: Prior, key: Array, given: Given) -> dict[str, Any]:
-    """The trace of a prior for one observation; sites in its plate have a leading dim of 1."""
-
-    def run() -> None:
-        sample_prior(prior, numpyro.plate("obs", 1), given)
-
-    return handlers.trace(handlers.seed(run, key)).get_trace()
-
-
-def _trace(prior: Prior, given: GivenValues) -> tuple[dict[str, Any], dict[str, Any]]:
+def _trace(run_once: Any, given: GivenValues) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Of one observation: sites, values of parameters, and deterministic sites."""
     try:
-        trace = _one_observation(prior, jax.random.key(0), given.rows(slice(1)))
+        trace = run_once(given.rows(slice(1)))
     except NotImplementedError as error:
         raise ValueError(
             "the prior cannot be drawn from, as a generative model must: one of its distributions is improper or has "
             "no sampler. Use a proper one, such as a wide dist.Normal"
         ) from error
     for name, site in trace.items():
-        if site["type"] == "sample" and site["is_observed"]:
-            raise ValueError(f"prior site {name!r} is observed: a prior has latent sites only; take its obs= away")
-        if name == "x" and site["type"] == "sample":
+        if site["type"] == "sample":
+            check_latent(name, site)
+        if name == "x" and site["type"] in ("sample", "deterministic"):
             raise ValueError("prior site 'x' takes the name of the observation: give it another name")
         if site["type"] == "param" and name.removesuffix("$params") in ("denoiser", "encoder"):
             raise ValueError(f"prior parameter {name!r} takes the name of a network of the program: rename it")
         if site["type"] == "sample":
             _check_site(name, site)
-    check_combinations(_sizes({name: site for name, site in trace.items() if site["type"] == "sample"}))
-    params = {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
-    return {name: site for name, site in trace.items() if site["type"] == "sample"}, params
+    of = {kind: {n: s for n, s in trace.items() if s["type"] == kind} for kind in ("sample", "param", "deterministic")}
+    check_combinations(_sizes(of["sample"]))
+    return of["sample"], {name: site["value"] for name, site in of["param"].items()}, of["deterministic"]
+
+
+def _derived(name: str, site: dict[str, Any], hierarchical: bool) -> Derived:
+    shape, infer = jnp.shape(site["value"]), site.get("infer") or {}
+    shared = hierarchical and not site["cond_indep_stack"]
+    shape = shape if shared or shape[:1] != (1,) else shape[1:]
+    dims = tuple(infer.get("event_dims") or ())
+    dims = dims if len(dims) == len(shape) else default_dims(name, shape)
+    coords = {dim: tuple(labels) for dim, labels in (infer.get("coords") or {}).items() if dim in dims}
+    return Derived(name=name, event_shape=shape, dims=dims, coords=coords, shared=shared)
 
 
 def _check_site(name: str, traced: dict[str, Any]) -> None:
     fn: Any = traced["fn"]
-    size = categories(name, fn, _kind(fn))
+    size = categories(name, fn, class_name(fn))
     if size and not traced["cond_indep_stack"]:
         raise ValueError(
-            f"global prior site {name!r} is discrete ({_kind(fn)}), but the guide of global sites is Gaussian: sample "
-            "it in the plate obs, or fit a program for each value"
+            f"global prior site {name!r} is discrete ({class_name(fn)}), but the guide of global sites is Gaussian: "
+            "sample it in the plate obs, or fit a program for each value"
         )
     if "known" in traced and not size:
         raise ValueError(
             f"prior site {name!r} is continuous and observed for some observations (obs_mask): only discrete sites may "
             "be. Take obs and obs_mask away"
         )
-    plates = [frame.name for frame in traced["cond_indep_stack"]]
-    if plates not in ([], ["obs"]) or fn.batch_shape != (1,) * len(plates):
-        shape = fn.batch_shape if fn.batch_shape[-1:] != (1,) else fn.batch_shape[:-1]
-        raise ValueError(
-            f"prior site {name!r} has batch shape {shape}; a prior describes one observation, so every dim of a site "
-            f"is an event dim: write dist.{_kind(fn)}(...).to_event({len(shape)}), without plates but obs"
-        )
+    check_event(name, fn, tuple(frame.name for frame in traced["cond_indep_stack"]))
 
 
 def _sizes(trace: dict[str, Any]) -> dict[str, int]:
     """The number of values of every discrete site."""
-    sizes = {name: categories(name, site["fn"], _kind(site["fn"])) for name, site in trace.items()}
+    sizes = {name: categories(name, site["fn"], class_name(site["fn"])) for name, site in trace.items()}
     return {name: size for name, size in sizes.items() if size}
 
 
@@ -219,19 +192,14 @@ def _kinds(trace: dict[str, Any], depends: Mapping[str, Dependence]) -> dict[str
     return found
 
 
-def _kind(fn: Any) -> str:
-    """The name of a distribution's class; a plate wraps it."""
-    return type(fn.base_dist if isinstance(fn, dist.ExpandedDistribution) else fn).__name__
-
-
 def _marginal_draws(
-    prior: Prior, given: GivenValues, trace: dict[str, Any], count: int = 4096
+    run_once: Any, given: GivenValues, trace: dict[str, Any], count: int = 4096
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """Draws of every site, dependences included, and location and scale of the Normal sites that depend on none."""
     normals = [name for name, site in trace.items() if normal_base(site["fn"]) is not None]
 
     def draw(key: Array, row: Array) -> tuple[dict[str, Array], dict[str, Any]]:
-        sites = _one_observation(prior, key, given.rows(row[None]))
+        sites = run_once(given.rows(row[None]), key=key)
         moments = {name: _moments(sites[name]["fn"]) for name in normals}
         return {name: sites[name]["value"] for name in trace}, moments
 
@@ -247,14 +215,14 @@ def _marginal_draws(
 
 
 def _dependences(
-    prior: Prior, given: GivenValues, trace: dict[str, Any], params: dict[str, Any]
+    run_once: Any, given: GivenValues, trace: dict[str, Any], params: dict[str, Any]
 ) -> dict[str, Dependence]:
     """What the law of every site depends on. Raises ValueError for a support that is not fixed."""
 
     def trace_of(held: dict[str, dict[str, Any]]) -> dict[str, Any]:
         # From outside, where partly observed sites have one name.
         with handlers.substitute(data=held["sites"] | held["params"]):
-            return _one_observation(prior, jax.random.key(0), held["given"])
+            return run_once(held["given"])
 
     sites = {name: site["value"] for name, site in trace.items()}
     found = dependences(trace_of, {"sites": sites, "params": params, "given": given.rows(slice(1))})
@@ -281,7 +249,7 @@ def _read_site(
     fn: Any = traced["fn"]
     law = described(fn, numbers=not any(depends.values()))
     common: dict[str, Any] = {"name": name, "start": start, "law": law, "parents": tuple(sorted(depends["sites"]))}
-    if size := categories(name, fn, _kind(fn)):
+    if size := categories(name, fn, class_name(fn)):
         return Discrete(
             **common, event_shape=(), dims=(), transform=OneHotTransform(size), unconstrained_shape=(size,),
             shift=np.zeros(size), scale=np.ones(size), categories=size,
@@ -291,7 +259,7 @@ def _read_site(
         transform = biject_to(fn.support) if transform is None else transform
     except NotImplementedError as error:
         raise ValueError(
-            f"prior site {name!r} ({_kind(fn)}) has support {fn.support}, which has no bijection from "
+            f"prior site {name!r} ({class_name(fn)}) has support {fn.support}, which has no bijection from "
             "unconstrained space (numpyro's biject_to): use a distribution on such a space"
         ) from error
     shape, process = tuple(transform.inverse_shape(fn.event_shape)), isinstance(fn, Matern)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Key
 import numpy as np
 import xarray as xr
 
+from sami_ppl._util.keys import check_key
 from sami_ppl.data.checks import as_array, as_floats, check_spread, check_variable, prior_variables, training_part
 from sami_ppl.data.layout import Layout, arranged, layout_of
 from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
@@ -102,6 +103,7 @@ def autoencoder(
             integers that are no pixels, a `size` that the networks do not take; and what `read_prior` and `Program`
             raise.
     """
+    check_key(key)
     say = print if progress else _silent
     data = as_data(data)
     part = training_part(data)
@@ -167,6 +169,7 @@ def with_prior(
     Raises:
         ValueError: an encoder that is not built on a network, such as one of sequences; and what `encoder_for` raises.
     """
+    check_key(key)
     encoder = program.encoder
     while isinstance(encoder, AbstractRotation):
         encoder = encoder.base

@@ -240,7 +240,21 @@ class Program(Readable, WithObservations, WithPosterior):
                     f"each observation; got {got}"
                 )
         with handlers.substitute(data=self.prior_params):
-            sample_prior(self.prior, plate, given)
+            sample_prior(self.prior, plate, given, by_rows=self.latents.by_rows)
+
+    def derived(
+        self, values: Mapping[str, Array], size: int, given: Given | None = None, *, shared: bool = False
+    ) -> dict[str, Array]:
+        """What the prior computes by `numpyro.deterministic` from the values of all its sites, for `size` observations;
+        `shared`: what it computes of global sites, once.
+        """
+        found = [site for site in self.latents.derived if site.shared == shared]
+        if not found:
+            return {}
+        run = handlers.seed(handlers.substitute(self.sample_prior, data=dict(values)), jax.random.key(0))
+        trace = handlers.trace(run).get_trace(numpyro.plate("obs", size), size, given)
+        batch = () if shared else (size,)
+        return {s.name: jnp.broadcast_to(trace[s.name]["value"], (*batch, *s.event_shape)) for s in found}
 
     def sample_shared(self) -> None:
         """Sample the global sites from their guide."""

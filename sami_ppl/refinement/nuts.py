@@ -10,6 +10,7 @@ from numpyro.infer.hmc import hmc
 import xarray as xr
 
 from sami_ppl._util.history import progress_bar
+from sami_ppl._util.keys import check_key
 from sami_ppl.program.program import Program
 from sami_ppl.refinement.result import check_draws, result
 from sami_ppl.refinement.target import Target, log_joint, targets
@@ -35,6 +36,7 @@ def nuts(
     Raises ValueError for counts below 1, for no more draws than the code has axes, and what `refinement.target.targets`
     raises.
     """
+    check_key(key)
     for name, value in (("draws", draws), ("warmup", warmup), ("chains", chains)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")

@@ -9,6 +9,7 @@ import optax
 import xarray as xr
 
 from sami_ppl._util.history import progress_bar
+from sami_ppl._util.keys import check_key
 from sami_ppl.program.program import Program
 from sami_ppl.refinement.result import check_draws, result
 from sami_ppl.refinement.target import Target, log_joint, targets
@@ -37,6 +38,7 @@ def svi(
     Raises ValueError for counts below 1, for no more draws than the code has axes, and what `refinement.target.targets`
     raises.
     """
+    check_key(key)
     for name, value in (("draws", draws), ("steps", steps)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")

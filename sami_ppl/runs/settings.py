@@ -49,8 +49,8 @@ def _owner(key: str, configs: dict[str, Any]) -> tuple[str, list[str]]:
         return owners[0], parts
     if owners:
         raise UserError(f"setting {key}: ambiguous, write {' or '.join(f'{o}.{key}' for o in owners)}")
-    known = [name for config in configs.values() for name in _leaves(config)]
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+    known = {name: told for config in configs.values() for name, told in _leaves(config).items()}
+    near = [f"{name} ({known[name]})" for name in difflib.get_close_matches(key, known, n=3, cutoff=0.5)]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UserError(f"setting {key}: there is no such setting; {hint}Known: {', '.join(known)}")
 
@@ -63,13 +63,15 @@ def _has(config: Any, path: list[str]) -> bool:
     return not dataclasses.is_dataclass(config)
 
 
-def _leaves(config: Any, prefix: str = "") -> list[str]:
-    names = []
+def _leaves(config: Any, prefix: str = "") -> dict[str, str]:
+    """Names of all settings, with type and value as they are."""
+    found, hints = {}, typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        name = prefix + field.name
-        names += _leaves(value, name + ".") if dataclasses.is_dataclass(value) else [name]
-    return names
+        value, name = getattr(config, field.name), prefix + field.name
+        hint = hints[field.name]
+        told = f"{hint.__name__ if type(hint) is type else str(hint).replace('typing.', '')}, {value!r}"
+        found |= _leaves(value, name + ".") if dataclasses.is_dataclass(value) else {name: told}
+    return found
 
 
 def _replace(config: Any, path: list[str], text: str, key: str) -> Any:
