@@ -24,7 +24,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, signature: dict[str, Any], *, resume: bool = False):
         self.folder, self.signature = Path(folder).absolute(), json.loads(json.dumps(signature, default=str))
-        best = policy.BestN(get_metric_fn=lambda metrics: -metrics["loss"], n=1)
+        best = policy.BestN(get_metric_fn=lambda metrics: -metrics["loss"], n=1, keep_checkpoints_without_metrics=False)
         # NumPy's best-only policies would delete the latest state, and a resumed run would go back in time.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(1), best]),
@@ -43,13 +43,13 @@ class Checkpoints:
                 f"{self.folder} holds checkpoints already: continue with resume=True, or choose another out="
             )
 
-    def save(self, step: int, state: Any, loss: float) -> None:
-        """Write the state after `step` steps."""
+    def save(self, step: int, state: Any, loss: float | None) -> None:
+        """Write the state after `step` steps; `loss`, of the held-out data, where they have been looked at."""
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(jax.tree.map(_to_host, state)),
             signature=ocp.args.JsonSave({"signature": self.signature}),
         )
-        self.manager.save(step, args=arguments, metrics={"loss": loss}, force=True)
+        self.manager.save(step, args=arguments, metrics=None if loss is None else {"loss": loss}, force=True)
 
     def restore(self, like: Any) -> Any | None:
         """The latest state, or None where there is none yet. Raises CheckpointError if it cannot be used."""

@@ -9,6 +9,7 @@ import json
 import os
 from pathlib import Path
 import re
+import signal
 import sys
 import traceback
 from typing import Annotated
@@ -309,10 +310,10 @@ def main() -> None:
 
             use_compilation_cache()
         command(*bound.args, **bound.kwargs)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         more = "; the same command with --resume continues" if command is run else ""
         print(f"sami: interrupted{more}", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(128 + getattr(stopped, "signal", signal.SIGINT)) from None
     except Exception as error:
         if os.environ.get("SAMI_TRACE"):
             raise

@@ -27,6 +27,7 @@ import xarray as xr
 from sami_ppl._util.errors import UserError, mistakes
 from sami_ppl._util.files import written_aside
 from sami_ppl._util.history import read_history
+from sami_ppl._util.locks import LOCK, held
 from sami_ppl._util.parallel import data_parallel, is_first_process
 from sami_ppl._util.tables import readable
 from sami_ppl._util.versions import versions
@@ -277,20 +278,26 @@ def _distance(module: ModuleType, config: Any, *, own_data: bool) -> Callable[[n
 
 @contextmanager
 def _claimed(out: Path, description: dict[str, Any], *, resume: bool) -> Iterator[None]:
-    """Take the folder for a run, and give it back where the run fails before it has written anything.
+    """Take the folder for a run, alone, and give it back where the run fails before it has written anything.
 
     What fails so early are checks, of settings and data against the program, or of a denoiser to be reused: ValueError
     and LoadError come out as UserError.
     """
-    _claim(out, description, resume=resume)
-    try:
-        yield
-    except Exception as error:
-        if [file.name for file in out.iterdir()] == ["config.json"]:
-            shutil.rmtree(out)
-            if isinstance(error, ValueError | LoadError):
-                raise UserError(str(error)) from error
-        raise
+    if out.exists() and not out.is_dir():
+        raise UserError(_FOREIGN.format(out))
+    with held(out):
+        _claim(out, description, resume=resume)
+        try:
+            yield
+        except Exception as error:
+            if {file.name for file in out.iterdir()} <= {"config.json", LOCK}:
+                shutil.rmtree(out)
+                if isinstance(error, ValueError | LoadError):
+                    raise UserError(str(error)) from error
+            raise
+
+
+_FOREIGN = "out={} exists and holds something else: choose a new folder"
 
 
 def _claim(out: Path, description: dict[str, Any], *, resume: bool) -> None:
@@ -301,9 +308,8 @@ def _claim(out: Path, description: dict[str, Any], *, resume: bool) -> None:
     file = out / "config.json"
     plain = json.loads(json.dumps(description))
     if not file.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"out={out} exists and holds something else: choose a new folder")
-        out.mkdir(parents=True, exist_ok=True)
+        if any(found.name != LOCK for found in out.iterdir()):
+            raise UserError(_FOREIGN.format(out))
         write_json(file, plain)
         return
     found = json.loads(file.read_text())
