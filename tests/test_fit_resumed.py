@@ -161,6 +161,9 @@ def test_finished_run_is_not_run_again(tiny_program, x, monkeypatch, tmp_path):
         assert difference in lines[1]
         assert len(lines) == 3, "only what differs is named"
 
+    with pytest.raises(CheckpointError, match=r"steps: 6 there, 8 here\n.*A stage cannot be made longer"):
+        fit(tiny_program(), x, replace(ALONE, steps=8), resume=True, **arguments)
+
 
 def laplace(centre):
     def prior():

@@ -306,6 +306,8 @@ def main() -> None:
     command, bound, _ = app.parse_args()
     try:
         if command in COMPUTING:
+            # Figures go into files. A notebook hands its commands a backend that may not be installed here.
+            os.environ["MPLBACKEND"] = "agg"
             from sami_ppl.runs.run import use_compilation_cache
 
             use_compilation_cache()
@@ -319,6 +321,9 @@ def main() -> None:
             raise
         if isinstance(error, UserError | OSError | ImportError):
             print(f"sami: {in_options(str(error))}", file=sys.stderr)
+            raise SystemExit(2) from error
+        if (mistake := programs.slip(error)) is not None:
+            print(f"sami: {mistake}", file=sys.stderr)
             raise SystemExit(2) from error
         traceback.print_exception(error)
         print(

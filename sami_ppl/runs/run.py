@@ -15,7 +15,8 @@ import json
 import os
 from pathlib import Path
 import shutil
-from tempfile import TemporaryDirectory
+import sys
+from tempfile import TemporaryDirectory, TemporaryFile
 import time
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -38,7 +39,7 @@ from sami_ppl.fitting.loop import NonFiniteLoss
 from sami_ppl.posteriors import save_tree
 from sami_ppl.program.program import Program
 from sami_ppl.runs.report import write_report
-from sami_ppl.runs.settings import default_configs
+from sami_ppl.runs.settings import default_configs, seed_key
 from sami_ppl.saving import files as programs
 from sami_ppl.saving.save import LoadError, load, save
 
@@ -71,7 +72,7 @@ def run(
     model_file, inference_file = programs.find(model, "models"), programs.find(inference, "inference")
     model_module, inference_module = programs.load_file(model_file), programs.load_file(inference_file)
     configs = default_configs(model_module, inference_module, settings or {})
-    data_key, build_key, run_key, figure_key, posterior_key = jax.random.split(jax.random.key(seed), 5)
+    data_key, build_key, run_key, figure_key, posterior_key = jax.random.split(seed_key(seed), 5)
     ending = configs["inference"]
     for name in ("posterior_obs", "draws"):
         if getattr(ending, name) < 1:
@@ -254,14 +255,25 @@ def use_compilation_cache() -> None:
     """Keep compiled steps in the user's cache folder, so that a second run starts at once.
 
     A folder that the user has set, in JAX_COMPILATION_CACHE_DIR or by `jax.config`, stays, and so does a least time set
-    in JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS.
+    in JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS. Where there is no folder to write to, one line says so.
     """
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "sami_ppl" / "compiled"))
-        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-            # Networks and data are made by many small programs, each below the second from which JAX keeps one.
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sami_ppl" / "compiled"
+        cache.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=cache):  # a mode says nothing of read-only disks
+            pass
+    except (OSError, RuntimeError) as error:  # RuntimeError: nobody's home is known
+        print(
+            f"what is compiled is not kept ({error}): set XDG_CACHE_HOME to a folder that can be written to",
+            file=sys.stderr,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # Networks and data are made by many small programs, each below the second from which JAX keeps one.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _load(module: ModuleType, config: Any, data: Path | None, *, key: jax.Array) -> xr.Dataset:
