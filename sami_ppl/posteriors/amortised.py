@@ -19,7 +19,7 @@ from sami_ppl.diagnostics.collapse import CollapseWarning, collapse_warning
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
 from sami_ppl.posteriors.draws import Groups, Sampler, concatenate
 from sami_ppl.posteriors.encode import batches, opened
-from sami_ppl.posteriors.tree import check_out, root_attrs, to_tree, write_chunks
+from sami_ppl.posteriors.tree import check_labels, check_out, root_attrs, to_tree, write_chunks
 from sami_ppl.program.program import Program
 
 
@@ -74,7 +74,8 @@ def posterior(
         The tree.
 
     Raises:
-        ValueError: observations of another shape, none, counts below 1, an `out` that is not .zarr, a path without it.
+        ValueError: observations of another shape, none, counts below 1, an `out` that is not .zarr, a path without it;
+            labels or variables that `out` cannot hold.
         FileExistsError: `out` exists.
     """
     if draws < 1 or chunk < 1 or predictive < 0 or (levels is not None and levels < 0):
@@ -90,6 +91,8 @@ def posterior(
     warn_if_not_fitted(program)
     place = None if out is None else check_out(out)
     source = _labelled(program, data) if place is None else opened(program, data)
+    if place is not None:
+        check_labels(source, zarr=True)
     count = source.sizes["obs"]
     size = min(chunk, count)
     sampler = Sampler(program, size, key=key, draws=draws, predictive=predictive, levels=levels)

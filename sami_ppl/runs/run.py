@@ -37,6 +37,7 @@ from sami_ppl.data import check_data, check_shape, load_data, split, train_test
 from sami_ppl.fitting.checkpoint import CheckpointError
 from sami_ppl.fitting.loop import NonFiniteLoss
 from sami_ppl.posteriors import save_tree
+from sami_ppl.posteriors.tree import check_labels
 from sami_ppl.program.program import Program
 from sami_ppl.runs.report import write_report
 from sami_ppl.runs.settings import default_configs, seed_key
@@ -81,6 +82,7 @@ def run(
         observations = _load(model_module, configs["model"], data, key=data_key)
         program = programs.build_program(model_file, configs["model"], observations, key=build_key)
         check_data(observations, event_shape=program.event_shape)
+        check_labels(observations)
     description = {
         "model": str(model_file), "inference": str(inference_file),
         "data": None if data is None else str(Path(data).resolve()),
