@@ -5,18 +5,7 @@ from contextlib import contextmanager, suppress
 import errno
 import os
 from pathlib import Path
-
-try:
-    from fcntl import LOCK_EX, LOCK_NB, flock
-except ImportError:  # Windows
-    import msvcrt
-
-    LOCK_EX, LOCK_NB = 0, 0
-
-    def flock(file: int, how: int) -> None:
-        """The first byte, which nobody else may then lock."""
-        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
-
+import sys
 
 from sami_ppl._util.errors import UserError
 
@@ -24,6 +13,19 @@ LOCK = ".lock"
 """Name of the file that is locked, inside the folder; it is there while the folder is held."""
 UNKNOWN = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 """What file systems without locks answer."""
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(file: int) -> None:
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+
+else:
+    from fcntl import LOCK_EX, LOCK_NB, flock
+
+    def _lock(file: int) -> None:
+        flock(file, LOCK_EX | LOCK_NB)
 
 
 @contextmanager
@@ -55,7 +57,7 @@ def _take(folder: Path, name: str) -> int:
         with suppress(FileNotFoundError):  # removed by who held it, between the two lines
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                flock(file, LOCK_EX | LOCK_NB)
+                _lock(file)
                 if os.path.samestat(os.fstat(file), os.stat(path)):
                     return file
                 os.close(file)

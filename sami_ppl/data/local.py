@@ -195,7 +195,7 @@ def _open_image(file: Path) -> Image.Image:
 def _upright(image: Image.Image, name: str) -> Image.Image:
     """The image turned as its EXIF says; where that cannot be read, as it is, with a warning."""
     try:
-        turn = TURNS.get(image.getexif().get(ORIENTATION))
+        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
     except Exception as error:
         warnings.warn(f"{name}: its EXIF cannot be read ({error}), it is not turned by it", stacklevel=6)
         turn = None

@@ -143,7 +143,9 @@ def _stored(group: xr.Dataset) -> dict[Any, dict[str, Any]]:
 
     Times count in the unit that they come in: by default the first ones would choose it, and later ones be cut to it.
     """
-    stored = {name: {"chunks": variable.shape} for name, variable in group.data_vars.items() if variable.ndim}
+    stored: dict[Any, dict[str, Any]] = {
+        name: {"chunks": variable.shape} for name, variable in group.data_vars.items() if variable.ndim
+    }
     for name, variable in group.variables.items():
         if variable.dtype.kind in "mM":
             since = " since 1970-01-01" if variable.dtype.kind == "M" else ""
