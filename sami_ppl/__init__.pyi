@@ -65,6 +65,7 @@ from .fitting.plans import TwoStage as TwoStage
 from .fitting.plans import fit as fit
 from .fitting.stage import Stage as Stage
 from .fitting.start import warm_start as warm_start
+from .fitting.stopping import Interrupted as Interrupted
 from .posteriors import combine as combine
 from .posteriors import posterior as posterior
 from .posteriors.causal import counterfactual as counterfactual

@@ -3,6 +3,8 @@
 import gc
 import importlib.util
 import json
+import resource
+import signal
 import sys
 
 import jax
@@ -53,6 +55,27 @@ def test_damaged_checkpoint_says_what_to_do(tmp_path, part):
     assert str(tmp_path / "c") in str(caught.value)
     del caught
     gc.collect()
+
+
+def test_a_full_disk_is_one_error_and_no_traces(tmp_path, monkeypatch, capfd):
+    """Files may have 4 kB, as on a full disk; with room again the run goes on."""
+    checkpoints = Checkpoints(tmp_path / "c", {})
+    state = {"a": np.random.default_rng(0).normal(size=10_000), "b": jnp.zeros(3)}
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        with pytest.raises(CheckpointError, match=r"step 1 cannot be written to .*: make room") as caught:
+            checkpoints.save(1, state, 0.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert "File too large" in str(caught.value)
+    checkpoints.close()
+    assert capfd.readouterr().err == ""
+    again = Checkpoints(tmp_path / "c", {}, resume=True)
+    assert again.restore(state) is None
+    again.save(1, state, 0.0)
+    assert np.array_equal(again.restore(state)["a"], state["a"].astype(np.float32))
 
 
 @half_read

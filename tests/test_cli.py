@@ -173,6 +173,18 @@ def run(program, data, config, *, key, out, resume=False, progress=True):
 '''
 
 
+MISSPELT = '''"""A program."""
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Config:
+    pass
+
+def load(config, *, key):
+    return mised(key)
+'''
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -196,6 +208,9 @@ def run(program, data, config, *, key, out, resume=False, progress=True):
             "x must be floating point of about unit scale, got int",
         ),
         (["run", "broken.py"], "broken.py, line 2: ModuleNotFoundError: No module named 'there_is_no_such_package'"),
+        (["run", "unclosed.py"], "unclosed.py, line 3: SyntaxError: '(' was never closed"),
+        (["run", "misspelt.py"], "misspelt.py, line 9: NameError: name 'mised' is not defined"),
+        (["run", "disks", "--seed", "4294967296", *sets(*SMALL)], "--seed 4294967296: must be at least 0 and below"),
         (["run", "images", "--data", "wide.npz"], "in_shape must be (channels, size, size)"),
         (["run", "disks", "--data", "nan.npz", *sets(*SMALL)], "NaN or infinite"),
         (["run", "images", "--data", "odd.npz", *sets("widths=4,4")], "image size 9"),
@@ -239,6 +254,8 @@ def test_a_mistake_is_one_message(sami, tmp_path, arguments, message):
     rng = np.random.default_rng(0)
     (tmp_path / "folder").mkdir()
     (tmp_path / "broken.py").write_text('"""A program."""\nimport there_is_no_such_package\n')
+    (tmp_path / "unclosed.py").write_text('"""A program."""\nimport math\nprint(math.pi\n')
+    (tmp_path / "misspelt.py").write_text(MISSPELT)
     (tmp_path / "old.py").write_text(OLD)
     np.savez(tmp_path / "whole.npz", x=rng.integers(-1, 2, size=(20, 1, 8, 8)).astype(np.int32))
     np.savez(tmp_path / "bad.npz", y=np.zeros(3))

@@ -107,6 +107,23 @@ def test_compiled_steps_are_kept_in_the_users_cache_folder(settings, monkeypatch
     assert settings.jax_compilation_cache_dir == str(tmp_path / "elsewhere" / "sami_ppl" / "compiled")
 
 
+def test_without_a_cache_folder_one_line_says_so(settings, monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    running.use_compilation_cache()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(running.Path, "home", nobody)
+    running.use_compilation_cache()
+    assert settings.jax_compilation_cache_dir is None
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("what is compiled is not kept ([Errno 20] Not a directory")
+    assert second.startswith("what is compiled is not kept (Could not determine home directory.): set XDG_CACHE_HOME")
+
+
 def test_the_users_own_settings_stay(settings, tmp_path):
     settings.update("jax_compilation_cache_dir", str(tmp_path / "theirs"))
     settings.update("jax_persistent_cache_min_compile_time_secs", 0.25)

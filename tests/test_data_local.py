@@ -1,7 +1,10 @@
 """Files and folders of images as data sets, and what is said of those that are none."""
 
+import struct
+from unittest.mock import Mock
+
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 import pytest
 import xarray as xr
 
@@ -99,6 +102,65 @@ def test_jpeg_is_turned_upright(tmp_path):
     np.testing.assert_allclose(x[1], x[0, :, ::-1, ::-1], atol=0.1)
 
 
+@pytest.mark.parametrize(("turn", "rows", "columns"), [(2, 1, -1), (3, -1, -1), (4, -1, 1)])
+def test_images_are_turned_as_they_say(tmp_path, turn, rows, columns):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    save_images(tmp_path / "images", [])
+    Image.fromarray(BYTES[0, 0]).save(tmp_path / "images" / "a.png", exif=exif)
+    np.testing.assert_allclose(
+        load_data(tmp_path / "images").x[0, 0], scaled(BYTES[0, 0])[::rows, ::columns], atol=1e-6
+    )
+
+
+def test_images_are_turned_by_quarters_as_pillow_turns_them(tmp_path):
+    save_images(tmp_path / "images", [])
+    wanted = []
+    for turn in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        Image.fromarray(BYTES[0, 0]).save(tmp_path / "images" / f"{turn}.png", exif=exif)
+        with Image.open(tmp_path / "images" / f"{turn}.png") as image:
+            wanted.append(np.asarray(ImageOps.exif_transpose(image)))
+    np.testing.assert_allclose(load_data(tmp_path / "images").x[:, 0], scaled(np.stack(wanted)), atol=1e-6)
+
+
+def test_exif_that_cannot_be_read_costs_no_image(tmp_path):
+    folder = save_images(tmp_path / "images", BYTES[:2, 0])
+    Image.fromarray(BYTES[2, 0]).save(folder / "02.png", exif=b"Exif\0\0\x00\x08\x00\x02\x01\x12\x00\x03")
+    with pytest.warns(UserWarning, match=r"02.png: its EXIF cannot be read .*it is not turned by it"):
+        x = load_data(folder).x
+    np.testing.assert_allclose(x, scaled(BYTES[:3]), atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".gif", ".webp", ".png"])
+def test_pages_beyond_the_first_are_not_lost_silently(tmp_path, suffix):
+    folder = save_images(tmp_path / "images", [BYTES[0, 0]])
+    for name in ("a", "b"):
+        first, *more = [Image.fromarray(array[0]).convert("RGB") for array in BYTES]
+        first.save(folder / f"{name}{suffix}", save_all=True, append_images=more)
+    with pytest.raises(ValueError, match=rf"(?s)a\{suffix} has 5 pages, and an observation is one.*b\{suffix} has 5"):
+        load_data(folder)
+
+
+def test_all_files_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    """A link to nothing, half a file, an image too large, and whatever a damaged file makes Pillow raise."""
+    folder = save_images(tmp_path / "images", [BYTES[0, 0], np.zeros((20, 20), np.uint8)])
+    (folder / "02.png").symlink_to(tmp_path / "not there")
+    (folder / "03.png").write_bytes((folder / "00.png").read_bytes()[:60])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match="cannot be read as an image") as caught:
+        load_data(folder)
+    assert [line.split()[0] for line in str(caught.value).splitlines()] == ["01.png", "02.png", "03.png"]
+    assert "decompression bomb" in str(caught.value)
+    for error in (SyntaxError, TypeError, struct.error, EOFError, MemoryError):
+        with monkeypatch.context() as damaged:
+            damaged.setattr(Image.Image, "load", Mock(side_effect=error("within")))
+            damaged.setattr("PIL.ImageFile.ImageFile.load", Mock(side_effect=error("within")))
+            with pytest.raises(ValueError, match=r"00.png cannot be read as an image \(within\)"):
+                load_data(folder)
+
+
 def broken_files(folder):
     """Faulty data by name, with the message expected."""
     np.savez(folder / "no_x.npz", images=FLOATS)
@@ -133,9 +195,9 @@ def broken_files(folder):
         "nested": (ValueError, "nested has no image files .*, it has inner/: put the images directly into one folder"),
         "odd": (
             ValueError,
-            r"got 4×4 \(3 files\), 6×4 \(1 file\); the first odd one is 02.png \(6×4\)",
+            r"got 4×4 \(3 files\), 6×4 \(1 file\); the odd one is 02.png \(6×4\)",
         ),
-        "wide": (ValueError, r"one square size, got 6×4 \(2 files\); the first odd one is 00.png"),
+        "wide": (ValueError, r"one square size, got 6×4 \(2 files\); the odd ones are 00.png \(6×4\), 01.png"),
         "deep": (ValueError, "00.png has pixels of mode 'I;16', expected 8-bit"),
         "torn": (ValueError, "00.png cannot be read as an image"),
     }

@@ -15,12 +15,13 @@ from numpyro import distributions as dist
 import pytest
 from scripted_fits import ALONE, KEY, same, scripted
 
-from sami_ppl import VariancePreserving, fit
+from sami_ppl import Interrupted, TwoStage, VariancePreserving, fit
 from sami_ppl._util.history import read_history
-from sami_ppl.fitting import signature
+from sami_ppl.fitting import loop, plans, signature
 from sami_ppl.fitting.checkpoint import CheckpointError
 from sami_ppl.fitting.loop import fit_stage
 from sami_ppl.fitting.stage import Stage
+from sami_ppl.fitting.step import Fit
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,79 @@ def test_resumed_run_is_bit_identical(tiny_program, x, monkeypatch, tmp_path):
     assert [r["step"] for r in logged] == [2, 4, 6]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_between_validations_loses_no_step(tiny_program, x, monkeypatch, tmp_path, number):
+    """It comes within step 3: that step is finished and kept, and the log of the resumed run is that of the whole."""
+    arguments = {"key": KEY, "progress": False}
+    scripted(monkeypatch, [3.0, 1.0] * 3)
+    stage = replace(ALONE, validate_every=4)
+    whole, history = fit(tiny_program(), x, stage, out=tmp_path / "whole", **arguments)
+    step, before = Fit.run_block, [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+
+    def signalled(self, state, *more):
+        if int(state.step) == 2:
+            os.kill(os.getpid(), number)
+        return step(self, state, *more)
+
+    monkeypatch.setattr(loop, "BLOCK", 1)
+    monkeypatch.setattr(Fit, "run_block", signalled)
+    with pytest.raises(KeyboardInterrupt, match=r"stopped at step 3 of 6; resume=True goes on") as stopped:
+        fit(tiny_program(), x, stage, out=tmp_path / "cut", **arguments)
+    monkeypatch.setattr(Fit, "run_block", step)
+    assert stopped.value.signal == number
+    assert not same(stopped.value.program, tiny_program()), "the steps so far"
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [p.name for p in (tmp_path / "cut" / "checkpoints").iterdir()] == ["fit"], "the lock is gone"
+    assert [p.name for p in (tmp_path / "cut" / "checkpoints" / "fit").iterdir()] == ["3"]
+    resumed, again = fit(tiny_program(), x, stage, out=tmp_path / "cut", resume=True, **arguments)
+    assert same(whole, resumed)
+    assert [(r["step"], r["train_loss"]) for r in again.records] == [
+        (r["step"], r["train_loss"]) for r in history.records
+    ]
+
+
+def test_checkpoints_are_written_by_time_too(tiny_program, x, monkeypatch, tmp_path):
+    scripted(monkeypatch, [3.0])
+    monkeypatch.setattr(loop, "KEPT_EVERY", -1.0)
+    monkeypatch.setattr(loop, "BLOCK", 2)
+    kept, save = [], loop.Checkpoints.save
+    monkeypatch.setattr(
+        loop.Checkpoints, "save", lambda self, step, *more: (kept.append(step), save(self, step, *more))
+    )
+    fit(tiny_program(), x, replace(ALONE, validate_every=6), key=KEY, progress=False, out=tmp_path)
+    assert kept == [1, 3, 5, 6]
+
+
+def test_a_program_is_not_lost_between_two_stages(tiny_program, x, monkeypatch):
+    """Ctrl-C in the warm start: the fitted denoiser is there."""
+    scripted(monkeypatch, [3.0, 2.0, 1.0])
+
+    def stop(program, *more, **options):
+        reached.append(program)
+        raise KeyboardInterrupt
+
+    reached = []
+    monkeypatch.setattr(plans, "warm_start", stop)
+    with pytest.raises(Interrupted) as stopped:
+        fit(tiny_program(), x, TwoStage(ALONE, replace(ALONE, target="joint")), key=KEY, progress=False)
+    assert same(stopped.value.program, reached[0])
+    assert not same(reached[0], tiny_program())
+
+
+def test_one_fit_at_a_time_in_a_folder(tiny_program, x, monkeypatch, tmp_path):
+    scripted(monkeypatch, [3.0, 2.0, 1.0])
+    arguments = {"key": KEY, "progress": False, "out": tmp_path}
+
+    def beside(record):
+        with pytest.raises(ValueError, match=r"is in use, another process is fitting into it"):
+            fit(tiny_program(), x, ALONE, resume=True, **arguments)
+        refused.append(record["step"])
+
+    refused = []
+    fit(tiny_program(), x, ALONE, callback=beside, **arguments)
+    assert refused == [2, 4, 6]
+
+
 def test_finished_run_is_not_run_again(tiny_program, x, monkeypatch, tmp_path):
     seen = scripted(monkeypatch, [3.0, 1.0, 2.0])
     arguments = {"key": KEY, "progress": False, "out": tmp_path}
@@ -86,6 +160,9 @@ def test_finished_run_is_not_run_again(tiny_program, x, monkeypatch, tmp_path):
         lines = str(caught.value).splitlines()
         assert difference in lines[1]
         assert len(lines) == 3, "only what differs is named"
+
+    with pytest.raises(CheckpointError, match=r"steps: 6 there, 8 here\n.*A stage cannot be made longer"):
+        fit(tiny_program(), x, replace(ALONE, steps=8), resume=True, **arguments)
 
 
 def laplace(centre):

@@ -52,7 +52,7 @@ def test_global_sites_are_no_part_of_the_code():
     """The code holds the sites of one observation, scaled by what global sites do to them."""
     latents = read_prior(hierarchical)
     assert [s.name for s in latents.sites] == ["z"]
-    assert [s.name for s in latents.shared] == ["centre", "spread"]
+    assert [s.name for s in latents.global_sites] == ["centre", "spread"]
     assert latents.size == 2
     assert not latents.sites[0].standard, "its scale is not fixed"
     assert "global" in latents.describe()
@@ -74,7 +74,7 @@ def test_a_plate_that_is_not_used_makes_no_hierarchy():
             flat()
 
     one, other = read_prior(flat), read_prior(plated)
-    assert not other.shared
+    assert not other.global_sites
     z = jnp.ones((3, 2))
     np.testing.assert_array_equal(one.from_code(z)["z"], other.from_code(z)["z"])
 
@@ -193,10 +193,10 @@ def test_global_sites_find_their_posterior(tiny_program):
     for _ in range(800):
         state = update(state)
     fitted = program.with_params(svi.get_params(state))
-    site, shared = fitted.latents.sites[0], fitted.latents.shared[0]
+    site, global_site = fitted.latents.sites[0], fitted.latents.global_sites[0]
     means = site.shift + site.scale * loc
-    found = shared.shift + shared.scale * np.asarray(fitted.prior_params["centre$loc"])
-    spread = shared.scale * np.exp(np.asarray(fitted.prior_params["centre$log_scale"]))
+    found = global_site.shift + global_site.scale * np.asarray(fitted.prior_params["centre$loc"])
+    spread = global_site.scale * np.exp(np.asarray(fitted.prior_params["centre$log_scale"]))
     np.testing.assert_allclose(found, means.sum(0) / (N + 1), atol=0.03)
     np.testing.assert_allclose(spread, (N + 1) ** -0.5, rtol=0.05)
 
@@ -235,7 +235,7 @@ def test_global_sites_find_their_covariance(tiny_program, kind):
     state = svi.init(KEY, X, total=N)
     state, _ = jax.jit(lambda s: jax.lax.scan(lambda s, _: svi.update(s, X, total=N), s, length=1500))(state)
     fitted = program.with_params(svi.get_params(state))
-    draw = lambda key: handlers.trace(handlers.seed(fitted.sample_shared, key)).get_trace()  # noqa: E731
+    draw = lambda key: handlers.trace(handlers.seed(fitted.sample_global_sites, key)).get_trace()  # noqa: E731
     values = jax.vmap(lambda key: jnp.stack([draw(key)[n]["value"] for n in "ab"]))(jax.random.split(KEY, 4000))
 
     site, design = program.latents.sites[0], np.array([[1, 1], [1, 2]])

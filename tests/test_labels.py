@@ -12,7 +12,7 @@ import xarray as xr
 import sami_ppl as sp
 from sami_ppl._util.history import History, summary_line
 from sami_ppl.refinement.result import result
-from sami_ppl.runs.report.tables import _shared
+from sami_ppl.runs.report.tables import _global_values
 
 LABELS = ["weight", "angle"]
 RECORD = {"step": 1, "loss": 1.0, "bound": 2.0, "kl": {"style": [0.5, 0.25], "size": [1.0]}, "unguided": [3.0]}
@@ -59,5 +59,5 @@ def test_global_sites_of_a_report_have_labels():
             numpyro.sample("z", dist.Normal(0, scale).to_event(1), infer=infer)
 
     draws = xr.Dataset({"scale": (("chain", "draw", "factor"), np.ones((1, 3, 2)))})
-    shown = _shared(SimpleNamespace(latents=sp.read_prior(prior)), {"posterior": draws})
+    shown = _global_values(SimpleNamespace(latents=sp.read_prior(prior)), {"posterior": draws})
     assert shown.index("scale[weight]") < shown.index("scale[angle]")

@@ -91,8 +91,8 @@ MISTAKES = {
         "test_frames.py::test_a_missing_frame_is_left_out_of_the_bound",
     ),
     "intervention that descendants do not feel": (
-        "program/program.py", "handlers.do(handlers.replay(self.sample_prior, shared), data=held)",
-        "handlers.replay(self.sample_prior, shared)",
+        "program/program.py", "handlers.do(handlers.replay(self.sample_prior, global_values), data=held)",
+        "handlers.replay(self.sample_prior, global_values)",
         "test_causal.py::test_an_intervention_moves_descendants_only",
     ),
     "counterfactual with noises drawn anew": (
@@ -135,8 +135,8 @@ MISTAKES = {
     ),
     "log densities averaged for densities over global sites": (
         "refinement/target.py",
-        "jax.nn.logsumexp(jax.vmap(density)(shared)) - jnp.log(len(jax.tree.leaves(shared)[0]))",
-        "jnp.mean(jax.vmap(density)(shared))",
+        "jax.nn.logsumexp(jax.vmap(density)(global_values)) - jnp.log(len(jax.tree.leaves(global_values)[0]))",
+        "jnp.mean(jax.vmap(density)(global_values))",
         "test_refinement.py::test_the_prior_is_averaged_over_global_sites",
     ),
 }  # fmt: skip

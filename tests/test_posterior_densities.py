@@ -137,7 +137,7 @@ def test_global_sites(tiny_program):
     for group in ("posterior", "prior"):
         assert tree[group]["centre"].dims == ("chain", "draw", "factor")
         assert tree[group]["z"].dims == ("chain", "draw", "obs", "factor")
-    assert tree["unconstrained_posterior"]["shared_code"].dims == ("chain", "draw", "shared_axis")
+    assert tree["unconstrained_posterior"]["global_code"].dims == ("chain", "draw", "global_axis")
     centre, z = tree["posterior"]["centre"], tree["posterior"]["z"]
     np.testing.assert_allclose(tree["log_prior"]["centre"], stats.norm.logpdf(centre).sum(-1), rtol=1e-4)
     np.testing.assert_allclose(
@@ -145,11 +145,11 @@ def test_global_sites(tiny_program):
         err_msg="own sites are scored at the global ones of the same draw",
     )  # fmt: skip
     loc, scale = (np.asarray(program.prior_params[f"centre${n}"], float) for n in ("loc", "log_scale"))
-    site = program.latents.shared[0]
+    site = program.latents.global_sites[0]
     mean, sd = site.shift + site.scale * loc, site.scale * np.exp(scale)
     kl = (0.5 * (mean**2 + sd**2 - 1) - np.log(sd)).sum()
-    np.testing.assert_allclose(tree["sample_stats"]["kl_shared"], [[kl]], rtol=1e-4)
-    assert tree["sample_stats"]["shared_site"].values.tolist() == ["centre"]
+    np.testing.assert_allclose(tree["sample_stats"]["kl_global"], [[kl]], rtol=1e-4)
+    assert tree["sample_stats"]["global_site"].values.tolist() == ["centre"]
     spread = tree["prior"]["z"] - tree["prior"]["centre"]
     assert float(spread.std()) < 1.25 < float(tree["prior"]["z"].std()), "prior draws belong together"
 

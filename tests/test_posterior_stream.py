@@ -4,11 +4,13 @@ import tracemalloc
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 import zarr
 
-from sami_ppl.posteriors import posterior
+from sami_ppl.posteriors import amortised, posterior
+from sami_ppl.posteriors.tree import check_labels
 
 RNG = np.random.default_rng(0)
 OPTIONS = {"key": jax.random.key(0), "draws": 4, "predictive": 1, "levels": 1, "chunk": 4}
@@ -95,3 +97,36 @@ def test_memory_does_not_grow_with_the_observations(program, tmp_path):
     more = 18_000 * 50 * 6 * 4  # posterior, prior and code alone
     assert large - small < 0.1 * more, f"{small} {large}"
     assert large_whole - small_whole > more, "the control holds everything, and that is seen"
+
+
+@pytest.mark.parametrize("unit", ["h", "m"])
+def test_dates_keep_to_the_minute_what_chunk_they_are_in(program, tmp_path, unit):
+    """The first chunk is of whole days, by which a store would count; the next ones are not."""
+    start, later = np.datetime64("2024-03-01", "ns"), np.timedelta64(95, "m")
+    dates = np.concatenate([start + np.arange(4) * np.timedelta64(1, "D"), start + np.arange(1, 9) * later])
+    data = dataset(12).assign_coords(obs=dates)
+    data = data.assign(taken=("obs", dates), lasted=("obs", dates - start + np.timedelta64(1, unit)))
+    options = OPTIONS | {"draws": 1, "predictive": 0, "levels": 0}
+    tree = posterior(program, data, out=tmp_path / "tree.zarr", **options)
+    assert np.array_equal(tree["posterior"]["obs"], dates)
+    assert np.array_equal(tree["constant_data"]["taken"], dates)
+    assert np.array_equal(tree["constant_data"]["lasted"].values.astype("m8[ns]"), data["lasted"])
+
+
+def test_labels_that_no_file_holds_are_refused_before_the_first_draw(program, tmp_path, monkeypatch):
+    monkeypatch.setattr(amortised, "Sampler", lambda *a, **k: pytest.fail("must not be reached"))
+    data, out = dataset(4), tmp_path / "tree.zarr"
+    pairs = [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    several = pd.MultiIndex.from_tuples(pairs, names=("subject", "visit"))
+    several = data.drop_vars("obs").assign_coords(xr.Coordinates.from_pandas_multiindex(several, "obs"))
+    mixed = data.assign(mixed=("obs", np.array(["a", 1, None, {}], dtype=object)))
+    for given, message in (
+        (several, r"obs is a MultiIndex.*write data.reset_index\('obs'\).reset_coords\(\)"),
+        (mixed, r"'mixed', of type object, cannot be written to zarr .*data.drop_vars\('mixed'\)"),
+        (data.assign_coords(obs=mixed["mixed"].values), r"'obs', of type object, cannot be written to zarr"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            posterior(program, given, out=out, **OPTIONS)
+    check_labels(several.reset_index("obs").reset_coords())
+    with pytest.raises(ValueError, match=r"'mixed', of type object, cannot be written to netCDF"):
+        check_labels(mixed)

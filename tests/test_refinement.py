@@ -323,14 +323,14 @@ def test_draws_of_global_sites_follow_their_guide_and_all_count(model, x):
     """Mean and standard deviation of 64 draws within four standard errors."""
     program = Program(hierarchical, model.denoiser, model.encoder, global_guide=vaguely_known)
     (target,) = targets(program, x[:1], jax.random.key(0), 2)
-    logs = np.log(np.asarray(target.shared["scale"]))
+    logs = np.log(np.asarray(target.global_values["scale"]))
     assert logs.shape == (64, 2)
     assert logs.mean(0) == pytest.approx(np.log([0.3, 0.6]), abs=4 * 0.5 / 64**0.5)
     assert logs.std(0, ddof=1) == pytest.approx(0.5, abs=4 * 0.5 / 128**0.5)
     z = jnp.array([0.5, -0.5])
     own = log_joint(program, target, z) - tabulated_log_likelihood(program.encoder, target.table, z)
-    assert float(own) == pytest.approx(float(log_prior(program, z, {}, target.shared)), abs=1e-3)
-    first = {name: value[:1] for name, value in target.shared.items()}
+    assert float(own) == pytest.approx(float(log_prior(program, z, {}, target.global_values)), abs=1e-3)
+    first = {name: value[:1] for name, value in target.global_values.items()}
     assert abs(float(own) - float(log_prior(program, z, {}, first))) > 0.01, "the control"
 
 
@@ -342,5 +342,5 @@ def test_the_prior_is_averaged_over_global_sites(tiny_program):
     value = np.asarray(program.latents.from_code(z)["z"])
     each = stats.norm(0, np.asarray(scale)).pdf(value).prod(1)
     jacobian = np.log(np.broadcast_to(np.asarray(site.scale), 2)).sum()
-    found = log_prior(program, z, shared={"scale": scale})
+    found = log_prior(program, z, global_values={"scale": scale})
     assert float(found) == pytest.approx(np.log(each.mean()) + jacobian, abs=1e-4)

@@ -243,7 +243,13 @@ def gaussian_sites(program: Program) -> list[LatentSite]:
 def _independent_prior(program: Program, site: LatentSite) -> Any:
     """Law of the elements of a vector site, at fitted parameters; None where they have none of their own."""
     latents = program.latents
-    if latents.shared or latents.arguments or site.parents or isinstance(site, Process) or len(site.event_shape) != 1:
+    if (
+        latents.global_sites
+        or latents.arguments
+        or site.parents
+        or isinstance(site, Process)
+        or len(site.event_shape) != 1
+    ):
         return None
     run = handlers.seed(program.sample_prior, jax.random.key(0))
     law = unwrapped(handlers.trace(run).get_trace(numpyro.plate("obs", 1), 1)[site.name]["fn"])

@@ -11,7 +11,7 @@ import warnings
 import zipfile
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 import xarray as xr
 
 from sami_ppl.data.layout import default_event_dims
@@ -19,6 +19,17 @@ from sami_ppl.data.layout import default_event_dims
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 GRAY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+
+
+ONE_PHOTOGRAPH = ("MPO",)
+"""Formats whose further pages are previews and depths of the first."""
+ORIENTATION = 0x0112
+"""The EXIF tag, and how an image is turned by its values."""
+TURNS = dict(
+    zip(range(2, 9), (getattr(Image.Transpose, turn) for turn in (
+        "FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"
+    )), strict=True)
+)  # fmt: skip
 
 
 def load_data(path: str | Path) -> xr.Dataset:
@@ -29,7 +40,8 @@ def load_data(path: str | Path) -> xr.Dataset:
     - a folder of images of one square size, in order of file name: x (obs, channel, row, column) with one channel
       if all are grayscale, else three (transparency is dropped), and the names in the variable `file`.
 
-    Raises FileNotFoundError where nothing is at `path`, ValueError for what cannot be read as described.
+    Raises FileNotFoundError where nothing is at `path`, ValueError for what cannot be read as described; of a folder it
+    names every file that is no image, has several pages, or has another size. Warns of EXIF that cannot be read.
     """
     path = Path(path)
     if not path.exists():
@@ -134,14 +146,22 @@ READERS: dict[str, Callable[[Path], xr.Dataset]] = {".npz": _read_npz, ".nc": _r
 
 def _read_images(folder: Path) -> xr.Dataset:
     entries = [p for p in folder.iterdir() if not p.name.startswith(".")]
-    files = sorted(p for p in entries if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES)
+    # A link whose target is not there is no file, and an image that would be missed.
+    files = sorted(p for p in entries if not p.is_dir() and p.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         inside = ", ".join(sorted(p.name + "/" * p.is_dir() for p in entries)[:5]) or "nothing"
         raise ValueError(
             f"folder {folder} has no image files ({', '.join(IMAGE_SUFFIXES)}), it has {inside}: "
             "put the images directly into one folder (sub-folders are not searched)"
         )
-    images = [_open_image(file) for file in files]
+    images, faults = [], []
+    for file in files:
+        try:
+            images.append(_open_image(file))
+        except ValueError as error:
+            faults.append(str(error))
+    if faults:
+        raise ValueError(_listed(faults, "\n"))
     _check_sizes([file.name for file in files], [image.size for image in images])
     mode = "L" if all(image.mode == "L" for image in images) else "RGB"
     x = np.stack([np.asarray(image.convert(mode)) for image in images])
@@ -152,34 +172,61 @@ def _read_images(folder: Path) -> xr.Dataset:
 
 
 def _open_image(file: Path) -> Image.Image:
-    """One image in mode L or RGB, upright."""
+    """One image in mode L or RGB, upright. Raises ValueError, with the file's name, where it is none, or several."""
     try:
         with Image.open(file) as image:
-            if image.mode not in GRAY_MODES + COLOUR_MODES:
-                raise ValueError(
-                    f"{file.name} has pixels of mode {image.mode!r}, expected 8-bit grayscale or colour: "
-                    'convert it, or scale the images yourself and write np.savez("data.npz", x=array)'
-                )
-            upright = ImageOps.exif_transpose(image)
-            if image.mode in GRAY_MODES:
-                return upright.convert("L")
-            colour = upright.convert("RGB")
-            # Formats like gif store grays as a palette.
-            gray = image.mode == "P" and np.ptp(np.asarray(colour), axis=-1).max() == 0
-            return colour.convert("L") if gray else colour
-    except (UnidentifiedImageError, OSError) as error:
+            mode, pages = image.mode, 1 if image.format in ONE_PHOTOGRAPH else getattr(image, "n_frames", 1)
+            if pages == 1 and mode in GRAY_MODES + COLOUR_MODES:
+                image.load()
+                return _converted(_upright(image, file.name))
+    except Exception as error:  # of a damaged file Pillow raises nearly anything: SyntaxError, TypeError, struct.error
         raise ValueError(f"{file.name} cannot be read as an image ({error}): repair it or take it away") from error
+    if pages > 1:
+        raise ValueError(
+            f"{file.name} has {pages} pages, and an observation is one: save every page as a file of its own, or stack "
+            'them yourself and write np.savez("data.npz", x=array)'
+        )
+    raise ValueError(
+        f"{file.name} has pixels of mode {mode!r}, expected 8-bit grayscale or colour: "
+        'convert it, or scale the images yourself and write np.savez("data.npz", x=array)'
+    )
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    """The image turned as its EXIF says; where that cannot be read, as it is, with a warning."""
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except Exception as error:
+        warnings.warn(f"{name}: its EXIF cannot be read ({error}), it is not turned by it", stacklevel=6)
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _converted(image: Image.Image) -> Image.Image:
+    if image.mode in GRAY_MODES:
+        return image.convert("L")
+    colour = image.convert("RGB")
+    # Formats like gif store grays as a palette.
+    gray = image.mode == "P" and np.ptp(np.asarray(colour), axis=-1).max() == 0
+    return colour.convert("L") if gray else colour
+
+
+def _listed(items: list[str], between: str, most: int = 10) -> str:
+    more = [f"and {len(items) - most} more"] if len(items) > most else []
+    return between.join([*items[:most], *more])
 
 
 def _check_sizes(names: list[str], sizes: list[tuple[int, int]]) -> None:
     counts = Counter(sizes)
     expected = next((size for size, _ in counts.most_common() if size[0] == size[1]), None)
-    odd = next((i for i, size in enumerate(sizes) if size != expected), None)
-    if odd is None:
+    odd = [i for i, size in enumerate(sizes) if size != expected]
+    if not odd:
         return
     seen = ", ".join(f"{w}×{h} ({count} file{'s' * (count > 1)})" for (w, h), count in counts.most_common(5))
     more = f" and {len(counts) - 5} sizes more" if len(counts) > 5 else ""
+    named = _listed([f"{names[i]} ({sizes[i][0]}×{sizes[i][1]})" for i in odd], ", ")
+    are = "the odd ones are" if len(odd) > 1 else "the odd one is"
     raise ValueError(
-        f"all images must have one square size, got {seen}{more}; the first odd one is {names[odd]} "
-        f"({sizes[odd][0]}×{sizes[odd][1]}): crop or resize them, for instance by PIL.ImageOps.fit(image, (64, 64))"
+        f"all images must have one square size, got {seen}{more}; {are} {named}: "
+        "crop or resize them, for instance by PIL.ImageOps.fit(image, (64, 64))"
     )

@@ -38,7 +38,7 @@ def clusters(
         return found
 
     def prior() -> None:
-        program.sample_shared()
+        program.sample_global_sites()
         program.sample_prior(numpyro.plate("obs", len(x)), len(x), given)
 
     held = handlers.substitute(handlers.seed(prior, jax.random.key(0)), data=values)

@@ -38,7 +38,7 @@ def noise_end_kl(
     encoder, latents, schedule = program.encoder, program.latents, program.denoiser.schedule
 
     def guide(x_noisy: Array, level: Array) -> None:
-        program.sample_shared()
+        program.sample_global_sites()
         with numpyro.plate("obs", len(x_noisy)):
             parameters = jax.vmap(encoder.parameters, in_axes=(0, None))(x_noisy, level)
             sample_latents(latents, encoder.distribution(parameters))

@@ -44,13 +44,13 @@ def draw_latents(
     x: Float[Array, "obs *event"],
     key: Key[Array, ""],
     given: Given | None = None,
-    shared: Mapping[str, Array] | None = None,
+    global_values: Mapping[str, Array] | None = None,
 ) -> LatentDraw:
     """Draw the factors from the guide, and score the draw, at the variables that the prior takes.
 
-    `shared`: values of global sites, else drawn too.
+    `global_values`: values of global sites, else drawn too.
     """
-    params = program.params() | dict(shared or {})
+    params = program.params() | dict(global_values or {})
     model, guide = traces(key, params, program.model, program.guide, x, given=given)
     values, kls, log_q, log_p = {}, [], jnp.zeros(len(x)), {}
     for site in program.latents.sites:

@@ -1,7 +1,13 @@
 """Checkpoints of a run: the latest state and the best one, by orbax."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+import gc
 import json
+import logging
 from pathlib import Path
+import re
+import sys
 from typing import Any
 
 import jax
@@ -24,7 +30,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, signature: dict[str, Any], *, resume: bool = False):
         self.folder, self.signature = Path(folder).absolute(), json.loads(json.dumps(signature, default=str))
-        best = policy.BestN(get_metric_fn=lambda metrics: -metrics["loss"], n=1)
+        best = policy.BestN(get_metric_fn=lambda metrics: -metrics["loss"], n=1, keep_checkpoints_without_metrics=False)
         # NumPy's best-only policies would delete the latest state, and a resumed run would go back in time.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(1), best]),
@@ -43,13 +49,28 @@ class Checkpoints:
                 f"{self.folder} holds checkpoints already: continue with resume=True, or choose another out="
             )
 
-    def save(self, step: int, state: Any, loss: float) -> None:
-        """Write the state after `step` steps."""
+    def save(self, step: int, state: Any, loss: float | None) -> None:
+        """Write the state after `step` steps; `loss`, of the held-out data, where they have been looked at.
+
+        Raises CheckpointError where it cannot be written.
+        """
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(jax.tree.map(_to_host, state)),
             signature=ocp.args.JsonSave({"signature": self.signature}),
         )
-        self.manager.save(step, args=arguments, metrics={"loss": loss}, force=True)
+        metrics, failed = None if loss is None else {"loss": loss}, None
+        with _silent_threads():
+            try:
+                self.manager.save(step, args=arguments, metrics=metrics, force=True)
+            except Exception as error:
+                failed = _reason(error)
+            if failed is not None:
+                gc.collect()  # the coroutines of what was given up, while their complaints are not printed
+        if failed is not None:
+            raise CheckpointError(
+                f"the checkpoint of step {step} cannot be written to {self.folder} ({failed}): make room, or see that "
+                "it can be written to, then go on with resume=True"
+            )
 
     def restore(self, like: Any) -> Any | None:
         """The latest state, or None where there is none yet. Raises CheckpointError if it cannot be used."""
@@ -64,6 +85,11 @@ class Checkpoints:
         if found != self.signature:
             different = sorted(k for k in {*found, *self.signature} if found.get(k) != self.signature.get(k))
             lines = [f"  {k}: {found.get(k)!r} there, {self.signature.get(k)!r} here" for k in different]
+            if "steps" in different:
+                lines.append(
+                    "A stage cannot be made longer or shorter: its learning rate comes down to zero at the last step. "
+                    "To train a fitted program further, fit it again into another out="
+                )
             raise CheckpointError(
                 f"the checkpoint in {self.folder} belongs to another run:\n" + "\n".join(lines)
                 + "\nrepeat the call with the settings of that run, or choose another out="
@@ -100,9 +126,32 @@ def _from_host(leaf: np.ndarray, like: jax.Array) -> jax.Array:
     return jnp.asarray(leaf)
 
 
+@contextmanager
+def _silent_threads() -> Iterator[None]:
+    """Without the traces that threads and event loops of orbax print of an error that is raised here as well."""
+    logs, hook = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
+    before = [log.disabled for log in logs]
+    try:
+        for log in logs:
+            log.disabled = True
+        sys.unraisablehook = lambda unraisable: None
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for log, disabled in zip(logs, before, strict=True):
+            log.disabled = disabled
+
+
+def _reason(error: Exception) -> str:
+    reason = str(error).strip()
+    # Tensorstore says first what it was doing, at length.
+    if found := re.search(r"([^:]+) \[os_error_code='\d+'\]", reason):
+        return found[1].strip()
+    return f"{type(error).__name__}: {reason.splitlines()[0][:200]}" if reason else type(error).__name__
+
+
 def _damaged(folder: Path, step: int, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     return (
-        f"the checkpoint of step {step} in {folder} cannot be read ({type(error).__name__}: {reason}). It is truncated "
+        f"the checkpoint of step {step} in {folder} cannot be read ({_reason(error)}). It is truncated "
         "or damaged: remove that folder to start this stage again, or choose another out="
     )

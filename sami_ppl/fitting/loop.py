@@ -6,6 +6,7 @@ Every step is a function of the state and of the step's number alone, so that an
 from collections.abc import Callable
 import math
 from pathlib import Path
+import signal
 import time
 from typing import Any
 import warnings
@@ -24,10 +25,14 @@ from sami_ppl.fitting.checkpoint import Checkpoints
 from sami_ppl.fitting.signature import signature
 from sami_ppl.fitting.stage import Stage, batches
 from sami_ppl.fitting.step import Batch, Fit, State, not_finite, remember_best
+from sami_ppl.fitting.stopping import Interrupted, stop_requests
 from sami_ppl.program.program import Program
 
-BLOCK = 50
-"""Steps between two looks at the losses: the host does not wait for the device within a block."""
+BLOCK, BLOCK_SECONDS = 50, 5.0
+"""Most steps, and about most seconds, between two looks at the losses: the host does not wait for the device within
+a block, and a fit is stopped at the end of one. No value depends on where blocks end."""
+KEPT_EVERY = 120.0
+"""Seconds after which a checkpoint is written between two validations."""
 VALIDATED = 512
 """Held-out observations that are looked at, at most."""
 JUDGED = 8
@@ -63,26 +68,34 @@ def fit_stage(
     `split` has both parts, the test part is left alone. `held_out`: observations for validation (default: the last
     tenth of what is left, which is then not trained on). With `out`, checkpoints go to `out/checkpoints/name` and the
     log to `out/log.jsonl`; with `resume`, the run continues from the latest checkpoint, which must be of the same
-    stage, data, noise levels and prior. One of an earlier version does not say of which, and is refused. `callback`
-    receives every record of the log. In the context `data_parallel` batches are split over devices; of several
-    processes, the first writes.
+    stage, data, noise levels and prior. Checkpoints are written at validations, every two minutes between them, and
+    when Ctrl-C or SIGTERM stops the fit. `callback` receives every record of the log. In the context `data_parallel`
+    batches are split over devices; of several processes, the first writes.
 
     Raises what `Stage.check` raises, ValueError for a single observation without `held_out`, CheckpointError for a
-    checkpoint of another run or, without `resume`, for any, and NonFiniteLoss, which names the site and carries the
-    best program so far.
+    checkpoint of another run or, without `resume`, for any, NonFiniteLoss, which names the site, and Interrupted; these
+    two carry the best program so far.
     """
     if not parallel.is_first_process():
         out, progress = None, False
     loop = Loop(program, stage, *_parts(program, data, held_out), key=key, name=name, callback=callback)
     state = loop.init(None if out is None else Path(out), resume=resume)
-    with progress_bar(loop.steps, int(state.step), name, show=progress) as bar:
-        while loop.goes_on(state):
-            before = state
-            state = loop.run_block(before)
-            bar.update(int(state.step) - int(before.step))
-            if int(state.step) % stage.validate_every == 0 or int(state.step) == loop.steps:
-                state = loop.validate(state)
-                bar.set_postfix_str(summary_line(loop.history.records[-1]))
+    with progress_bar(loop.steps, int(state.step), name, show=progress) as bar, stop_requests() as stopped:
+        try:
+            while loop.goes_on(state) and not stopped:
+                before = state
+                state = loop.run_block(before)
+                bar.update(int(state.step) - int(before.step))
+                if loop.is_validated(state):
+                    state = loop.validate(state)
+                    bar.set_postfix_str(summary_line(loop.history.records[-1]))
+                elif time.monotonic() - loop.kept > KEPT_EVERY:
+                    loop.keep(state)
+        except KeyboardInterrupt:  # a second signal, or one that the caller handles
+            stopped.append(signal.SIGINT)
+    if stopped:
+        loop.keep(state)
+        raise loop.interrupted(state, stopped[0])
     return loop.close(state)
 
 
@@ -96,7 +109,7 @@ def _parts(program: Program, data: Any, held_out: Any) -> tuple[Batch, Batch]:
     if count == 0:
         raise ValueError("data holds 1 observation, which is held out: give more of them, or held_out for validation")
     # A batch stands for the observations trained on, which are no fewer where global sites count once for all.
-    return observed, tested.take(slice(min(VALIDATED, count) if program.latents.shared else VALIDATED))
+    return observed, tested.take(slice(min(VALIDATED, count) if program.latents.global_sites else VALIDATED))
 
 
 class Loop:
@@ -119,7 +132,9 @@ class Loop:
         self.fit = Fit(program, stage, steps=self.steps, observations=self.count)
         self.init_key, data_key, self.validation_key = jax.random.split(key, 3)
         self.seed = int(jax.random.randint(data_key, (), 0, 2**31 - 1))
-        self.losses: list[float] = []
+        # Of the steps since the last validation, by their place after it: kept with the state, as they go into the log.
+        self.losses = np.full(min(stage.validate_every, self.steps), np.nan, np.float32)
+        self.pace = math.inf
 
     def init(self, out: Path | None, *, resume: bool) -> State:
         """The first state, or, with `resume`, the latest that is kept in `out`. Raises CheckpointError."""
@@ -131,7 +146,9 @@ class Loop:
                 name=self.name, steps=self.steps, observations=self.count, seed=self.seed,
             )  # fmt: skip
             self.checkpoints = Checkpoints(out / "checkpoints" / self.name, owner, resume=resume)
-            state = self.checkpoints.restore(state) or state
+            found = self.checkpoints.restore((state, self.losses))
+            if found is not None:
+                state, self.losses = found[0], np.array(found[1])
         mesh = self.fit.mesh
         state = parallel.replicate(parallel.from_first_process(state), mesh)
         host = (self.observed, self.tested)
@@ -139,7 +156,7 @@ class Loop:
         log = None if out is None else out / "log.jsonl"
         labelled = {site.name: site.axes for site in self.program.latents.sites if site.coords}
         self.history = History(log, keep=int(state.step), stage=self.name, axes=labelled)
-        self.began = time.perf_counter()
+        self.began, self.kept = time.perf_counter(), time.monotonic()
         return state
 
     def goes_on(self, state: State) -> bool:
@@ -149,11 +166,13 @@ class Loop:
 
     def run_block(self, state: State) -> State:
         """The steps up to the next look at the losses. Raises NonFiniteLoss."""
-        step, every = int(state.step), self.stage.validate_every
-        count = min(BLOCK, self.steps - step, every - step % every)
+        step, every, began = int(state.step), self.stage.validate_every, time.monotonic()
+        # The first block is a single step, which is compiled, so that the next ones know how long a step takes.
+        count = min(BLOCK, self.steps - step, every - step % every, max(1, int(BLOCK_SECONDS / self.pace)))
         rows = batches(self.seed, self.count, self.stage.batch, step, count)
         after, losses = self.fit.run_block(state, self.observed, rows)
-        self.losses.append(float(losses.mean()))
+        self.pace = max(time.monotonic() - began, 1e-9) / count
+        self.losses[step % every :][:count] = losses
         if not np.all(np.isfinite(losses)):
             failed, sites = self._first_not_finite(state, rows)
             raise self._non_finite(f"the loss is not finite at step {step + failed}; sites not finite: {sites}", after)
@@ -169,15 +188,40 @@ class Loop:
             where = f"at step {step}; sites not finite: {sites}"
             raise self._non_finite(f"the loss of the held-out data is not finite {where}", state)
         state = remember_best(self.fit.mesh, state, loss)
-        found = {"step": step, "train_loss": float(np.mean(self.losses)), "beta": float(self.stage.beta_at(step)),
+        found = {"step": step, "train_loss": float(np.nanmean(self.losses)), "beta": float(self.stage.beta_at(step)),
                  "seconds": time.perf_counter() - self.began}  # fmt: skip
-        self.losses = []
+        self.losses[:] = np.nan
         self.history.add({**found, **record})
+        self._save(state, loss)
         if self.callback is not None:
             self.callback(self.history.records[-1])
-        if self.checkpoints is not None:
-            self.checkpoints.save(step, state, loss)
         return state
+
+    def is_validated(self, state: State) -> bool:
+        """Whether the held-out observations are looked at after this step."""
+        return int(state.step) % self.stage.validate_every == 0 or int(state.step) == self.steps
+
+    def keep(self, state: State) -> None:
+        """A checkpoint between two validations, which write their own: a state before one would go on without it."""
+        if not self.is_validated(state):
+            self._save(state, None)
+
+    def interrupted(self, state: State, number: int) -> Interrupted:
+        """What a stopped fit raises."""
+        if self.checkpoints is not None:
+            self.checkpoints.close()
+        params = state.best if math.isfinite(float(state.best_loss)) else state.average
+        kept = "resume=True goes on from there" if self.checkpoints else "nothing is kept on disk without out="
+        at = f"step {int(state.step):,} of {self.steps:,}"
+        return Interrupted(
+            f"{self.name}: stopped at {at}; {kept}; .program holds the best so far",
+            self.program.with_params(parallel.gather(params, self.fit.mesh)), number,
+        )  # fmt: skip
+
+    def _save(self, state: State, loss: float | None) -> None:
+        if self.checkpoints is not None:
+            self.checkpoints.save(int(state.step), (state, self.losses), loss)
+        self.kept = time.monotonic()
 
     def close(self, state: State) -> tuple[Program, History]:
         """The fitted program and the log; warns where the encoder has collapsed."""

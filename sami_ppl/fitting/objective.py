@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Key
 from numpyro import handlers
 from numpyro.infer.elbo import ELBO
 
-from sami_ppl.program.kl import shared_kl, site_kl, traces
+from sami_ppl.program.kl import global_kl, site_kl, traces
 
 
 class ScoreELBO(ELBO):
@@ -85,7 +85,7 @@ class ScoreELBO(ELBO):
                 terms[name] = jnp.abs(jnp.sum(total, keepdims=True) - self.capacity[name] * weight * count)
             if self.label_weight and name in scored.surprise:
                 terms[f"{name} label"] = self.label_weight * jnp.mean(scored.surprise[name])
-        for name, kl in scored.shared.items():
+        for name, kl in scored.global_terms.items():
             terms[name] = _weight_per_observation(scored.trace[name], scored.trace)[0] * kl
         for i, (name, penalty) in enumerate(self.penalties.items()):
             terms[name] = jnp.asarray(penalty(param_map, scored, jax.random.fold_in(rng_key, i)))
@@ -106,7 +106,7 @@ class Scores(NamedTuple):
     """
 
     local: dict[str, Array]
-    shared: dict[str, Array]
+    global_terms: dict[str, Array]
     surprise: dict[str, Array]
     trace: dict[str, Any]
     guide: dict[str, Any]
@@ -117,14 +117,14 @@ def scores(
 ) -> Scores:
     """Terms at one draw of the continuous latents, in expectation over the discrete ones."""
     model_trace, guide_trace = traces(rng_key, param_map, model, guide, *args, **kwargs)
-    local, shared = _score(model_trace, guide_trace)
+    local, global_terms = _score(model_trace, guide_trace)
     sizes = {
         name: len(site["fn"].enumerate_support(expand=False))
         for name, site in guide_trace.items()
         if site["type"] == "sample" and site["fn"].support.is_discrete
     }
     if not sizes:
-        return Scores(local, shared, {}, model_trace, guide_trace)
+        return Scores(local, global_terms, {}, model_trace, guide_trace)
     known = {name: model_trace[name].get("known") for name in sizes}
 
     def at(values: dict[str, Array]) -> tuple[dict[str, Array], Array, dict[str, Array]]:
@@ -149,22 +149,22 @@ def scores(
              for name, score in each.items()}  # fmt: skip
     # Every other discrete site takes each of its values beside a label: count the label once.
     surprise = {name: value.sum(0) * sizes[name] / len(weight) for name, value in surprise.items()}
-    return Scores(local, shared, surprise, model_trace, guide_trace)
+    return Scores(local, global_terms, surprise, model_trace, guide_trace)
 
 
 def _score(model_trace: dict[str, Any], guide_trace: dict[str, Any]) -> tuple[dict[str, Array], dict[str, Array]]:
     """Terms of each observation and of global sites, at the values of the traces."""
-    local, shared = {}, {}
+    local, global_terms = {}, {}
     for name, site in model_trace.items():
         if site["type"] != "sample":
             continue
         if site["is_observed"]:
             local[name] = -site["fn"].log_prob(site["value"])
         elif not site["cond_indep_stack"]:
-            shared[name] = shared_kl(guide_trace[name]["fn"], site["fn"], site["value"])
+            global_terms[name] = global_kl(guide_trace[name]["fn"], site["fn"], site["value"])
         else:
             local[name] = site_kl(guide_trace[name]["fn"], site["fn"], site["value"])
-    return local, shared
+    return local, global_terms
 
 
 def _weight_per_observation(site: dict[str, Any], model_trace: dict[str, Any]) -> tuple[Array | float, int]:

@@ -7,6 +7,7 @@ the learning rate of the kind of network.
 
 import abc
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ import xarray as xr
 
 from sami_ppl._util.history import History
 from sami_ppl._util.keys import check_key
+from sami_ppl._util.locks import held
+from sami_ppl._util.parallel import is_first_process
 from sami_ppl.data.checks import training_part
 from sami_ppl.decoders.training import refuse
 from sami_ppl.diagnostics.fitted import not_fitted
@@ -25,6 +28,7 @@ from sami_ppl.fitting.gauge import align, symmetric_axes
 from sami_ppl.fitting.loop import fit_stage
 from sami_ppl.fitting.stage import Stage
 from sami_ppl.fitting.start import check_clusters, warm_start
+from sami_ppl.fitting.stopping import carries
 from sami_ppl.nn import UNet
 from sami_ppl.program.build import as_data
 from sami_ppl.program.program import Program
@@ -153,10 +157,11 @@ class EncoderOnly(AbstractPlan):
         """The warm start and the stage."""
         stage = _given(self.encoder)
         if self.warm_steps:
-            program = warm_start(
-                program, run.train, key=warm_key, clusters=self.warm_clusters, steps=self.warm_steps,
-                batch=stage.batch, progress=run.progress,
-            )  # fmt: skip
+            with carries(program):
+                program = warm_start(
+                    program, run.train, key=warm_key, clusters=self.warm_clusters, steps=self.warm_steps,
+                    batch=stage.batch, progress=run.progress,
+                )  # fmt: skip
         program, history = run.stage(program, stage, "encoder", key=encoder_key)
         return _aligned(program, run) if self.align else program, [history]
 
@@ -270,13 +275,18 @@ def fit(
         TypeError: a plan that is none, a name given with a plan, other arguments.
         ValueError: what cannot be run, before the first step; a single observation without `held_out`.
         CheckpointError: checkpoints in `out` of another run, or any without `resume`.
+        UserError: another process is fitting into `out`.
         NonFiniteLoss: the loss is NaN or infinite; it names the site and carries the best program so far.
+        Interrupted: Ctrl-C, or SIGTERM, stopped it; a KeyboardInterrupt whose `program` is the best so far. With `out`
+            nothing is lost: `resume=True` goes on, to the same program bit for bit.
     """
     check_key(key)
     refuse("fit", unknown)
     options: dict[str, Any] = {"out": out, "resume": resume, "progress": progress, "callback": callback}
+    alone = nullcontext() if out is None or not is_first_process() else held(Path(out) / "checkpoints")
     if isinstance(plan, Stage):
-        return fit_stage(program, data, plan, key=key, held_out=held_out, name=name, **options)
+        with alone:
+            return fit_stage(program, data, plan, key=key, held_out=held_out, name=name, **options)
     plan = TwoStage() if plan is None else plan
     if not isinstance(plan, AbstractPlan):
         raise TypeError(
@@ -294,7 +304,8 @@ def fit(
         program.observations(_rows(some, slice(1)))
     plan = plan.settled(program, count)
     plan.check(program, count)
-    program, histories = plan.run(program, Run(part, held_out, count, options), key=key)
+    with alone:
+        program, histories = plan.run(program, Run(part, held_out, count, options), key=key)
     return program, History.joined(histories)
 
 
@@ -366,7 +377,8 @@ def _both(
 def _aligned(program: Program, run: Run) -> Program:
     if symmetric_axes(program).sum() < 2:
         return program
-    return align(program, program.observed(run.train)).program
+    with carries(program):
+        return align(program, program.observed(run.train)).program
 
 
 def _rows(data: Any, rows: slice) -> Any:

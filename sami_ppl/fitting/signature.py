@@ -21,7 +21,7 @@ def signature(
 
     `data` and `held_out`: x and the variables that the prior takes, on the host.
     """
-    sites = (*program.latents.sites, *program.latents.shared)
+    sites = (*program.latents.sites, *program.latents.global_sites)
     weights = {network: sum(leaf.size for leaf in jax.tree.leaves(p)) for network, p in program.params().items()}
     # Functions by their names: where they lie in memory is another thing in every process.
     penalties = {name: getattr(f, "__qualname__", type(f).__qualname__) for name, f in stage.penalties.items()}

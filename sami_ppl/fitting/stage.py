@@ -138,10 +138,10 @@ class Stage:
                 "or eqx_module"
             )
         self.check_sites(program.latents)
-        shared = ", ".join(sorted(site.name for site in program.latents.shared))
-        if observations is None and shared:
+        global_names = ", ".join(sorted(site.name for site in program.latents.global_sites))
+        if observations is None and global_names:
             raise ValueError(
-                f"observations must be given with global sites ({shared}): their KL counts once for all of them"
+                f"observations must be given with global sites ({global_names}): their KL counts once for all of them"
             )
         if observations is not None and observations < self.batch:
             raise ValueError(
@@ -174,14 +174,14 @@ class Stage:
 
         And where a penalty has the name of a site, or there is no code to penalise.
         """
-        shared = {site.name for site in latents.shared}
-        sites = [*(site.name for site in latents.sites), *shared]
+        global_names = {site.name for site in latents.global_sites}
+        sites = [*(site.name for site in latents.sites), *global_names]
         if unknown := sorted(self.sites_named() - set(sites)):
             raise ValueError(
                 f"site_beta, free_bits or capacity name {', '.join(unknown)}, but the prior's sites are "
                 f"{', '.join(sites)}"
             )
-        if held := sorted(self.sites_held() & shared):
+        if held := sorted(self.sites_held() & global_names):
             raise ValueError(
                 f"free_bits or capacity name {', '.join(held)}, shared by all observations: they hold the nats of each "
                 "observation. Give global sites a weight by site_beta"

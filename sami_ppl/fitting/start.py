@@ -162,7 +162,7 @@ def _update(
 
 def check_clusters(program: Program) -> None:
     """Raise ValueError where `warm_start` cannot start a program on clusters."""
-    if program.latents.shared or not (program.latents.discrete or program.latents.params):
+    if program.latents.global_sites or not (program.latents.discrete or program.latents.params):
         raise ValueError(
             "clusters is for priors with discrete sites or learned parameters (numpyro.param), without global sites: "
             "leave it out"

@@ -71,7 +71,7 @@ class Recipe:
     @property
     def total(self) -> int | None:
         """Observations that a batch stands for: only the KL of global sites, once for all of them, depends on it."""
-        return self.observations if self.frame.latents.shared else None
+        return self.observations if self.frame.latents.global_sites else None
 
     def arguments(self, batch: Batch, **more: Any) -> dict[str, Any]:
         """The arguments of model and guide beside the observations."""
@@ -80,7 +80,7 @@ class Recipe:
     def weights_at(self, step: Array | int) -> Any:
         """β at a step, of each site."""
         latents = self.frame.latents
-        return self.stage.weights_at(step, [site.name for site in (*latents.sites, *latents.shared)])
+        return self.stage.weights_at(step, [site.name for site in (*latents.sites, *latents.global_sites)])
 
     def sides(self, program: Program, *, trained: bool = True) -> tuple[Callable, Callable]:
         """The model that is fitted, and its guide; `trained`, as the stage trains them."""
@@ -194,7 +194,7 @@ class Fit:
         bare = eqx.tree_at(lambda program: [getattr(program, name) for name in NETWORKS], program, networks)
         rest, frame = eqx.partition(bare, lambda leaf: isinstance(leaf, jax.Array | np.ndarray))
         self.rest = parallel.replicate(rest, self.mesh)
-        counted = observations if program.latents.shared or stage.penalties else None
+        counted = observations if program.latents.global_sites or stage.penalties else None
         leaves, structure = jax.tree.flatten(frame)
         self.recipe = _recipe(structure, tuple(leaves), stage, steps, counted, self.mesh)
 
@@ -231,7 +231,7 @@ class Fit:
         loss = float(terms["x"]) + weighed + sum(penalties.values())
         logged = {"penalties": penalties} if penalties else {}
         # JAX sorts names; people look for them in the order of the prior.
-        first = [site.name for site in (*self.program.latents.sites, *self.program.latents.shared)]
+        first = [site.name for site in (*self.program.latents.sites, *self.program.latents.global_sites)]
         kl = {name: kl[name] for name in [*(n for n in first if n in kl), *(n for n in kl if n not in first)]}
         return {"bound": float(terms["x"]) + total_kl, "loss": loss, "kl": kl, **logged, **errors._asdict()}
 
@@ -261,7 +261,7 @@ def _transforms(program: Program, batch: Batch) -> dict[str, Any]:
     """From unconstrained space to those parameters of the prior and of the guide of global sites that are bounded."""
     size, found = len(batch.x), {}
     prior = partial(program.sample_prior, numpyro.plate("obs", size), size, batch.given)
-    for run in (prior, program.sample_shared):
+    for run in (prior, program.sample_global_sites):
         seeded = handlers.block(handlers.seed(run, jax.random.key(0)), expose_types=["param"])
         found |= {
             name: biject_to(site["kwargs"]["constraint"])

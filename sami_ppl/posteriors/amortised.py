@@ -20,7 +20,7 @@ from sami_ppl.diagnostics.collapse import CollapseWarning, collapse_warning
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
 from sami_ppl.posteriors.draws import Groups, Sampler, concatenate
 from sami_ppl.posteriors.encode import batches, opened
-from sami_ppl.posteriors.tree import check_out, root_attrs, to_tree, write_chunks
+from sami_ppl.posteriors.tree import check_labels, check_out, root_attrs, to_tree, write_chunks
 from sami_ppl.program.program import Program
 
 
@@ -41,14 +41,14 @@ def posterior(
 
     - `posterior` and `prior`: `draws` draws of every site; global sites have no obs.
     - `unconstrained_posterior`: the same draws as codes, `code` (…, axis), centred and scaled by the prior, and
-      `shared_code` (…, shared_axis) of global sites.
+      `global_code` (…, global_axis) of global sites.
     - `posterior_predictive`, `prior_predictive`: `predictive` observations for each one (at most `draws`), by guided
       reverse diffusion from the first draws.
     - `log_likelihood`: a **lower bound** on log p(x | z) in nats from `levels` noise levels, the same noise for every
       draw. Unless given, these are 64 where draws need no passes through the encoder of their own (`tabulated`; when
       its posterior is made up of no more numbers than there are draws), else 8. `log_prior`: log density of every
       site, on its own support, in nats.
-    - `sample_stats`: `kl` (site) and `kl_axis` (axis), KL(q ‖ p) of each observation in nats, `kl_shared` of global
+    - `sample_stats`: `kl` (site) and `kl_axis` (axis), KL(q ‖ p) of each observation in nats, `kl_global` of global
       sites; and from the same draws `lp`, the bound on log p(x, z), `log_weight`, lp − log q(z | x), `pareto_k` of
       these weights (NaN for fewer than 32 draws) and `importance_ess`, the effective number of draws.
     - `observed_data`; `constant_data`, the other variables of `data` on obs, such as true factors.
@@ -75,7 +75,8 @@ def posterior(
         The tree.
 
     Raises:
-        ValueError: observations of another shape, none, counts below 1, an `out` that is not .zarr, a path without it.
+        ValueError: observations of another shape, none, counts below 1, an `out` that is not .zarr, a path without it;
+            labels or variables that `out` cannot hold.
         FileExistsError: `out` exists.
     """
     check_key(key)
@@ -92,6 +93,8 @@ def posterior(
     warn_if_not_fitted(program)
     place = None if out is None else check_out(out)
     source = _labelled(program, data) if place is None else opened(program, data)
+    if place is not None:
+        check_labels(source, zarr=True)
     count = source.sizes["obs"]
     size = min(chunk, count)
     sampler = Sampler(program, size, key=key, draws=draws, predictive=predictive, levels=levels)
@@ -109,13 +112,13 @@ def posterior(
                 yield piece, groups
                 bar.update(piece.sizes["obs"])
 
-    shared = sampler.shared_groups
+    global_values = sampler.global_groups
     if place is None:
         groups = concatenate(program, [groups for _, groups in computed()])
-        tree = to_tree(program, groups, shared, source, common, sampler.levels)
+        tree = to_tree(program, groups, global_values, source, common, sampler.levels)
     else:
         tree = write_chunks(
-            (to_tree(program, g, shared, piece, common, sampler.levels) for piece, g in computed()), place
+            (to_tree(program, g, global_values, piece, common, sampler.levels) for piece, g in computed()), place
         )
     if (message := collapse_warning(list(kl), np.inf)) is not None:
         warnings.warn(message, CollapseWarning, stacklevel=2)

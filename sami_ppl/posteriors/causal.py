@@ -127,10 +127,10 @@ def _counterfactual(
 
     def one(inputs: tuple) -> tuple:
         key, do = inputs
-        shared_key, own_key = jax.random.split(key)
+        global_key, own_key = jax.random.split(key)
         # Global sites are drawn once, for all chunks of observations.
-        shared = handlers.trace(handlers.seed(program.sample_shared, shared_key)).get_trace()
-        guide = handlers.seed(handlers.replay(program.guide, shared), jax.random.fold_in(own_key, chunk))
+        global_values = handlers.trace(handlers.seed(program.sample_global_sites, global_key)).get_trace()
+        guide = handlers.seed(handlers.replay(program.guide, global_values), jax.random.fold_in(own_key, chunk))
         factual = {name: site["value"] for name, site in handlers.trace(guide).get_trace(x, given=given).items()
                    if site["type"] == "sample"}  # fmt: skip
         prior = handlers.seed(program.sample_prior, own_key)
@@ -190,7 +190,7 @@ def _check(program: Program, do: Do, batch: tuple[int, ...]) -> dict[str, Array]
     sites = {site.name: site for site in program.latents.sites}
     values = {}
     for name, value in do.items():
-        if name in {site.name for site in program.latents.shared}:
+        if name in {site.name for site in program.latents.global_sites}:
             raise ValueError(
                 f"do names {name!r}, a global site, shared by all observations: set a site in the plate obs "
                 f"({', '.join(sites)}), or fix it in a prior handlers.substitute(prior, {{{name!r}: ...}})"

@@ -14,6 +14,7 @@ from sami_ppl._util.history import progress_bar
 from sami_ppl.data import check_shape, open_data, scale_bytes
 from sami_ppl.data.checks import as_floats, fill_value, warn_of_scale
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
+from sami_ppl.posteriors.tree import check_labels
 from sami_ppl.program.program import Program, compiled_moments
 
 
@@ -47,7 +48,8 @@ def encode(
     Raises:
         FileExistsError: `out` exists.
         TypeError: an x that `check_data` would refuse for its type.
-        ValueError: an x that it would refuse for its shape, values that are not finite, a `chunk` below 1.
+        ValueError: an x that it would refuse for its shape, values that are not finite, a `chunk` below 1, labels of
+            obs that `out` cannot hold.
     """
     out = Path(out)
     if out.exists():
@@ -56,6 +58,7 @@ def encode(
         raise ValueError(f"chunk must be at least 1 observation, got {chunk}")
     warn_if_not_fitted(program)
     data = opened(program, data)
+    check_labels(data[["x"]], zarr=True)
     count = data.sizes["obs"]
     size = min(chunk, count)
     with written_aside(out) as part, progress_bar(count, 0, "encode", show=progress) as bar:
@@ -82,7 +85,7 @@ def opened(program: Program, data: Any) -> xr.Dataset:
     if not isinstance(data, xr.Dataset):
         data = open_data(data)
     if "x" in data and {*data["x"].dims} == {"obs", *program.event_dims}:
-        data = data.assign(x=data["x"].transpose("obs", *program.event_dims))  # matched by name
+        data = data.assign(x=data["x"].variable.transpose("obs", *program.event_dims))  # matched by name
     check_shape(data, event_shape=program.event_shape)
     if data["x"].dtype != np.uint8 and data["x"].dtype.kind != "f":
         raise TypeError(f"x must be floating point or uint8, got {data['x'].dtype}: store it as one of them")

@@ -35,7 +35,7 @@ def symmetries(program: Program) -> dict[str, list[str]]:
 
 def _moves(program: Program) -> list[tuple[str, str, dict[str, Any]]]:
     """Kind, name, and by site what is done to its value."""
-    sites = (*program.latents.sites, *program.latents.shared)
+    sites = (*program.latents.sites, *program.latents.global_sites)
     own = {site.name for site in program.latents.sites}
     moves: list[tuple[str, str, dict[str, Any]]] = []
     for dim in dict.fromkeys(dim for site in sites for dim in site.dims):
@@ -58,7 +58,7 @@ def _moves(program: Program) -> list[tuple[str, str, dict[str, Any]]]:
 @eqx.filter_jit
 def _trials(program: Program) -> Float[Array, "trials moves"]:
     """Log density of draws from the prior, as they are and after every move."""
-    sites = (*program.latents.sites, *program.latents.shared)
+    sites = (*program.latents.sites, *program.latents.global_sites)
 
     def prior(given: Given) -> None:
         program.sample_prior(numpyro.plate("obs", 1), 1, given)

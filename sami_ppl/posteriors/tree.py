@@ -1,12 +1,15 @@
 """Groups as a DataTree: names, dims, coordinates and attributes, and its files."""
 
 from collections.abc import Iterator
+from io import BytesIO
 import json
 from pathlib import Path
 from typing import Any
+import warnings
 
 import numpy as np
 import xarray as xr
+from xarray.indexes import PandasMultiIndex
 
 from sami_ppl._util.files import written_aside
 from sami_ppl._util.versions import versions
@@ -15,10 +18,12 @@ from sami_ppl.posteriors.symmetry import symmetries
 from sami_ppl.program.program import Program
 
 OWN_WEIGHT = "of the own sites of an observation, at draws of global ones"
+TIME_UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+"""By NumPy's codes; xarray holds times in no others."""
 STATS = {
     "kl": ("KL(q ‖ p) of each site", "nats"),
     "kl_axis": ("KL(q ‖ p) of each axis of the code", "nats"),
-    "kl_shared": ("KL(q ‖ p) of each global site, of all observations", "nats"),
+    "kl_global": ("KL(q ‖ p) of each global site, of all observations", "nats"),
     "lp": (f"bound on log p(x, z), {OWN_WEIGHT}", "nats"),
     "log_weight": (f"bound on log p(x, z) − log q(z | x), {OWN_WEIGHT}", "nats"),
     "pareto_k": ("Pareto k-hat of the weights; above .7 the posterior's moments are not to be trusted", "1"),
@@ -40,7 +45,7 @@ def root_attrs(program: Program, attrs: dict[str, Any]) -> dict[str, str]:
 
 
 def to_tree(
-    program: Program, groups: Groups, shared: Groups, data: xr.Dataset, attrs: dict[str, str], levels: int
+    program: Program, groups: Groups, global_values: Groups, data: xr.Dataset, attrs: dict[str, str], levels: int
 ) -> xr.DataTree:
     """The DataTree of observations `data` from their groups, and from those of global sites."""
     dims, x = layout(program), data["x"].values
@@ -53,10 +58,10 @@ def to_tree(
     labels: dict[str, Any] = coords | {
         "axis": list(program.latents.axes),
         "site": [site.name for site in program.latents.sites],
-        "shared_site": [site.name for site in program.latents.shared],
-        "shared_axis": [axis for site in program.latents.shared for axis in site.axes],
+        "global_site": [site.name for site in program.latents.global_sites],
+        "global_axis": [axis for site in program.latents.global_sites for axis in site.axes],
     }
-    found = {name: group | shared.get(name, {}) for name, group in groups.items()} | {"observed_data": {"x": x}}
+    found = {name: group | global_values.get(name, {}) for name, group in groups.items()} | {"observed_data": {"x": x}}
     children = {}
     for group, values in found.items():
         made = xr.Dataset({name: (dims[group][name], value) for name, value in values.items()})
@@ -77,7 +82,7 @@ def _labelled(group: xr.Dataset, coords: dict[str, Any]) -> xr.Dataset:
 def _describe(program: Program, groups: dict[str, xr.Dataset], levels: int) -> None:
     for site in program.latents.sites:
         groups["posterior"][site.name].attrs["long_name"] = f"q({site.name} | x), amortised"
-    for site in program.latents.shared:
+    for site in program.latents.global_sites:
         groups["posterior"][site.name].attrs["long_name"] = f"q({site.name}), of all observations"
     groups["unconstrained_posterior"]["code"].attrs |= {
         "long_name": "sites in unconstrained space, directions as vectors", "units": "spreads of the prior",
@@ -123,17 +128,61 @@ def write_chunks(trees: Iterator[xr.DataTree], out: Path) -> xr.DataTree:
     with written_aside(out) as part:
         for i, tree in enumerate(trees):
             if i == 0:
-                chunks = {
-                    node.path: {name: {"chunks": v.shape} for name, v in node.data_vars.items() if v.ndim}
-                    for node in tree.children.values()
-                }
-                tree.to_zarr(part, mode="w", consolidated=False, encoding=chunks)
+                encoding = {node.path: _stored(node.to_dataset(inherit=False)) for node in tree.children.values()}
+                tree.to_zarr(part, mode="w", consolidated=False, encoding=encoding)
                 continue
             for name, node in tree.children.items():
                 group = node.to_dataset(inherit=False)
                 more = group.drop_vars([n for n, variable in group.variables.items() if "obs" not in variable.dims])
                 more.to_zarr(part, group=name, append_dim="obs", consolidated=False)
     return xr.open_datatree(out, engine="zarr", consolidated=False)
+
+
+def _stored(group: xr.Dataset) -> dict[Any, dict[str, Any]]:
+    """How the variables of a first chunk are stored, and so those of all that follow.
+
+    Times count in the unit that they come in: by default the first ones would choose it, and later ones be cut to it.
+    """
+    stored: dict[Any, dict[str, Any]] = {
+        name: {"chunks": variable.shape} for name, variable in group.data_vars.items() if variable.ndim
+    }
+    for name, variable in group.variables.items():
+        if variable.dtype.kind in "mM":
+            since = " since 1970-01-01" if variable.dtype.kind == "M" else ""
+            unit = TIME_UNITS[np.datetime_data(variable.dtype)[0]]
+            stored[name] = stored.get(name, {}) | {"units": unit + since, "dtype": "int64"}
+    return stored
+
+
+def check_labels(data: xr.Dataset, *, zarr: bool = False) -> None:
+    """Write the labels and variables of observations on trial, to netCDF, or to zarr, in memory.
+
+    Of what is no object the first observation is enough: its type decides. Raises ValueError with the variable's name
+    for what cannot be written, before hours are spent on what should be.
+    """
+    for name, variable in data.variables.items():
+        if name == "x" or variable.dims[:1] != ("obs",) or (name in data.coords and name != "obs"):
+            continue
+        if name == "obs" and isinstance(data.xindexes.get("obs"), PandasMultiIndex):
+            raise ValueError(
+                "obs is a MultiIndex, which no file holds: write data.reset_index('obs').reset_coords(), which makes "
+                "its levels variables"
+            )
+        rows = variable if variable.dtype == object else variable[:1]
+        trial = xr.Dataset({"values": (variable.dims, rows.values)})
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                if zarr:
+                    trial.to_zarr({}, consolidated=False)
+                else:
+                    trial.to_netcdf(BytesIO(), engine="h5netcdf")
+        except Exception as error:
+            fix = "data.drop_vars('obs')" if name == "obs" else f"data.drop_vars({name!r}), or make it numbers or text"
+            raise ValueError(
+                f"{name!r}, of type {variable.dtype}, cannot be written to {'zarr' if zarr else 'netCDF'} ({error}): "
+                f"leave it out, {fix}"
+            ) from error
 
 
 def site_coords(program: Program, data: xr.Dataset) -> dict[str, list]:

@@ -13,27 +13,27 @@ from sami_ppl.priors.sites import Discrete, LatentSite
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Derived:
-    """What a prior computes from its sites, by `numpyro.deterministic`; `shared` where of all observations."""
+    """What a prior computes from its sites, by `numpyro.deterministic`; `is_global` where of all observations."""
 
     name: str
     event_shape: tuple[int, ...]
     dims: tuple[str, ...]
     coords: Mapping[str, tuple[Any, ...]]
-    shared: bool
+    is_global: bool
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Latents:
     """The sites of a prior, in the order of the program, and the code z that those of one observation make up.
 
-    `shared`: global sites, outside the plate over observations; they are no part of z. `params`: what the prior learns,
+    `global_sites`: those outside the plate over observations; they are no part of z. `params`: what the prior learns,
     by the name of its `numpyro.param`, as it begins. `arguments`: the variables of the data that the prior takes.
     `derived`: what the prior computes from its sites. `by_rows`: whether the prior, being one of a single observation,
     runs for one at a time.
     """
 
     sites: tuple[LatentSite, ...]
-    shared: tuple[LatentSite, ...] = ()
+    global_sites: tuple[LatentSite, ...] = ()
     params: Mapping[str, Any] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
     derived: tuple[Derived, ...] = ()
@@ -53,7 +53,9 @@ class Latents:
     def coords(self) -> dict[str, tuple[Any, ...]]:
         """Labels of the values of the sites' dims, where the prior gives them."""
         return {
-            dim: labels for site in (*self.sites, *self.shared, *self.derived) for dim, labels in site.coords.items()
+            dim: labels
+            for site in (*self.sites, *self.global_sites, *self.derived)
+            for dim, labels in site.coords.items()
         }
 
     @property
@@ -81,13 +83,13 @@ class Latents:
             shape = "×".join(map(str, site.event_shape)) or "scalar"
             span = f"{site.start}" if site.size == 1 else f"{site.start}–{site.start + site.size - 1}"
             rows.append((site.name, shape, ", ".join(site.dims), type(site.transform).__name__, span))
-        for site in self.shared:
+        for site in self.global_sites:
             shape = "×".join(map(str, site.event_shape)) or "scalar"
             rows.append((site.name, shape, ", ".join(site.dims), type(site.transform).__name__, "global"))
         return table(rows)
 
     def __repr__(self) -> str:
-        of = f", shared={[site.name for site in self.shared]}" if self.shared else ""
+        of = f", global_sites={[site.name for site in self.global_sites]}" if self.global_sites else ""
         return f"Latents of {len(self.sites)} sites, {self.size} axes of z{of}\n{self.describe()}"
 
     def _repr_html_(self) -> str:

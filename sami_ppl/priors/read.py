@@ -99,31 +99,31 @@ def _read(prior: Prior, given: GivenValues) -> Latents:
     by_rows = runs_by_rows(prior, given)
     run_once = functools.partial(run, prior, 1, by_rows=by_rows)
     trace, params, computed = _trace(run_once, given)
-    is_shared = {name: not site["cond_indep_stack"] for name, site in trace.items()}
-    if all(is_shared.values()):
-        plate = "    with obs:\n    " if is_shared else ""
+    is_global = {name: not site["cond_indep_stack"] for name, site in trace.items()}
+    if all(is_global.values()):
+        plate = "    with obs:\n    " if is_global else ""
         raise ValueError(
-            f"prior has no latent site{' in the plate obs' if is_shared else ''}: call numpyro.sample at least once "
+            f"prior has no latent site{' in the plate obs' if is_global else ''}: call numpyro.sample at least once "
             f'in it, for instance\n{plate}    numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1))'
         )
     draws, constants = _marginal_draws(run_once, given, trace)
     depends = _dependences(run_once, given, trace, params)
-    sites, shared, start = [], [], 0
+    sites, global_sites, start = [], [], 0
     kinds = _kinds(trace, depends)
     for name, traced in trace.items():
-        first = 0 if is_shared[name] else start
+        first = 0 if is_global[name] else start
         site = _read_site(name, traced, draws[name], constants.get(name), depends[name].law, first)
         site = replace(site, kinds=kinds[name])
-        if is_shared[name] and isinstance(site, Direction):
+        if is_global[name] and isinstance(site, Direction):
             raise ValueError(
                 f"global prior site {name!r} lives on a {site.manifold}, but the guide of global sites is Gaussian: "
                 "sample it in the plate obs, or give it a support without one, such as dist.Uniform"
             )
-        (shared if is_shared[name] else sites).append(site)
-        start += 0 if is_shared[name] else site.size
-    derived = [_derived(name, site, bool(shared)) for name, site in computed.items()]
-    check_site_dims((*sites, *shared, *derived))
-    return Latents(tuple(sites), tuple(shared), params, given.names, tuple(derived), by_rows)
+        (global_sites if is_global[name] else sites).append(site)
+        start += 0 if is_global[name] else site.size
+    derived = [_derived(name, site, bool(global_sites)) for name, site in computed.items()]
+    check_site_dims((*sites, *global_sites, *derived))
+    return Latents(tuple(sites), tuple(global_sites), params, given.names, tuple(derived), by_rows)
 
 
 def _trace(run_once: Any, given: GivenValues) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -151,12 +151,12 @@ def _trace(run_once: Any, given: GivenValues) -> tuple[dict[str, Any], dict[str,
 
 def _derived(name: str, site: dict[str, Any], hierarchical: bool) -> Derived:
     shape, infer = jnp.shape(site["value"]), site.get("infer") or {}
-    shared = hierarchical and not site["cond_indep_stack"]
-    shape = shape if shared or shape[:1] != (1,) else shape[1:]
+    is_global = hierarchical and not site["cond_indep_stack"]
+    shape = shape if is_global or shape[:1] != (1,) else shape[1:]
     dims = tuple(infer.get("event_dims") or ())
     dims = dims if len(dims) == len(shape) else default_dims(name, shape)
     coords = {dim: tuple(labels) for dim, labels in (infer.get("coords") or {}).items() if dim in dims}
-    return Derived(name=name, event_shape=shape, dims=dims, coords=coords, shared=shared)
+    return Derived(name=name, event_shape=shape, dims=dims, coords=coords, is_global=is_global)
 
 
 def _check_site(name: str, traced: dict[str, Any]) -> None:

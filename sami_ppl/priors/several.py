@@ -108,10 +108,10 @@ def _differs(prior: Prior, given: Any, one: Mapping[str, Any], alone: bool) -> s
         with handlers.substitute(data=params):
             several = run(prior, count, rows)
         values = {name: several[name]["value"] for name in own}
-        shared = {name: v for name, v in values.items() if name not in in_plate}
+        global_values = {name: v for name, v in values.items() if name not in in_plate}
 
         def each(values: dict[str, Array], rows: dict[str, Array]) -> dict[str, Any]:
-            data = shared | {name: v[None] for name, v in values.items()} | params
+            data = global_values | {name: v[None] for name, v in values.items()} | params
             with handlers.substitute(data=data):
                 return told(run(prior, 1, {name: v[None] for name, v in rows.items()}, by_rows=alone))
 

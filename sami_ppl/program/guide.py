@@ -56,7 +56,7 @@ def initial_guide(latents: Latents, kind: GlobalGuide = "diagonal") -> dict[str,
     Those of a function are what it makes by `numpyro.param`. Raises ValueError for another kind, and for a function
     that samples other sites than the global ones.
     """
-    size, log_scale = sum(site.size for site in latents.shared), math.log(0.02)
+    size, log_scale = sum(site.size for site in latents.global_sites), math.log(0.02)
     if callable(kind):
         return _read_guide(latents, kind)
     if kind not in ("diagonal", "full"):
@@ -64,7 +64,7 @@ def initial_guide(latents: Latents, kind: GlobalGuide = "diagonal") -> dict[str,
     if kind == "full" and size:
         return {"globals$loc": jnp.zeros(size), "globals$factor": log_scale * jnp.eye(size)}
     params: dict[str, Any] = {}
-    for site in latents.shared:
+    for site in latents.global_sites:
         params[f"{site.name}$loc"] = jnp.zeros(site.size)
         params[f"{site.name}$log_scale"] = jnp.full(site.size, log_scale, jnp.float32)
     return params
@@ -74,15 +74,16 @@ def _read_guide(latents: Latents, guide: Callable[[], Any]) -> dict[str, Any]:
     with jax.ensure_compile_time_eval():
         trace = handlers.trace(handlers.seed(guide, jax.random.key(0))).get_trace()
     found = sorted(name for name, site in trace.items() if site["type"] == "sample")
-    if found != sorted(site.name for site in latents.shared):
+    if found != sorted(site.name for site in latents.global_sites):
         raise ValueError(
             f"global_guide samples {', '.join(found) or 'nothing'}, but the global sites of the prior are "
-            f"{', '.join(site.name for site in latents.shared) or 'none'}: call numpyro.sample once for each of them"
+            f"{', '.join(site.name for site in latents.global_sites) or 'none'}: call numpyro.sample once for each of "
+            "them"
         )
     return {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
 
 
-def sample_shared(latents: Latents, params: Mapping[str, Any], kind: GlobalGuide = "diagonal") -> None:
+def sample_global_sites(latents: Latents, params: Mapping[str, Any], kind: GlobalGuide = "diagonal") -> None:
     """Sample the global sites from their guide.
 
     "diagonal": an independent Gaussian for every coordinate in unconstrained space; "full": one Gaussian of all of
@@ -92,14 +93,16 @@ def sample_shared(latents: Latents, params: Mapping[str, Any], kind: GlobalGuide
         with handlers.substitute(data=dict(params)):
             kind()
         return
-    if kind == "full" and latents.shared:
+    if kind == "full" and latents.global_sites:
         loc, raw = (cast(Array, numpyro.param(name, params[name])) for name in ("globals$loc", "globals$factor"))
         q = GaussianLaw(loc, jnp.tril(raw, -1) + jnp.diag(jnp.exp(jnp.diagonal(raw))))
-        ends = np.cumsum([site.size for site in latents.shared])
-        sites = [replace(site, start=int(end) - site.size) for site, end in zip(latents.shared, ends, strict=True)]
+        ends = np.cumsum([site.size for site in latents.global_sites])
+        sites = [
+            replace(site, start=int(end) - site.size) for site, end in zip(latents.global_sites, ends, strict=True)
+        ]
         sample_latents(Latents(tuple(sites)), q)
         return
-    for site in latents.shared:
+    for site in latents.global_sites:
         names = (f"{site.name}${parameter}" for parameter in ("loc", "log_scale"))
         loc, log_scale = (cast(Array, numpyro.param(name, params[name])) for name in names)
         q = dist.Normal(loc, jnp.exp(log_scale)).to_event(1)

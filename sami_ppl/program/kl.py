@@ -44,7 +44,7 @@ def site_kl(
     return _kl(q, p, value)[:, None]
 
 
-def shared_kl(q: dist.Distribution, p: dist.Distribution, value: Float[Array, "*event"]) -> Float[Array, ""]:
+def global_kl(q: dist.Distribution, p: dist.Distribution, value: Float[Array, "*event"]) -> Float[Array, ""]:
     """KL(q ‖ p) of a global site in nats, in closed form where there is one, else at the one draw `value`."""
     elements_q, elements_p = _elements(q, value.shape), _elements(p, value.shape)
     if elements_q is not None and elements_p is not None:

@@ -30,8 +30,8 @@ from sami_ppl.program.guide import (
     Beta,
     GlobalGuide,
     initial_guide,
+    sample_global_sites,
     sample_latents,
-    sample_shared,
     scale_sites,
     values_of,
 )
@@ -196,24 +196,26 @@ class Program(Readable, WithObservations, WithPosterior):
         size = self._batch_size(x, size)
         encoder: Any = eqx_module("encoder", self.encoder)
         with scale_sites(beta):
-            shared = values_of(self.latents.shared, self.sample_shared)
-        q = self.code_law(x, given, encoder=encoder, shared=shared, objective=objective)
+            global_values = values_of(self.latents.global_sites, self.sample_global_sites)
+        q = self.code_law(x, given, encoder=encoder, global_values=global_values, objective=objective)
         with numpyro.plate("obs", total or size, subsample_size=size), scale_sites(beta):
             return sample_latents(self.latents, q)
 
     def code_law(
-        self, x: Array, given: Given | None = None, *, encoder: AbstractEncoder | None = None, shared: Any = None,
-        objective: Objective = BOUND,
+        self, x: Array, given: Given | None = None, *, encoder: AbstractEncoder | None = None,
+        global_values: Any = None, objective: Objective = BOUND,
     ) -> CodeLaw:  # fmt: skip
         """The guide's law of codes given x (obs, *event), a distribution of batch shape (obs,) and event shape (D,).
 
         It is the encoder's own at the clean end; of sequences, the law smoothed by the prior at its current parameters
-        and at values `shared` of the global sites (default: one draw from their guide, always the same).
+        and at values `global_values` of the global sites (default: one draw from their guide, always the same).
         """
-        if shared is None:
-            shared = values_of(self.latents.shared, handlers.seed(self.sample_shared, jax.random.key(0)))
+        if global_values is None:
+            global_values = values_of(
+                self.latents.global_sites, handlers.seed(self.sample_global_sites, jax.random.key(0))
+            )
         prior = partial(self.sample_prior, numpyro.plate("obs", len(x)), len(x), given)
-        guide = lambda encoder, x: encoder.guide(x, handlers.substitute(prior, data=dict(shared)))  # noqa: E731
+        guide = lambda encoder, x: encoder.guide(x, handlers.substitute(prior, data=dict(global_values)))  # noqa: E731
         return objective.clean_pass(guide)(self.encoder if encoder is None else encoder, x)
 
     def single(self, data: Any = None) -> tuple["Program", Any]:
@@ -243,22 +245,22 @@ class Program(Readable, WithObservations, WithPosterior):
             sample_prior(self.prior, plate, given, by_rows=self.latents.by_rows)
 
     def derived(
-        self, values: Mapping[str, Array], size: int, given: Given | None = None, *, shared: bool = False
+        self, values: Mapping[str, Array], size: int, given: Given | None = None, *, of_globals: bool = False
     ) -> dict[str, Array]:
         """What the prior computes by `numpyro.deterministic` from the values of all its sites, for `size` observations;
-        `shared`: what it computes of global sites, once.
+        `of_globals`: what it computes of global sites, once.
         """
-        found = [site for site in self.latents.derived if site.shared == shared]
+        found = [site for site in self.latents.derived if site.is_global == of_globals]
         if not found:
             return {}
         run = handlers.seed(handlers.substitute(self.sample_prior, data=dict(values)), jax.random.key(0))
         trace = handlers.trace(run).get_trace(numpyro.plate("obs", size), size, given)
-        batch = () if shared else (size,)
+        batch = () if of_globals else (size,)
         return {s.name: jnp.broadcast_to(trace[s.name]["value"], (*batch, *s.event_shape)) for s in found}
 
-    def sample_shared(self) -> None:
+    def sample_global_sites(self) -> None:
         """Sample the global sites from their guide."""
-        sample_shared(self.latents, self.prior_params, self.global_guide)
+        sample_global_sites(self.latents, self.prior_params, self.global_guide)
 
     def prior_codes(
         self, key: Key[Array, ""], size: int, do: Mapping[str, Array] | None = None
@@ -271,10 +273,10 @@ class Program(Readable, WithObservations, WithPosterior):
         held: dict[str, Any] = {name: jnp.asarray(value)[None] for name, value in (do or {}).items()}
 
         def one(key: Array) -> Array:
-            shared_key, own_key, row_key = jax.random.split(key, 3)
+            global_key, own_key, row_key = jax.random.split(key, 3)
             given = self.given.rows(jax.random.randint(row_key, (1,), 0, len(self.given)))
-            shared = handlers.trace(handlers.seed(self.sample_shared, shared_key)).get_trace()
-            run = handlers.seed(handlers.do(handlers.replay(self.sample_prior, shared), data=held), own_key)
+            global_values = handlers.trace(handlers.seed(self.sample_global_sites, global_key)).get_trace()
+            run = handlers.seed(handlers.do(handlers.replay(self.sample_prior, global_values), data=held), own_key)
             trace = handlers.trace(run).get_trace(numpyro.plate("obs", 1), 1, given)
             # Under `do`, a trace still holds what the site itself would have been.
             values = {s.name: held.get(s.name, trace[s.name]["value"]) for s in self.latents.sites}

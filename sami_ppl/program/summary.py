@@ -44,7 +44,7 @@ def concrete(program: Any) -> bool:
 def summary(program: Any, not_fitted: Sequence[str]) -> str:
     """At most 20 lines for most programs. `not_fitted`: the networks that have never been trained."""
     latents = program.latents
-    listed = [*latents.sites, *latents.shared]
+    listed = [*latents.sites, *latents.global_sites]
     rows = [("site", "law", "shape", "dims", "guide", "axes of z"), *(_row(program, s) for s in listed[:SITES])]
     lines = [f"Program of {_sized(program.event_shape)} ({', '.join(program.event_dims)}), {latents.size} axes of z"]
     lines.append(table(rows, indent="  "))
@@ -85,15 +85,15 @@ def details(program: Any) -> str:
 
 def _row(program: Any, site: LatentSite) -> tuple[str, ...]:
     span = str(site.start) if site.size == 1 else f"{site.start}–{site.start + site.size - 1}"
-    shared = any(site is other for other in program.latents.shared)
+    is_global = any(site is other for other in program.latents.global_sites)
     guide = program.global_guide if isinstance(program.global_guide, str) else "its own"
     return (
         site.name,
         str(site.law.get("kind", "")),
         _sized(site.event_shape),
         ", ".join(site.dims),
-        guide if shared else program.encoder.family_of(site.name),
-        "global" if shared else span,
+        guide if is_global else program.encoder.family_of(site.name),
+        "global" if is_global else span,
     )
 
 

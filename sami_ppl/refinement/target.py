@@ -27,7 +27,7 @@ from sami_ppl.program.guide import values_of
 from sami_ppl.program.program import Program
 from sami_ppl.program.tabulated import Table, ends, noise_terms, tabulated_log_likelihood
 
-SHARED_DRAWS = 64
+GLOBAL_DRAWS = 64
 
 
 @readable
@@ -36,14 +36,15 @@ class Target(NamedTuple):
     sign of ε.
 
     `loc` and `factor` A: amortised mean and a root of the covariance, so that u in z = loc + A u is near N(0, I).
-    `given`: the variables that the prior takes, of this observation; `shared`: draws of the global sites, (draw, …).
+    `given`: the variables that the prior takes, of this observation; `global_values`: draws of the global sites,
+    (draw, …).
     """
 
     table: Table
     loc: Float[Array, " D"]
     factor: Float[Array, "D D"]
     given: Mapping[str, Array]
-    shared: Mapping[str, Array]
+    global_values: Mapping[str, Array]
 
 
 def targets(program: Program, data: xr.Dataset | Array | np.ndarray, key: Key[Array, ""], levels: int) -> list[Target]:
@@ -71,28 +72,35 @@ def targets(program: Program, data: xr.Dataset | Array | np.ndarray, key: Key[Ar
                 f"prior site {site.name!r} lives on a {site.manifold}: refinement moves codes in unconstrained space. "
                 "Use importance_weighted_bound to judge such a posterior"
             )
-    pilot_key, shared_key, key = jax.random.split(key, 3)
+    pilot_key, global_key, key = jax.random.split(key, 3)
     proposal = importance_proposal(program, data, key=pilot_key)
     spread = proposal.at((jnp.arange(levels) + 0.5) / levels)
-    shared = _shared(program, shared_key)
+    global_values = _global_values(program, global_key)
     return [
-        _target(program, spread, jnp.asarray(x[i]), k, {name: jnp.asarray(v[i]) for name, v in given.items()}, shared)
+        _target(
+            program, spread, jnp.asarray(x[i]), k, {name: jnp.asarray(v[i]) for name, v in given.items()}, global_values
+        )
         for i, k in enumerate(jax.random.split(key, len(x)))
     ]
 
 
-def _shared(program: Program, key: Array) -> dict[str, Array]:
+def _global_values(program: Program, key: Array) -> dict[str, Array]:
     """Draws of the global sites from their guide."""
 
     def one(key: Array) -> dict[str, Array]:
-        return values_of(program.latents.shared, handlers.seed(program.sample_shared, key))
+        return values_of(program.latents.global_sites, handlers.seed(program.sample_global_sites, key))
 
-    return jax.vmap(one)(jax.random.split(key, SHARED_DRAWS)) if program.latents.shared else {}
+    return jax.vmap(one)(jax.random.split(key, GLOBAL_DRAWS)) if program.latents.global_sites else {}
 
 
 @eqx.filter_jit
 def _target(
-    program: Program, levels: NoiseLevels, x: Array, key: Array, given: dict[str, Array], shared: dict[str, Array]
+    program: Program,
+    levels: NoiseLevels,
+    x: Array,
+    key: Array,
+    given: dict[str, Array],
+    global_values: dict[str, Array],
 ) -> Target:
     encoder = program.encoder
     log_snr, eps = _noise(levels, x, key)
@@ -100,7 +108,7 @@ def _target(
     q = encoder.distribution(encoder.parameters(*encoder.clean(x)))
     root = jnp.diag(jnp.sqrt(jnp.asarray(q.variance))) if q.root is None else q.root
     table = Table(terms, jnp.tile(levels.weight, 2) / len(log_snr), ends(encoder, x))
-    return Target(table, jnp.asarray(q.mean), jnp.linalg.cholesky(root @ root.T), given, shared)
+    return Target(table, jnp.asarray(q.mean), jnp.linalg.cholesky(root @ root.T), given, global_values)
 
 
 def _noise(levels: NoiseLevels, x: Array, key: Array) -> tuple[Array, Array]:
@@ -113,12 +121,12 @@ def log_prior(
     program: Program,
     z: Float[Array, " D"],
     given: Mapping[str, Array] | None = None,
-    shared: Mapping[str, Array] | None = None,
+    global_values: Mapping[str, Array] | None = None,
 ) -> Float[Array, ""]:
     """The fitted prior's log density of a code, in nats: that of the sites' values, and the Jacobians to them.
 
-    `given`: the variables that the prior takes; `shared`: draws (draw, …) of global sites, over which the density is
-    averaged.
+    `given`: the variables that the prior takes; `global_values`: draws (draw, …) of global sites, over which the
+    density is averaged.
     """
     values = program.latents.from_code(z)
     own = {name: value[None] for name, value in values.items()}
@@ -127,12 +135,12 @@ def log_prior(
     def prior() -> None:
         program.sample_prior(numpyro.plate("obs", 1), 1, rows)
 
-    def density(shared: Mapping[str, Array]) -> Any:
-        held = handlers.block(handlers.substitute(prior, data=own | dict(shared)), hide=list(shared))
+    def density(global_values: Mapping[str, Array]) -> Any:
+        held = handlers.block(handlers.substitute(prior, data=own | dict(global_values)), hide=list(global_values))
         return log_density(held, (), {}, {})[0]
 
-    if shared:
-        total = jax.nn.logsumexp(jax.vmap(density)(shared)) - jnp.log(len(jax.tree.leaves(shared)[0]))
+    if global_values:
+        total = jax.nn.logsumexp(jax.vmap(density)(global_values)) - jnp.log(len(jax.tree.leaves(global_values)[0]))
     else:
         total = jnp.asarray(density({}))
     for site in program.latents.sites:
@@ -145,5 +153,5 @@ def log_prior(
 
 def log_joint(program: Program, target: Target, z: Float[Array, " D"]) -> Float[Array, ""]:
     """log p(z) + bound on log p(x | z), in nats."""
-    prior = log_prior(program, z, target.given, target.shared)
+    prior = log_prior(program, z, target.given, target.global_values)
     return prior + tabulated_log_likelihood(program.encoder, target.table, z)

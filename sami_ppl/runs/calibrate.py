@@ -24,6 +24,7 @@ from sami_ppl.plots import COLOURS
 from sami_ppl.posteriors import save_tree
 from sami_ppl.program.program import Program
 from sami_ppl.runs.run import check_at_least, open_run, read_data, write_json
+from sami_ppl.runs.settings import seed_key
 
 TRAIN, REFERENCE, ODD = 5000, 1000, 0.01
 
@@ -57,7 +58,7 @@ def calibrate_run(
     observed, reference = test, train
     if data is not None:
         observed, reference = read_data(data, event_shape=program.event_shape), test
-    rank_key, factor_key, typical_key, weight_key = jax.random.split(jax.random.key(seed), 4)
+    rank_key, factor_key, typical_key, weight_key = jax.random.split(seed_key(seed), 4)
 
     tree = simulation_based_calibration(program, key=rank_key, simulations=simulations, draws=draws, progress=progress)
     found = calibration_table(tree)

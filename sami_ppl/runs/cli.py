@@ -9,6 +9,7 @@ import json
 import os
 from pathlib import Path
 import re
+import signal
 import sys
 import traceback
 from typing import Annotated
@@ -305,19 +306,24 @@ def main() -> None:
     command, bound, _ = app.parse_args()
     try:
         if command in COMPUTING:
+            # Figures go into files. A notebook hands its commands a backend that may not be installed here.
+            os.environ["MPLBACKEND"] = "agg"
             from sami_ppl.runs.run import use_compilation_cache
 
             use_compilation_cache()
         command(*bound.args, **bound.kwargs)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         more = "; the same command with --resume continues" if command is run else ""
         print(f"sami: interrupted{more}", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(128 + getattr(stopped, "signal", signal.SIGINT)) from None
     except Exception as error:
         if os.environ.get("SAMI_TRACE"):
             raise
         if isinstance(error, UserError | OSError | ImportError):
             print(f"sami: {in_options(str(error))}", file=sys.stderr)
+            raise SystemExit(2) from error
+        if (mistake := programs.slip(error)) is not None:
+            print(f"sami: {mistake}", file=sys.stderr)
             raise SystemExit(2) from error
         traceback.print_exception(error)
         print(

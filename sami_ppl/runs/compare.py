@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, cast
 
-import jax
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -13,6 +12,7 @@ from sami_ppl.data import train_test
 from sami_ppl.evidence import first
 from sami_ppl.evidence.compare import compare
 from sami_ppl.runs.run import open_run, read_data
+from sami_ppl.runs.settings import seed_key
 
 
 def compare_runs(
@@ -44,7 +44,7 @@ def compare_runs(
                 f"{name} was fitted to other data than {names[0]}, whose held-out observations it may have been "
                 "trained on: give observations that none has seen, data=FILE"
             )
-    table = compare({n: r.program for n, r in runs.items()}, parts, key=jax.random.key(seed), levels=levels)
+    table = compare({n: r.program for n, r in runs.items()}, parts, key=seed_key(seed), levels=levels)
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
         (Path(out) / "comparison.json").write_text(table.to_json(orient="index", indent=1) or "")

@@ -22,6 +22,7 @@ from sami_ppl.evidence import (
 )
 from sami_ppl.posteriors import save_tree
 from sami_ppl.runs.run import Finished, check_at_least, open_run, read_data, write_json
+from sami_ppl.runs.settings import seed_key
 
 JUDGED = 256
 """Observations on which the information spectrum is measured, at most."""
@@ -55,7 +56,7 @@ def evidence_run(
     found = open_run(Path(out), data=None if data is None else read_data(data))
     part = train_test(found.data)[1] if "split" in found.data.coords and data is None else found.data
     figures, tree = evidence_figures(
-        found, first(part, limit), key=jax.random.key(seed), levels=levels, draws=draws, weighted=weighted, flow=flow
+        found, first(part, limit), key=seed_key(seed), levels=levels, draws=draws, weighted=weighted, flow=flow
     )
     name = "evidence" if data is None else f"evidence_{Path(data).stem}"
     write_json(Path(out) / f"{name}.json", figures)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import arviz as az
-import jax
 import xarray as xr
 
 from sami_ppl._util.errors import UserError
@@ -13,6 +12,7 @@ from sami_ppl.data import train_test
 from sami_ppl.posteriors import save_tree
 from sami_ppl.refinement import nuts, svi
 from sami_ppl.runs.run import check_at_least, open_run, read_data, write_json
+from sami_ppl.runs.settings import seed_key
 
 METHODS = {"nuts": nuts, "svi": svi}
 
@@ -44,7 +44,7 @@ def refine_run(
     part = train_test(run.data)[1] if "split" in run.data.coords and data is None else run.data
     chosen = _positions(obs, part.sizes["obs"])
     part = part.isel(obs=chosen).assign_coords(obs=chosen)
-    tree = METHODS[method](run.program, part, key=jax.random.key(seed), draws=draws, levels=levels, progress=progress)
+    tree = METHODS[method](run.program, part, key=seed_key(seed), draws=draws, levels=levels, progress=progress)
     found = tree["agreement"].to_dataset()
     folder = Path(out) / "refinement"
     folder.mkdir(exist_ok=True)

@@ -15,7 +15,8 @@ import json
 import os
 from pathlib import Path
 import shutil
-from tempfile import TemporaryDirectory
+import sys
+from tempfile import TemporaryDirectory, TemporaryFile
 import time
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ import xarray as xr
 from sami_ppl._util.errors import UserError, mistakes
 from sami_ppl._util.files import written_aside
 from sami_ppl._util.history import read_history
+from sami_ppl._util.locks import LOCK, held
 from sami_ppl._util.parallel import data_parallel, is_first_process
 from sami_ppl._util.tables import readable
 from sami_ppl._util.versions import versions
@@ -35,9 +37,10 @@ from sami_ppl.data import check_data, check_shape, load_data, split, train_test
 from sami_ppl.fitting.checkpoint import CheckpointError
 from sami_ppl.fitting.loop import NonFiniteLoss
 from sami_ppl.posteriors import save_tree
+from sami_ppl.posteriors.tree import check_labels
 from sami_ppl.program.program import Program
 from sami_ppl.runs.report import write_report
-from sami_ppl.runs.settings import default_configs
+from sami_ppl.runs.settings import default_configs, seed_key
 from sami_ppl.saving import files as programs
 from sami_ppl.saving.save import LoadError, load, save
 
@@ -70,7 +73,7 @@ def run(
     model_file, inference_file = programs.find(model, "models"), programs.find(inference, "inference")
     model_module, inference_module = programs.load_file(model_file), programs.load_file(inference_file)
     configs = default_configs(model_module, inference_module, settings or {})
-    data_key, build_key, run_key, figure_key, posterior_key = jax.random.split(jax.random.key(seed), 5)
+    data_key, build_key, run_key, figure_key, posterior_key = jax.random.split(seed_key(seed), 5)
     ending = configs["inference"]
     for name in ("posterior_obs", "draws"):
         if getattr(ending, name) < 1:
@@ -79,6 +82,7 @@ def run(
         observations = _load(model_module, configs["model"], data, key=data_key)
         program = programs.build_program(model_file, configs["model"], observations, key=build_key)
         check_data(observations, event_shape=program.event_shape)
+        check_labels(observations)
     description = {
         "model": str(model_file), "inference": str(inference_file),
         "data": None if data is None else str(Path(data).resolve()),
@@ -253,14 +257,25 @@ def use_compilation_cache() -> None:
     """Keep compiled steps in the user's cache folder, so that a second run starts at once.
 
     A folder that the user has set, in JAX_COMPILATION_CACHE_DIR or by `jax.config`, stays, and so does a least time set
-    in JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS.
+    in JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS. Where there is no folder to write to, one line says so.
     """
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "sami_ppl" / "compiled"))
-        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-            # Networks and data are made by many small programs, each below the second from which JAX keeps one.
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sami_ppl" / "compiled"
+        cache.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=cache):  # a mode says nothing of read-only disks
+            pass
+    except (OSError, RuntimeError) as error:  # RuntimeError: nobody's home is known
+        print(
+            f"what is compiled is not kept ({error}): set XDG_CACHE_HOME to a folder that can be written to",
+            file=sys.stderr,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # Networks and data are made by many small programs, each below the second from which JAX keeps one.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _load(module: ModuleType, config: Any, data: Path | None, *, key: jax.Array) -> xr.Dataset:
@@ -277,20 +292,26 @@ def _distance(module: ModuleType, config: Any, *, own_data: bool) -> Callable[[n
 
 @contextmanager
 def _claimed(out: Path, description: dict[str, Any], *, resume: bool) -> Iterator[None]:
-    """Take the folder for a run, and give it back where the run fails before it has written anything.
+    """Take the folder for a run, alone, and give it back where the run fails before it has written anything.
 
     What fails so early are checks, of settings and data against the program, or of a denoiser to be reused: ValueError
     and LoadError come out as UserError.
     """
-    _claim(out, description, resume=resume)
-    try:
-        yield
-    except Exception as error:
-        if [file.name for file in out.iterdir()] == ["config.json"]:
-            shutil.rmtree(out)
-            if isinstance(error, ValueError | LoadError):
-                raise UserError(str(error)) from error
-        raise
+    if out.exists() and not out.is_dir():
+        raise UserError(_FOREIGN.format(out))
+    with held(out):
+        _claim(out, description, resume=resume)
+        try:
+            yield
+        except Exception as error:
+            if {file.name for file in out.iterdir()} <= {"config.json", LOCK}:
+                shutil.rmtree(out)
+                if isinstance(error, ValueError | LoadError):
+                    raise UserError(str(error)) from error
+            raise
+
+
+_FOREIGN = "out={} exists and holds something else: choose a new folder"
 
 
 def _claim(out: Path, description: dict[str, Any], *, resume: bool) -> None:
@@ -301,9 +322,8 @@ def _claim(out: Path, description: dict[str, Any], *, resume: bool) -> None:
     file = out / "config.json"
     plain = json.loads(json.dumps(description))
     if not file.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"out={out} exists and holds something else: choose a new folder")
-        out.mkdir(parents=True, exist_ok=True)
+        if any(found.name != LOCK for found in out.iterdir()):
+            raise UserError(_FOREIGN.format(out))
         write_json(file, plain)
         return
     found = json.loads(file.read_text())

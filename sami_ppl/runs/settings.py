@@ -7,7 +7,16 @@ from types import ModuleType
 import typing
 from typing import Any
 
+import jax
+
 from sami_ppl._util.errors import UserError, mistakes
+
+
+def seed_key(seed: int) -> jax.Array:
+    """The random key of a seed. Raises UserError for one that JAX would refuse, or cut to 32 bits."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed}: must be at least 0 and below 2³² = {2**32}")
+    return jax.random.key(seed)
 
 
 def default_configs(model: ModuleType, inference: ModuleType, settings: dict[str, str]) -> dict[str, Any]:

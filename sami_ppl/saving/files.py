@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from sami_ppl.program.program import Program
 
 KINDS = ("models", "inference")
+PREFIX = "sami_program_"
+"""Of the names under which program files are loaded as modules."""
 
 
 def folders(kind: str) -> list[Path]:
@@ -107,7 +109,7 @@ def load_file(file: Path) -> ModuleType:
     """
     file = Path(file).resolve()
     # Dataclasses look their module up by name, so it must be registered; the path keeps equal names apart.
-    name = f"sami_program_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    name = f"{PREFIX}{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
@@ -130,9 +132,23 @@ def load_file(file: Path) -> ModuleType:
 
 
 def _line(error: Exception, file: Path) -> str:
-    """The last line of the file that was run before an error."""
+    """The last line of the file that was run before an error, or the one that is not valid Python."""
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        return f", line {error.lineno}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
     return f", line {lines[-1]}" if lines else ""
+
+
+def slip(error: Exception) -> str | None:
+    """File, line and error, where the line that failed is of a program file that was loaded and not of what it calls.
+
+    A mistake in a user's file, such as a misspelt name; an error of the library that it calls is another's.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    files = {getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith(PREFIX)}
+    if not frames or frames[-1].filename not in files:
+        return None
+    return f"{frames[-1].filename}, line {frames[-1].lineno}: {type(error).__name__}: {error}"
 
 
 def make_config(config_class: type, values: dict[str, Any]) -> Any:

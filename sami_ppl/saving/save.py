@@ -173,7 +173,7 @@ def _description(program: Program) -> dict[str, Any]:
     """What is no array of a program, in plain values as JSON gives them."""
     names = ("denoiser", "encoder", "sampler", "event_dims", "global_guide")
     given = zip(program.given.names, program.given.arrays, strict=True)
-    sites = (*program.latents.sites, *program.latents.shared)
+    sites = (*program.latents.sites, *program.latents.global_sites)
     found = {
         "sites": {
             site.name: {"law": site.law, "transform": described(site.transform), "event_shape": site.event_shape}

@@ -108,8 +108,8 @@ def draw_graph(program: Program, nodes: Sequence[Node]) -> str:
 def _caption(program: Program) -> str:
     own = ", ".join(site.name for site in program.latents.sites)
     words = f"The program as NumPyro has it. Guide: q({own} | x) is the encoder at the clean end."
-    if program.latents.shared:
-        words += f" Shared by all observations: {', '.join(site.name for site in program.latents.shared)}."
+    if program.latents.global_sites:
+        words += f" Shared by all observations: {', '.join(site.name for site in program.latents.global_sites)}."
     if program.latents.arguments:
         words += f" The prior is given {', '.join(program.latents.arguments)} of each observation."
     return words

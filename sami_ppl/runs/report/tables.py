@@ -71,16 +71,16 @@ def fitted(program: Program, data: xr.Dataset, tree: xr.DataTree) -> list[str]:
             sites,
             "Latent factors of the prior",
         ),
-        _shared(program, tree),
+        _global_values(program, tree),
         table(("part", "class", "parameters"), rows, "Parts of the program"),
         table((), facts, "Data"),
     ]
 
 
-def _shared(program: Program, tree: xr.DataTree) -> str:
+def _global_values(program: Program, tree: xr.DataTree) -> str:
     """Global sites of a hierarchical prior: their posterior, one row per element."""
     rows = []
-    for site in program.latents.shared:
+    for site in program.latents.global_sites:
         draws = tree["posterior"][site.name].stack(sample=("chain", "draw")).transpose("sample", ...).values
         labels = [site.coords.get(dim, range(size)) for dim, size in zip(site.dims, site.event_shape, strict=True)]
         for index, names in zip(np.ndindex(site.event_shape), product(*labels), strict=True):
