@@ -49,9 +49,20 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
-@pytest.fixture(autouse=True, scope="module")
+MAPS = Path("/proc/self/maps")
+
+
+@pytest.fixture(autouse=True)
 def forget_what_was_compiled():
-    """Every compiled function holds memory maps, of which Linux gives a process 65,530: the whole suite needs more."""
+    """Every compiled function holds memory maps, of which Linux gives a process 65,530: some files need more."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_at_the_end():
+    """What one file compiles, another seldom needs."""
     yield
     jax.clear_caches()
 

@@ -47,6 +47,7 @@ def run(model, settings, out, *, report=False):
             patch.setattr(running, "write_report", lambda out, *arguments, **named: out / "report.html")
         warnings.simplefilter("ignore", CollapseWarning)  # six steps are no fit
         running.run(model, settings={**SMALL, **settings}, out=out, progress=False)
+    jax.clear_caches()  # each program is another, and a process may hold so many compiled functions only
 
 
 def test_runs_are_read_back_whole(runs):
