@@ -23,6 +23,7 @@ from numpyro import distributions as dist
 import pytest
 from two_priors import PRIORS
 
+from sami_ppl._util.maps import forget_if_many
 from sami_ppl.diffusion.denoiser import GaussianDenoiser, PreconditionedDenoiser
 from sami_ppl.diffusion.sampler import DDIM
 from sami_ppl.diffusion.schedule import AbstractSchedule, VariancePreserving
@@ -49,15 +50,11 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
-MAPS = Path("/proc/self/maps")
-
-
 @pytest.fixture(autouse=True)
 def forget_what_was_compiled():
-    """Every compiled function holds memory maps, of which Linux gives a process 65,530: some files need more."""
+    """Some files compile more than a process may hold."""
     yield
-    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 20_000:
-        jax.clear_caches()
+    forget_if_many(0.3)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -17,6 +17,7 @@ from numpyro import handlers
 import xarray as xr
 
 from sami_ppl._util.keys import check_key
+from sami_ppl._util.maps import forget_if_many
 from sami_ppl.analyses.codes import ACTIVE_VARIANCE
 from sami_ppl.data import factor_names, real_factors, train_test, unrolled, unrolled_names
 from sami_ppl.diagnostics.clusters import clusters
@@ -67,6 +68,7 @@ def evaluate(
         ValueError: a name in `factors` that is not there.
     """
     check_key(key)
+    forget_if_many()
     single, frames = program.single(data)
     if single is not program:
         sequences = bound_figures(program, train_test(data)[1].isel(obs=slice(TEST // 10)), key=key)

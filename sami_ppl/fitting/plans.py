@@ -20,6 +20,7 @@ import xarray as xr
 from sami_ppl._util.history import History
 from sami_ppl._util.keys import check_key
 from sami_ppl._util.locks import held
+from sami_ppl._util.maps import forget_if_many
 from sami_ppl._util.parallel import is_first_process
 from sami_ppl.data.checks import training_part
 from sami_ppl.decoders.training import refuse
@@ -281,6 +282,7 @@ def fit(
             nothing is lost: `resume=True` goes on, to the same program bit for bit.
     """
     check_key(key)
+    forget_if_many()
     refuse("fit", unknown)
     options: dict[str, Any] = {"out": out, "resume": resume, "progress": progress, "callback": callback}
     alone = nullcontext() if out is None or not is_first_process() else held(Path(out) / "checkpoints")

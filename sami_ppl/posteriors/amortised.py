@@ -15,6 +15,7 @@ import xarray as xr
 
 from sami_ppl._util.history import progress_bar
 from sami_ppl._util.keys import check_key
+from sami_ppl._util.maps import forget_if_many
 from sami_ppl.data.checks import warn_of_scale
 from sami_ppl.diagnostics.collapse import CollapseWarning, collapse_warning
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
@@ -80,6 +81,7 @@ def posterior(
         FileExistsError: `out` exists.
     """
     check_key(key)
+    forget_if_many()
     if draws < 1 or chunk < 1 or predictive < 0 or (levels is not None and levels < 0):
         raise ValueError(
             f"draws and chunk must be at least 1, predictive and levels at least 0; got draws={draws}, chunk={chunk}, "
