@@ -92,8 +92,8 @@ def test_what_a_prior_computes_has_shape_and_dims():
             numpyro.deterministic("pair", jnp.stack([z, z], -1))
 
     twice, pair = read_prior(prior).derived
-    assert (twice.name, twice.event_shape, twice.global_values) == ("twice", (), True)
-    assert (pair.name, pair.event_shape, pair.dims, pair.global_values) == ("pair", (2,), ("pair_axis",), False)
+    assert (twice.name, twice.event_shape, twice.is_global) == ("twice", (), True)
+    assert (pair.name, pair.event_shape, pair.dims, pair.is_global) == ("pair", (2,), ("pair_axis",), False)
 
 
 def test_a_decorating_handler_shows_the_arguments_inside():

@@ -235,7 +235,7 @@ def test_graph_has_what_depends_on_what(program):
         scale = numpyro.sample("scale", dist.HalfCauchy(1.0))
         with obs:
             near = numpyro.sample("near", dist.Normal(loc, scale))
-            numpyro.sample("far", dist.Normal(near, 1.0).expand([2]).to_event(1))
+            numpyro.sample("far", dist.Normal(jnp.stack([near, near], -1), 1.0).to_event(1))
 
     nodes = {node.name: node for node in read_graph(program.replace(prior=prior))}
     parents = {name: set(node.parents) for name, node in nodes.items()}
