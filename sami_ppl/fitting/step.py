@@ -184,6 +184,10 @@ def remember_best(mesh: Mesh | None, state: State, loss: Array | float) -> State
     return parallel.keep_whole(after, mesh)
 
 
+def _strong(leaf: Array) -> Array:
+    return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.asarray(leaf, leaf.dtype)
+
+
 class Fit:
     """One stage of a program: `init`, `run_block`, `record`. Raises what `Stage.check` raises."""
 
@@ -205,9 +209,11 @@ class Fit:
         arguments = self.recipe.arguments(first, beta=jnp.asarray(self.stage.beta))
         begun = svi.init(key, first.x, **arguments)
         params = svi.get_params(begun)
-        # Of the types that later states have, to the letter: the step would be compiled again for a weak type.
         zero = jnp.zeros((), jnp.int32)
-        return State(begun, params, params, jnp.full((), jnp.inf, jnp.float32), zero, zero)
+        state = State(begun, params, params, jnp.full((), jnp.inf, jnp.float32), zero, zero)
+        # Of the types that later states have, and restored ones, to the letter: NumPyro's count of steps is of a weak
+        # one, for which the step would be compiled again.
+        return jax.tree.map(_strong, state)
 
     def run_block(self, state: State, data: Batch, rows: np.ndarray) -> tuple[State, np.ndarray]:
         """Steps on the observations rows[0], rows[1], …, and their losses; `state` stays whole.
