@@ -386,6 +386,15 @@ def test_programs_take_the_data_there_are(sami, tmp_path, looked):
     assert looked.programs[0].event_shape == (5,)
 
 
+def test_a_reader_that_has_seen_enough_is_no_mistake():
+    """As in `sami ls | head`: nothing is said of it."""
+    command = [sys.executable, "-m", "sami_ppl", "ls"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
 def test_a_bug_is_no_mistake_of_the_users(sami, monkeypatch, tmp_path, looked):
     """A ValueError in the midst of a run shows where it was raised, and that it is a bug."""
     looked(["log.jsonl"], ValueError("late"))

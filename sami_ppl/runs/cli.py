@@ -312,6 +312,10 @@ def main() -> None:
 
             use_compilation_cache()
         command(*bound.args, **bound.kwargs)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read along, as in `sami ls | head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None  # what shells give for it
     except KeyboardInterrupt as stopped:
         more = "; the same command with --resume continues" if command is run else ""
         print(f"sami: interrupted{more}", file=sys.stderr)
