@@ -11,6 +11,7 @@ from sami_ppl.decoders.exact import LinearGaussian
 from sami_ppl.diagnostics import information_spectrum
 from sami_ppl.diagnostics.information import code_kl
 from sami_ppl.diffusion.schedule import VarianceExploding, VariancePreserving
+from sami_ppl.encoders.encoder import RotatedEncoder
 from sami_ppl.program.program import Program
 
 OBS = 16384
@@ -103,6 +104,19 @@ def test_wrong_posteriors_are_flagged(wrong):
     assert abs(found.attrs["gain"] - found.attrs["information"]) > 0.05 * found.attrs["information"]
     flagged = float(found["mean_guidance"].max()) > 20 / OBS
     assert flagged == (wrong is Drifting)
+
+
+def test_kl_of_correlated_axes_is_that_of_the_code_before_it_was_turned(tiny_program, fill):
+    """N(0, I) does not change under a rotation; the marginals of the turned axes alone say less, by their correlations."""
+    program = tiny_program()
+    program = program.replace(encoder=fill(program.encoder, 0.8))
+    turned = program.replace(encoder=RotatedEncoder(program.encoder, jnp.array([[0.6, -0.8], [0.8, 0.6]])))
+    x = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    own, other = (code_kl(p, x, jax.random.key(0)) for p in (program, turned))
+    assert other == pytest.approx(own, rel=1e-4)
+    loc, sd = turned.encode(x)
+    marginal = (0.5 * (loc**2 + sd**2 - 1) - np.log(sd)).sum(1).mean()
+    assert own - marginal > 0.01
 
 
 def directions():

@@ -69,7 +69,7 @@ def test_any_law_of_one_site_is_taken_whole_and_of_two_refused():
 
 def test_moved_and_spread_laws_have_the_moments_of_their_draws():
     """Log ratios of a relaxed categorical, 200,000 draws, 5 standard errors; the density by NumPyro's transform."""
-    base, loc, scale = LogRatios(0.7, jnp.asarray([0.2, -1.0, 0.5])), jnp.asarray([1.0, -2.0]), jnp.asarray([2.0, 0.5])
+    base, loc, scale = LogRatios(0.7, jnp.asarray([0.2, -1.0, 0.5])), jnp.asarray([1.0, -2.0]), jnp.asarray([2.0, 0.7])
     law = Affine(base, loc, scale)
     z = np.asarray(law.sample(KEY, (200_000,)), float)
     np.testing.assert_allclose((z.mean(0) - law.mean) / z.std(0), 0, atol=5 / np.sqrt(len(z)))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 from scripted_fits import KEY, STAGE
 
 from sami_ppl import fit
@@ -40,6 +41,25 @@ def test_total_correlation_is_that_of_gaussians(batch, total):
         draw, exact = gaussian_draw(correlation, batch, total)
         assert float(total_correlation(draw)) == pytest.approx(exact, abs=0.05)
     assert exact > 0.3, "control: what is told apart"
+
+
+def test_total_correlation_weighs_the_own_observation_as_one_of_all():
+    """By loops: log q(z_i) with weight 1/N for x_i and (N − 1)/(N (B − 1)) for the others. Equal ones are far off."""
+    (draw, _), total = gaussian_draw(0.7, 6, 40, scale=0.2), 40
+    z, loc = np.asarray(draw.z, float), np.asarray(draw.program.code_law(None, None).mean, float)
+
+    def by_loops(own, other):
+        found = []
+        for i in range(6):
+            weights = [own if i == j else other for j in range(6)]
+            each = stats.norm.pdf(z[i], loc, 0.2)  # under every x_j, by axis
+            joint = np.log(weights @ each.prod(1))
+            found.append(joint - sum(np.log(weights @ each[:, axis]) for axis in range(2)))
+        return np.mean(found)
+
+    found = float(total_correlation(draw))
+    assert found == pytest.approx(by_loops(1 / total, (total - 1) / (total * 5)), rel=1e-4)
+    assert abs(found - by_loops(1 / 6, 1 / 6)) > 0.1
 
 
 def test_total_correlation_needs_diagonal_posteriors():
