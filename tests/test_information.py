@@ -107,7 +107,7 @@ def test_wrong_posteriors_are_flagged(wrong):
 
 
 def test_kl_of_correlated_axes_is_that_of_the_code_before_it_was_turned(tiny_program, fill):
-    """N(0, I) does not change under a rotation; the marginals of the turned axes alone say less, by their correlations."""
+    """N(0, I) stays as it is when turned; the marginals of the turned axes alone say less, by their correlations."""
     program = tiny_program()
     program = program.replace(encoder=fill(program.encoder, 0.8))
     turned = program.replace(encoder=RotatedEncoder(program.encoder, jnp.array([[0.6, -0.8], [0.8, 0.6]])))
