@@ -21,7 +21,7 @@ from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.diffusion.schedule import AbstractSchedule
 from sami_ppl.distributions.matern import Matern, Smoothed
 from sami_ppl.encoders.encoder import AbstractEncoder, gaussian
-from sami_ppl.encoders.law import DiagonalLaw, FramesLaw, SmoothedLaw
+from sami_ppl.encoders.law import FramesLaw, SmoothedLaw
 from sami_ppl.priors.latents import Latents
 from sami_ppl.priors.sites import Process
 
@@ -136,8 +136,8 @@ class FramewiseEncoder(AbstractEncoder):
     def _potential(self, x: Float[Array, "*frame"]) -> tuple[Float[Array, " D"], Float[Array, "D D"]]:
         q = self.frame.distribution(self.frame.parameters(*self.frame.clean(x)))
         loc, root = jnp.asarray(q.mean), q.root
-        if isinstance(q, DiagonalLaw):
-            excess = jnp.maximum(q.scale**-2 - 1, LEAST_PRECISION)
+        if q.diagonal:
+            excess = jnp.maximum(1 / q.variance - 1, LEAST_PRECISION)
             return loc + loc / excess, jnp.diag(excess)
         assert root is not None  # as the encoder was built
         excess = jnp.linalg.inv(root @ root.T) - jnp.eye(len(loc), dtype=loc.dtype)

@@ -16,7 +16,7 @@ from numpyro.distributions import constraints
 
 from sami_ppl.distributions.gaussian import RootedNormal, gaussian_root
 from sami_ppl.distributions.matern import Smoothed
-from sami_ppl.encoders.families import AbstractFamily, Diagonal, PerCategory
+from sami_ppl.encoders.families import AbstractFamily, Diagonal
 from sami_ppl.priors.sites import LatentSite
 
 
@@ -233,8 +233,7 @@ class SitewiseLaw(CodeLaw):
         super().__init__(first.batch_shape, (slices[-1][1][1],), validate_args=False)
 
     def _law(self, family: AbstractFamily, name: str, codes: Mapping[str, Array]) -> dist.Distribution:
-        own = self.parameters[name]
-        return family.distribution(family.given(own, codes) if isinstance(family, PerCategory) else own)
+        return family.distribution(family.given(self.parameters[name], codes))
 
     def _sites(self) -> list[tuple[AbstractFamily, str, slice]]:
         each = zip(self.families, self.slices, strict=True)
@@ -255,7 +254,7 @@ class SitewiseLaw(CodeLaw):
         """The roots of the sites along the diagonal, where all are Gaussian and none depends on another."""
         whole = jnp.zeros((*self.batch_shape, *self.event_shape * 2))
         for family, name, span in self._sites():
-            root = None if isinstance(family, PerCategory) else gaussian_root(self._law(family, name, {}))
+            root = None if family.depends else gaussian_root(self._law(family, name, {}))
             if root is None:
                 return None
             whole = whole.astype(root.dtype).at[..., span, span].set(root)
@@ -265,11 +264,7 @@ class SitewiseLaw(CodeLaw):
         means: dict[str, Array] = {}
         variances = []
         for family, name, _ in self._sites():
-            if isinstance(family, PerCategory):
-                means[name], variance = family.marginal_moments(self.parameters[name], means)
-            else:
-                law = self._law(family, name, {})
-                means[name], variance = jnp.asarray(law.mean), jnp.asarray(law.variance)
+            means[name], variance = family.marginal_moments(self.parameters[name], means)
             variances.append(variance)
         return jnp.concatenate(list(means.values()), -1), jnp.concatenate(variances, -1)
 

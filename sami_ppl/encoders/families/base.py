@@ -1,11 +1,11 @@
 """What a family of posteriors is, and how its scales are bounded."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import signature
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -15,7 +15,12 @@ from numpyro import distributions as dist
 
 
 class AbstractFamily(eqx.Module):
-    """q of the code of one site, given the features of one observation."""
+    """q of the code of one site, given the features of one observation.
+
+    `depends`: whether it is another for other values of the sites before it.
+    """
+
+    depends: ClassVar[bool] = False
 
     @abc.abstractmethod
     def parameters(self, features: Float[Array, " features"]) -> Any:
@@ -27,6 +32,15 @@ class AbstractFamily(eqx.Module):
 
         Everything that is known of a posterior follows from it: draws, log densities, `mean` and `variance`.
         """
+
+    def given(self, parameters: Any, codes: Mapping[str, Float[Array, "*batch K"]]) -> Any:
+        """The parameters given the codes of the sites before this one; here they do not depend on them."""
+        return parameters
+
+    def marginal_moments(self, parameters: Any, means: Mapping[str, Array]) -> tuple[Array, Array]:
+        """Mean and variance (…, d) over what the sites before this one may be, whose codes have these means."""
+        q = self.distribution(parameters)
+        return jnp.asarray(q.mean), jnp.asarray(q.variance)
 
 
 def check_min_scale(min_scale: float) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import math
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import equinox as eqx
 import jax
@@ -76,6 +76,7 @@ class PerCategory(AbstractFamily):
     of each; several parents have a head for every combination of their values.
     """
 
+    depends: ClassVar[bool] = True
     heads: AbstractFamily
     parents: tuple[str, ...] = eqx.field(static=True)
 
@@ -109,9 +110,9 @@ class PerCategory(AbstractFamily):
     def distribution(self, parameters: Any) -> dist.Distribution:
         return self.heads.distribution(parameters)
 
-    def marginal_moments(self, parameters: Any, probs: Mapping[str, Array]) -> tuple[Array, Array]:
-        """Mean and variance over the parents, of these probabilities."""
-        weights, law = self._joint(probs)[..., None], self.distribution(parameters)
+    def marginal_moments(self, parameters: Any, means: Mapping[str, Array]) -> tuple[Array, Array]:
+        """Mean and variance over the parents, whose means are their probabilities."""
+        weights, law = self._joint(means)[..., None], self.distribution(parameters)
         mean, variance = jnp.asarray(law.mean), jnp.asarray(law.variance)
         centre = jnp.sum(weights * mean, -2)
         return centre, jnp.sum(weights * (variance + (mean - centre[..., None, :]) ** 2), -2)
