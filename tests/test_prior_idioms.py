@@ -114,8 +114,13 @@ def test_factor_and_scale_are_refused_by_name():
         with handlers.scale(scale=0.5):
             numpyro.sample("z", dist.Normal(0, 1))
 
-    with pytest.raises(ValueError, match=r"'penalty' is a numpyro\.factor.*write"):
-        read_prior(factor)
+    def constant():
+        numpyro.sample("z", dist.Normal(0, 1))
+        numpyro.factor("penalty", 1.0)  # which the plate expands
+
+    for prior in (factor, constant):
+        with pytest.raises(ValueError, match=r"'penalty' is a numpyro\.factor.*write"):
+            read_prior(prior)
     with pytest.raises(ValueError, match=r"'z' is scaled by handlers\.scale.*write"):
         read_prior(scaled)
 

@@ -18,6 +18,7 @@ from PIL import Image
 import pytest
 import xarray as xr
 
+import sami_ppl as sp
 from sami_ppl import plots
 from sami_ppl.data import disks, split
 from sami_ppl.decoders.guidance import GuidedDenoiser
@@ -27,6 +28,7 @@ from sami_ppl.diffusion.schedule import VariancePreserving
 from sami_ppl.encoders.encoder import DiagonalEncoder
 from sami_ppl.metrics import correlation
 from sami_ppl.nn import ResidualMLP
+from sami_ppl.program.origin import Origin
 from sami_ppl.program.program import Program
 from sami_ppl.runs.report import tables, write, write_report
 from sami_ppl.runs.report.graph import draw_graph, read_graph
@@ -227,6 +229,23 @@ def check_traversal(material, program, data, key):
     # Rounding differs in a batch, and guidance by an unfitted encoder is stiff; another value of the axis is far off.
     error, other = (np.abs(material.moved[-1, step] - expected).max() for step in (5, 1))
     assert error < min(0.02, 0.2 * other)
+
+
+def test_a_report_says_what_the_program_is(tiny_program, tmp_path):
+    """In the words of its file, or of the file that has its prior; not in those of the library."""
+    source = '"""Dots: one dot.\n\nMore."""\n'
+    built = tiny_program(sp.factors(z=dist.Normal(0, 1).expand([2])))
+    whole = built.replace(origin=Origin("models/dots.py", "{}", source, "{}"))
+    assert tables.identity(whole, {"model": "models/dots.py"}, tmp_path) == ("dots", "Dots: one dot.")
+    assert tables.identity(whole, None, tmp_path)[0] == "dots"
+    plain = "2 latent axes behind observations of shape 4."
+    assert tables.identity(built, None, tmp_path / "mine") == ("mine", plain)
+
+    def prior():
+        numpyro.sample("z", dist.Normal(0, 1).expand([2]).to_event(1))
+
+    name, sentence = tables.identity(tiny_program(prior), None, tmp_path)
+    assert (name, sentence) == ("test_report", __doc__.split("\n")[0])
 
 
 def test_graph_has_what_depends_on_what(program):

@@ -19,6 +19,7 @@ from numpyro.distributions.distribution import Unit
 from numpyro.primitives import Messenger
 
 from sami_ppl.distributions.rows import law_of_one, law_of_rows
+from sami_ppl.distributions.supports import unwrapped
 from sami_ppl.priors.discrete import partly_observed
 
 Prior = Callable[..., Any]
@@ -58,7 +59,7 @@ def _arguments(prior: Any) -> list[str]:
 
 def check_latent(name: str, site: Mapping[str, Any]) -> None:
     """Raise ValueError for what is no latent site: an observed one, a factor, one whose density is scaled."""
-    if isinstance(site["fn"], Unit):
+    if isinstance(unwrapped(site["fn"]), Unit):
         raise ValueError(
             f"prior site {name!r} is a numpyro.factor, but a prior must be drawn from, which no factor changes: use a "
             "distribution that has this density, or take it out and write Stage(penalties={...})"

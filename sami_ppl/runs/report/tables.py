@@ -1,5 +1,6 @@
 """The words and tables of a report: what was fitted, the verdict, the measures."""
 
+import ast
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -35,11 +36,18 @@ SAMPLES = {
 
 
 def identity(program: Program, config: Any, out: Path) -> tuple[str, str]:
-    """The program's name and one sentence about it, from the file it was built in where that is known."""
-    module = sys.modules.get(program.prior.__module__)
-    doc = (getattr(module, "__doc__", None) or "").strip().split("\n")[0]
+    """The program's name and one sentence about it, from the file that built it, else the one that has its prior."""
+    origin, file = program.origin, None
+    if origin is not None:
+        file, doc = origin.file, ast.get_docstring(ast.parse(origin.source))
+    elif program.prior.__module__.partition(".")[0] != "sami_ppl":  # whose modules say nothing of the user's factors
+        module = sys.modules.get(program.prior.__module__)
+        file, doc = getattr(module, "__file__", None), getattr(module, "__doc__", None)
+    else:
+        doc = None
+    doc = (doc or "").strip().split("\n")[0]
     model = config.get("model") if isinstance(config, dict) else None
-    name = Path(model).stem if isinstance(model, str) else Path(getattr(module, "__file__", None) or out.resolve()).stem
+    name = Path(model if isinstance(model, str) else file or out.resolve()).stem
     shape = "×".join(map(str, program.event_shape))
     return name, doc or f"{program.latents.size} latent axes behind observations of shape {shape}."
 
