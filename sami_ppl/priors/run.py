@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 import numpy as np
 import numpyro
+from numpyro import distributions as dist
 from numpyro import handlers
 from numpyro.distributions.distribution import Unit
 from numpyro.primitives import Messenger
@@ -147,4 +148,4 @@ def check_event(name: str, fn: Any, plates: tuple[str, ...] = ()) -> None:
 
 def class_name(fn: Any) -> str:
     """The name of a distribution's class; a plate wraps it."""
-    return type(fn.base_dist if type(fn).__name__ == "ExpandedDistribution" else fn).__name__
+    return type(fn.base_dist if isinstance(fn, dist.ExpandedDistribution) else fn).__name__
