@@ -85,3 +85,11 @@ def test_a_killed_process_holds_nothing(tmp_path):
     with held(folder):
         (folder / "result").touch()
     assert [p.name for p in folder.iterdir()] == ["result"]
+
+
+def test_what_is_no_folder_is_said_at_once(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for name in ("file", "link"):
+        with pytest.raises(FileExistsError), held(tmp_path / name):
+            pass

@@ -5,6 +5,7 @@ from contextlib import contextmanager, suppress
 import errno
 import os
 from pathlib import Path
+import stat
 import sys
 
 from sami_ppl._util.errors import UserError
@@ -50,11 +51,20 @@ def held(folder: str | Path, name: str = "out") -> Iterator[Path]:
                 part.rmdir()
 
 
+def _make(folder: Path) -> None:
+    """As mkdir, but a folder that another removes while mkdir looks at it is FileNotFoundError, to be tried again."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.lstat(folder).st_mode):  # a file, a device or a link to nothing
+            raise
+
+
 def _take(folder: Path, name: str) -> int:
     path = folder / LOCK
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # removed by who held it, between the two lines
+        with suppress(FileNotFoundError):  # removed by who held it, between two lines
+            _make(folder)
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 _lock(file)
