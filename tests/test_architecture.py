@@ -237,6 +237,7 @@ print(json.dumps({"early": early, "backends": backends, "arrays": arrays, "x64":
 """
 
 
+@pytest.mark.slow
 def test_import_does_nothing(tmp_path):
     """Nothing heavy before a name is used; then no device, array, setting, file, or package that doubles its time."""
     home, work = tmp_path / "home", tmp_path / "work"

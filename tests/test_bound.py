@@ -153,6 +153,7 @@ def test_end_terms_are_gaussian_divergences(kind, x64, strict):
     np.testing.assert_allclose(reconstruction_loss(schedule, x), -(log_density @ weights).sum(), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_total_is_the_sum_of_its_three_parts(oracle, x64, strict):
     """Bound.total = prior + diffusion + reconstruction; diffusion = weight/2 · noise error; the ends ignore z."""
     exact = oracle(VariancePreserving(-4.0, 4.0))
@@ -325,6 +326,7 @@ def test_frozen_denoiser_without_encoder_has_no_gradient():
     assert largest(theta) == largest(phi) == 0
 
 
+@pytest.mark.slow
 def test_encoder_learns_through_z_and_through_guidance():
     """φ's gradient is the sum of two non-zero parts: through guidance at fixed z, and through z_φ."""
     full, guided, latent = (result(n)[1][1] for n in (("reverse", "guided"), "given z", "through z"))

@@ -147,6 +147,7 @@ def simulated(code, joint=None, draws=100):
     return tree
 
 
+@pytest.mark.slow
 def test_rate_of_false_alarms():
     """Of 300 tables of uniform values, 4 lines each, 15 may speak at a rate of 5 %; 31 is four deviations above."""
     rng = np.random.default_rng(0)
@@ -166,6 +167,7 @@ def test_ranks_beyond_all_draws_are_said_to_be_more():
     assert "or more" in str(calibration_table(simulated(ends))["verdict"].values[0])
 
 
+@pytest.mark.slow
 def test_ranks_count_draws_below(tiny_program):
     """PIT (rank + U) / (S + 1) of a guide that ignores x, against ranks counted in numpy: U is in [0, 1)."""
     tree = simulation_based_calibration(tiny_program(), key=jax.random.key(0), simulations=30, draws=9, chunk=16)

@@ -125,6 +125,7 @@ def test_a_support_that_moves_is_refused(bound):
 # --- the objective ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_kl_of_dependent_sites_is_unbiased(x64):
     """Its mean over draws is KL(q(z | x) ‖ p(z)), closed form, for a posterior with and without correlations."""
     model, program = exact()
@@ -211,6 +212,7 @@ def test_the_noise_code_is_the_exact_one(x64):
 # --- interventions ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_intervention_moves_descendants_only(x64):
     """Laws of the factors under do, against the closed form; the value set reaches site and image."""
     _, program = exact()
@@ -227,6 +229,7 @@ def test_an_intervention_moves_descendants_only(x64):
     assert abs(float(seen["b"].mean()) - 0.4) < 5 / np.sqrt(size), "control: without do, b follows a"
 
 
+@pytest.mark.slow
 def test_images_under_an_intervention_are_of_the_value_set():
     """Not of what the site would have been by itself, which a trace under `handlers.do` still holds."""
     _, program = exact(noise_std=0.1)
@@ -248,6 +251,7 @@ def world():
     return program, data, counterfactual(program, data, {"b": 2.0}, key=KEY, draws=3, sampler=Heun(201), chunk=4)
 
 
+@pytest.mark.slow
 def test_a_counterfactual_is_the_exact_one(world):
     """x + W (z' − z): the image's residual stays; c follows b, with its own noise."""
     _, data, tree = world
@@ -262,6 +266,7 @@ def test_a_counterfactual_is_the_exact_one(world):
     assert np.abs(moved).max() > 1, "the control: it moves"
 
 
+@pytest.mark.slow
 def test_a_null_intervention_gives_the_observation_back(world):
     """Do(b = its own abducted value), and no intervention at all, up to the solver's error, which falls with steps."""
     program, data, tree = world
@@ -277,6 +282,7 @@ def test_a_null_intervention_gives_the_observation_back(world):
     np.testing.assert_allclose(none["counterfactual"]["x"], same["counterfactual"]["x"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_leaf_leaves_its_parents(world):
     program, data, _ = world
     tree = counterfactual(program, data, {"c": np.arange(6.0)}, key=KEY, draws=2, sampler=DDIM(5), chunk=4)
@@ -292,6 +298,7 @@ def sloped(obs):
         numpyro.sample("child", dist.Normal(slope * parent, 0.5))
 
 
+@pytest.mark.slow
 def test_chunks_share_global_sites_and_nothing_else(tiny_program):
     """The slope, (child' − child)/(parent' − parent), is one for all observations of a draw; their factors are not."""
     program = tiny_program(sloped)
@@ -318,6 +325,7 @@ LAWS = {
 }
 
 
+@pytest.mark.slow
 def test_noise_is_held(tiny_program, x64):
     """Every law: the child has, after, the same noise around the new location."""
 
@@ -375,6 +383,7 @@ def test_what_cannot_be_set_is_refused(name, mixed_program):
         counterfactual(mixed_program, np.zeros((2, 4), np.float32), do, key=KEY)
 
 
+@pytest.mark.slow
 def test_what_has_no_counterfactual_is_refused(mixed_program):
     x = np.zeros((2, 4), np.float32)
     with pytest.raises(ValueError, match=r"'child' \(MixtureSameFamily\) depends on a site that is set, but has no"):

@@ -50,6 +50,7 @@ def test_wrong_angles_are_refused():
         circular_correlation(np.zeros(4), np.zeros(5))
 
 
+@pytest.mark.slow
 def test_bars_look_the_same_after_half_a_turn():
     theta = jnp.linspace(-1.5, 1.5, 7)
     images = render_bars(theta, -0.5, resolution=16)
@@ -84,6 +85,7 @@ def test_wrong_bars_are_refused(settings, message):
         bars(jax.random.key(0), **{"n": 5, **settings})
 
 
+@pytest.mark.slow
 def test_components_that_go_round_start_the_angle():
     """Of three components of blurred bars, the two that lie on a circle go to the angle, wherever that site stands."""
     data = bars(jax.random.key(0), 3000)

@@ -448,6 +448,7 @@ def small_posterior(tree):
 
 
 @pytest.mark.slow
+@pytest.mark.release
 # Two steps teach nothing, which is said; some measures of constant codes are not defined.
 @pytest.mark.filterwarnings("ignore")
 def test_every_inference_leaves_what_is_documented(sami, tmp_path):

@@ -45,6 +45,7 @@ def largest_rhat(tree):
     return float(az.rhat(tree)["z"].max())
 
 
+@pytest.mark.slow
 def test_a_planted_order_and_signs_are_undone(fits):
     """36 r-hats of 2 × 100 draws: of 8,000 pairs of normal chains .013 % pass 1.08, so that a false alarm has .5 %."""
     both = combine([fits["one"], fits["planted"]])

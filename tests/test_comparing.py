@@ -80,6 +80,7 @@ def test_what_cannot_be_compared(tiny_program):
 
 
 @pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.filterwarnings("ignore::sami_ppl.diagnostics.CollapseWarning")
 def test_runs_under_two_priors(tmp_path, monkeypatch):
     """Two priors of the disks, one denoiser: a table, a picture and figures; other data are refused."""

@@ -91,6 +91,7 @@ def test_impossible_arguments(options, message):
         disks(jax.random.key(0), **{"n": 4, **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("resolution", "radius", "n"), [(16, 0.2, 256), (24, 0.1, 150)])
 def test_fit_recovers_noiseless_factors(resolution, radius, n):
     # Centres up to the border; once a whole number of chunks, once with a rest.

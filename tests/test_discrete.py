@@ -28,6 +28,7 @@ from sami_ppl.refinement import nuts
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_discrete_sites_have_one_hot_codes_and_children_know_their_parents():
     latents = read_prior(joint)
     kind, z, light = latents.sites
@@ -46,6 +47,7 @@ def test_discrete_sites_have_one_hot_codes_and_children_know_their_parents():
     assert graph == {"kind": (), "z": ("kind",)}, "also where kinds are observed in part"
 
 
+@pytest.mark.slow
 def test_families_follow_the_prior(build):
     """A classifier, a family for every kind (and every pair of kinds), a Gaussian where nothing depends on them."""
     assert [type(f).__name__ for f in build(joint).encoder.families] == ["Categorical", "PerCategory", "Diagonal"]
@@ -297,6 +299,7 @@ def test_gradient_is_exact(x64, build):
     assert np.abs(classifier).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_denoiser_is_not_evaluated_for_every_value(build):
     """Mapped over values, the denoiser sees no value: its work in the compiled loss is that of a single one."""
     program = build(joint)

@@ -127,6 +127,7 @@ def test_interventions_on_a_kind(build):
     np.testing.assert_array_equal(tree["counterfactual"]["kind"], tree["factual"]["kind"])
 
 
+@pytest.mark.slow
 def test_moments_of_the_code_are_those_of_draws(build):
     """Probabilities of kinds; mean and spread of z over kinds."""
     program = build(two)

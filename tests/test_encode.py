@@ -157,6 +157,7 @@ def peak(function, *arguments, **options):
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_host_memory_does_not_grow_with_the_observations(tiny_program, tmp_path):
     program = tiny_program()
     found = []

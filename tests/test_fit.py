@@ -96,6 +96,7 @@ def test_the_test_part_of_split_data_is_left_alone(tiny_program, x, monkeypatch)
     assert all(np.array_equal(found, train.x.values[-4:]) for found in seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("held_out", "warned"), [(1, False), (7, False), (8, True)])
 def test_a_collapse_is_told_from_several_observations_only(tiny_program, x, monkeypatch, recwarn, held_out, warned):
     """The shuffled z of a single one is its own."""
@@ -108,6 +109,7 @@ def test_a_collapse_is_told_from_several_observations_only(tiny_program, x, monk
 # One step
 
 
+@pytest.mark.slow
 def test_beta_schedule_compiles_once(tiny_program, x, counted):
     program = tiny_program()
     prior = counted(program.prior)

@@ -44,6 +44,7 @@ def stop_at(step):
     return callback
 
 
+@pytest.mark.slow
 def test_resumed_run_is_bit_identical(tiny_program, x, monkeypatch, tmp_path):
     scripted(monkeypatch, [3.0, 1.0, 2.0] * 3)
     arguments = {"key": KEY, "progress": False}

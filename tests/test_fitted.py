@@ -94,6 +94,7 @@ def test_encoders_around_encoders_are_seen_through(program, x):
     assert not_fitted(turning) == ["denoiser", "encoder"]
 
 
+@pytest.mark.slow
 def test_programs_without_our_networks_are_left_alone():
     model = LinearGaussian(jnp.eye(3)[:, :2], 0.5, SCHEDULE)
     exact = sp.Program(normal, model.denoiser, model.mean_field_encoder, sampler=sp.DDIM(2))
@@ -103,6 +104,7 @@ def test_programs_without_our_networks_are_left_alone():
     assert not_fitted(exact) == []
 
 
+@pytest.mark.slow
 def test_a_program_with_one_trained_block_is_fitted(program):
     """The control: it is no matter of one block."""
     blocks = program.denoiser.network

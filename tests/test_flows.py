@@ -66,6 +66,7 @@ def bent(fill):
 # --- densities --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_density_integrates_to_one(bent):
     """Over a grid of step .05 on [−12, 12]², to 1e-4; the control leaves the Jacobian out."""
     flow, condition = bent
@@ -118,6 +119,7 @@ def test_draws_follow_the_density(bent):
         assert abs(found.mean() - wanted) < 5 * found.std() / 200
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_condition(bent):
     """By central differences, of densities and of draws; flowjax's own bridge stops them: the negative control."""
     flow, condition = bent

@@ -9,6 +9,7 @@ from sami_ppl import DDIM, decode, generate
 from sami_ppl.posteriors.generate import CHUNK
 
 
+@pytest.mark.slow
 def test_equal_keys_and_codes_give_equal_samples_in_any_chunk(tiny_program):
     """A sample is a function of its key and code: padding and chunks do not show."""
     program = tiny_program()
@@ -21,6 +22,7 @@ def test_equal_keys_and_codes_give_equal_samples_in_any_chunk(tiny_program):
     assert not np.allclose(all_at_once[0], all_at_once[1])
 
 
+@pytest.mark.slow
 def test_each_way_of_asking(tiny_program):
     """Codes, images, a number of draws from the prior, a number of draws without guidance; another sampler."""
     program = tiny_program()

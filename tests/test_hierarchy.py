@@ -137,6 +137,7 @@ def test_another_prior_begins_anew(tiny_program):
             moved.replace(prior_params=wrong)
 
 
+@pytest.mark.slow
 def test_global_sites_have_no_floor_and_need_the_number_of_observations(tiny_program):
     """What would be without effect, or weighed by the batch, is refused; a weight of their own is not."""
     program = tiny_program(prior=only_centre)
@@ -305,6 +306,7 @@ def test_more_observations_may_be_held_out_than_are_trained_on(tiny_program):
     assert np.isfinite(history.records[-1]["kl"]["centre"])
 
 
+@pytest.mark.slow
 def test_codes_come_from_the_fitted_prior(tiny_program):
     """Of mean and variance known, 5 standard errors (6e-7 each); the control is the prior as it began."""
     program = tiny_program(prior=learned)

@@ -57,6 +57,7 @@ def mixture():
     numpyro.sample("z", dist.MixtureSameFamily(dist.Categorical(jnp.ones(3) / 3), each))
 
 
+@pytest.mark.slow
 def test_clusters_are_the_nearest_components(tiny_program):
     """Of components of one width and weight; with a variable that decides the component, it does."""
     x = np.random.default_rng(0).normal(scale=3.0, size=(50, 4)).astype(np.float32)
@@ -86,6 +87,7 @@ def test_clusters_need_a_mixture(tiny_program):
         clusters(tiny_program(), np.zeros((3, 4), np.float32))
 
 
+@pytest.mark.slow
 def test_classes_of_the_mixing_program_follow_the_data():
     """A class beyond the prior's last one would be taken for that one."""
     module = programs.load_file(programs.find("mixing", "models"))

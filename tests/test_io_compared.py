@@ -177,6 +177,7 @@ def with_units(program, mean, std):
     )
 
 
+@pytest.mark.slow
 def test_a_denoiser_keeps_the_units_of_its_data(tmp_path, fill):
     """As it denoised, it denoises; those of the encoder are the new program's, and both are loaded again."""
     fitted, new = with_units(fill(vectors(tmp_path)), -0.5, 0.3), with_units(vectors(tmp_path), 2.0, 4.0)

@@ -37,11 +37,13 @@ def test_bars_and_curves_have_labels(tmp_path):
     assert "kl z 1.00 1.00" in summary_line(RECORD | many)
 
 
+@pytest.mark.slow
 def test_trees_of_interventions_have_labels(tiny_program, prior):
     found = sp.intervene(tiny_program(prior), {}, key=jax.random.key(0), size=2)
     assert found["style_axis"].values.tolist() == LABELS
 
 
+@pytest.mark.slow
 def test_trees_of_refinements_have_labels(tiny_program, prior):
     rng = np.random.default_rng(0)
     x, codes = rng.standard_normal((1, 4)).astype(np.float32), rng.standard_normal((1, 6, 1, 2))

@@ -94,6 +94,7 @@ def test_independent_codes_have_the_known_plug_in_bias(n):
     assert mig(codes, labels) < 0.01
 
 
+@pytest.mark.slow
 def test_independent_codes_predict_nothing():
     train, test = draw(10), draw(11)
     assert linear_r2(train, TRAIN, test, TEST).max() < 0.02
@@ -163,6 +164,7 @@ def test_a_collapsed_code_scores_zero():
     assert report["correlation"]["a"] == [0, 0]
 
 
+@pytest.mark.slow
 def test_report_is_json_and_reproducible():
     args = (permuted(TRAIN).astype(np.float32), TRAIN, permuted(TEST).astype(np.float32), TEST, ["a", "b", "c"], 5)
     report = disentanglement_report(*args)

@@ -87,6 +87,7 @@ def test_images_that_do_not_fit_are_refused(build, shape, options, message):
 # --- dependence on λ --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DENOISERS)
 def test_denoiser_networks_see_the_noise_level(name, fill):
     """With weights away from their zero initialisation, the output depends on λ and on every part of the input."""
@@ -175,6 +176,7 @@ def test_convolution_is_a_convolution(c_in, c_out, size, fill):
     assert not np.allclose(layer(h), flipped + layer.bias, rtol=1e-2)  # control
 
 
+@pytest.mark.slow
 def test_convolutions_outside_loops_and_inside_are_one_function():
     """Value, gradients and the gradient of a gradient, as training has it; forward differentiation too."""
     layer, h = Conv3x3(3, 4, key=KEY), values((6, 6, 3))
@@ -246,6 +248,7 @@ def test_flax_network_computes_what_the_module_does():
     assert len(jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array))) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["denoiser", "encoder"])
 def test_flax_network_is_trained_inside_a_program(where, mlp):
     """One SVI step moves every parameter array of a Flax module, as denoiser network and as encoder network."""

@@ -35,6 +35,7 @@ def test_objectives_agree(name, program):
     assert ours.std() > 0  # negative control of the comparison: it is not of constants
 
 
+@pytest.mark.slow
 def test_loss_per_observation_does_not_depend_on_the_total(program):
     """A batch that stands for 1,000 observations: NumPyro's loss is 1,000 times the loss per observation."""
     p = Hashed(program())
@@ -128,6 +129,7 @@ def test_svi_finds_the_shared_encoder_once(program):
     assert eqx.tree_equal(params, p.params())
 
 
+@pytest.mark.slow
 def test_free_bits_hold_each_axis_at_the_floor_without_gradient(program):
     """Below the floor an axis costs exactly the floor and has no gradient; above, nothing changes; β scales both."""
     p = program()

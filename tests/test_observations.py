@@ -87,6 +87,7 @@ def test_observations_on_another_scale_are_warned_of(tiny_program):
         program.replace(denoiser=hundred).observed(X * 1e4)
 
 
+@pytest.mark.slow
 def test_a_posterior_of_many_chunks_warns_of_the_scale_once(tiny_program, tmp_path):
     program, data = tiny_program(), xr.Dataset({"x": (("obs", "feature"), 100 * X)})
     for out in (None, tmp_path / "posterior.zarr"):

@@ -100,6 +100,7 @@ def test_a_penalty_is_added_and_logged_apart(tiny_program):
     assert "penalty three 3.00" in summary_line(record)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sami_ppl.diagnostics.CollapseWarning")
 def test_a_fit_draws_the_penalty_down(tiny_program):
     """Location of the codes, 100 (mean z)²: gradients reach the encoder, whose codes begin elsewhere."""
@@ -117,6 +118,7 @@ def test_a_fit_draws_the_penalty_down(tiny_program):
     assert max(first, last) < 0.3 * begun
 
 
+@pytest.mark.slow
 def test_penalties_that_make_no_sense_are_refused(tiny_program):
     one = lambda draw: jnp.ones(())  # noqa: E731
     for name in ("z", "x"):

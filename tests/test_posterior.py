@@ -201,6 +201,7 @@ def test_log_likelihood_is_labelled_a_bound(tree):
     assert (attrs["units"], attrs["noise_levels"]) == ("nats", LEVELS)
 
 
+@pytest.mark.slow
 def test_posterior_predictive_follows_its_own_draw_and_is_not_the_data(oracle):
     """On the oracle x | z ~ N(Wz, .3 I): residuals have that variance given the own z, more given another's."""
 
@@ -273,6 +274,7 @@ def test_arrays_and_groups_left_out(program):
     assert found["posterior"].coords["obs"].values.tolist() == [0, 1]
 
 
+@pytest.mark.slow
 def test_sites_may_have_dims_of_the_names_of_ours(tiny_program):
     """A site's dim `axis` is not the axis of the code."""
 
@@ -291,6 +293,7 @@ def test_labels_of_observations_are_kept(tiny_program):
     assert tree["posterior"]["obs"].values.tolist() == [10, 20, 30]
 
 
+@pytest.mark.slow
 def test_draws_of_single_observations_are_not_those_of_global_sites(tiny_program):
     """Keys of chunks are folded from one key, and jax.random.split(key, n)[i] is fold_in(key, i)."""
 

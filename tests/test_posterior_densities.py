@@ -40,6 +40,7 @@ def found(cache, tiny_program):
     return cache["found"]
 
 
+@pytest.mark.slow
 def test_codes_are_those_of_the_draws(found):
     program, tree = found
     values = {name: jnp.asarray(v.values[0]) for name, v in tree["posterior"].data_vars.items()}
@@ -106,6 +107,7 @@ def weights(oracle, exact_encoder, scale):
     return posterior(program, x, key=KEY, draws=256, predictive=0, levels=96)["sample_stats"]
 
 
+@pytest.mark.slow
 def test_weights_tell_a_right_guide_from_a_narrow_one(oracle, exact_encoder):
     """Weights of the exact posterior are equal but for the noise set. Those of one with half its width are
     exp(½ (1 − .5²) n²) of a standard normal n on each axis, of which the tail has k = 1 − .5² = .75.
@@ -131,6 +133,7 @@ def conditional(u):
     numpyro.sample("z", dist.Normal(jnp.array([[-1.0, 0.0], [1.0, 0.0]])[u], 1.0).to_event(1))
 
 
+@pytest.mark.slow
 def test_global_sites(tiny_program):
     program = tiny_program(hierarchical)
     tree = posterior(program, X, key=KEY, draws=40, predictive=1, levels=1, chunk=3)
@@ -154,6 +157,7 @@ def test_global_sites(tiny_program):
     assert float(spread.std()) < 1.25 < float(tree["prior"]["z"].std()), "prior draws belong together"
 
 
+@pytest.mark.slow
 def test_variables_that_the_prior_takes(tiny_program):
     data = xr.Dataset({"x": (("obs", "feature"), X), "u": ("obs", np.arange(N) % 2)})
     program = tiny_program().replace(prior=conditional, given={"u": np.arange(2)})
@@ -166,6 +170,7 @@ def test_variables_that_the_prior_takes(tiny_program):
     np.testing.assert_allclose(tree["prior"]["z"].mean(["chain", "draw"]), means, atol=5 / 200**0.5)
 
 
+@pytest.mark.slow
 def test_collapsed_axes_and_a_single_draw_and_observation(tiny_program):
     """One observation with one draw is a tree like any other; a program that says nothing is told of."""
 

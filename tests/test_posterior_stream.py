@@ -32,6 +32,7 @@ def program(cache, tiny_program):
     return cache.setdefault("program", tiny_program())
 
 
+@pytest.mark.slow
 def test_the_store_is_the_tree_in_memory(program, tmp_path):
     """Three chunks, the last one short; values, names and attributes; the data from a store with chunks of its own."""
     data = dataset(10)
@@ -44,6 +45,7 @@ def test_the_store_is_the_tree_in_memory(program, tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["tree.zarr", "x.zarr"]
 
 
+@pytest.mark.slow
 def test_an_interruption_leaves_no_store_and_does_no_harm(program, tmp_path):
     data = dataset(10)
     data["x"][6, 0] = np.nan

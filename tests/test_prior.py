@@ -81,6 +81,7 @@ def test_code_is_the_unconstrained_value_standardised(name):
         np.testing.assert_allclose(site.scale**2, np.broadcast_to(fn.variance, fn.event_shape).ravel(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_several_sites_share_one_code():
     """All sites together: consecutive, disjoint coordinates in program order, and a round trip in both directions."""
     latents, n = read_several(), 50
@@ -97,6 +98,7 @@ def test_several_sites_share_one_code():
     np.testing.assert_allclose(latents.to_code(back), z, rtol=5e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_every_code_is_a_value_in_the_support():
     """z ∈ ℝᴰ is free: any code maps into the support of every site, with any leading dims."""
     latents = read_several()

@@ -289,6 +289,7 @@ def test_bound_with_the_exact_posterior_is_the_evidence(name):
         assert np.sqrt(np.mean(evidence_gap(name, wrong) ** 2)) > max(0.5, 5 * rms), wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRIORS)
 def test_posterior_means_are_those_of_the_nodes(name):
     """E[Wθ | x] on the grid of codes and over the nodes, to .02."""

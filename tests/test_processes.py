@@ -61,6 +61,7 @@ def dense_posterior(smoothness, centre, precision):
     return mean, after, log_z
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("smoothness", SMOOTHNESS)
 def test_density_is_that_of_the_kernel_matrix(smoothness, x64):
     """At irregular times, one lengthscale for each process; the gradient in them is that of the dense density."""
@@ -148,6 +149,7 @@ def test_variance_does_not_cancel_where_frames_say_little():
     np.testing.assert_allclose(single, double, rtol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [(), (1, 2), (0, 4)])
 @pytest.mark.parametrize("smoothness", SMOOTHNESS)
 def test_posterior_is_the_dense_one(smoothness, missing, x64):
@@ -168,6 +170,7 @@ def test_posterior_is_the_dense_one(smoothness, missing, x64):
     np.testing.assert_allclose(found["kl"], kl, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_nothing_seen_is_the_prior():
     found = answers(Matern(TIMES, LENGTHS), jnp.zeros((T, D)), jnp.zeros((T, D, D)), jnp.zeros((T, D)))
     np.testing.assert_allclose(found["mean"], 0, atol=1e-6)
@@ -194,6 +197,7 @@ def test_draws_of_the_posterior_have_its_moments(smoothness):
     assert not fits(process.sample(KEY, (20_000,)))
 
 
+@pytest.mark.slow
 def test_gradients_of_draws_and_divergence(x64):
     """In lengthscale and potentials, against finite differences."""
     centre, precision = potentials((1, 2))
@@ -211,6 +215,7 @@ def test_gradients_of_draws_and_divergence(x64):
         np.testing.assert_allclose(jnp.sum(slope * way), (step(1e-6) - step(-1e-6)) / 2e-6, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_batches_are_single_sequences_side_by_side():
     """Times, lengthscales and potentials of their own, as under a plate."""
     times = np.stack([TIMES, 2 * TIMES]).astype(np.float32)

@@ -19,6 +19,7 @@ from sami_ppl.fitting.objective import ScoreELBO
 # --- a NumPyro model and guide ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRIORS)
 def test_model_and_guide_trace(name, program):
     """Model: the prior's sites and x, batched; guide: the same latent sites, inside their supports; two parameters."""
@@ -38,6 +39,7 @@ def test_model_and_guide_trace(name, program):
     assert params(guide) == {"encoder$params"}
 
 
+@pytest.mark.slow
 def test_unobserved_model_draws_by_reverse_diffusion(program):
     """model(size=n): x is what the decoder samples for the z of the trace, with the key of the site."""
     p = program()
@@ -70,6 +72,7 @@ def test_predictive_gives_new_observations_not_the_data(program):
     assert "x" not in same or np.array_equal(same["x"][0], X)  # what happens with the data left in
 
 
+@pytest.mark.slow
 def test_log_likelihood_is_the_bound_with_the_fitted_parameters(program):
     """numpyro.log_likelihood under fitted params = minus the fitted program's bound on a fixed noise set, by hand."""
     p = program()

@@ -37,6 +37,7 @@ def row(text, start):
     return found
 
 
+@pytest.mark.slow
 def test_a_program_prints_as_a_short_table(program):
     text = repr(program)
     assert len(text.splitlines()) <= 20

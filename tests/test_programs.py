@@ -214,6 +214,7 @@ def test_a_file_that_does_not_build_from_data_is_refused(tmp_path, old):
     assert callable(load_file(file).build)
 
 
+@pytest.mark.slow
 def test_values_that_the_prior_takes_are_saved(tmp_path):
     """A prior p(z | u) is read from the values of u: the loaded program is read from the same."""
     file = tmp_path / "mine.py"

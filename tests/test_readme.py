@@ -13,6 +13,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_python_example_runs(tmp_path, monkeypatch):
     """At most eight lines from the first import to the forest plot: what a newcomer copies first."""
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)

@@ -319,6 +319,7 @@ def vaguely_known():
     numpyro.sample("scale", dist.LogNormal(jnp.log(jnp.array([0.3, 0.6])), 0.5).to_event(1))
 
 
+@pytest.mark.slow
 def test_draws_of_global_sites_follow_their_guide_and_all_count(model, x):
     """Mean and standard deviation of 64 draws within four standard errors."""
     program = Program(hierarchical, model.denoiser, model.encoder, global_guide=vaguely_known)

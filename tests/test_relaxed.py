@@ -56,6 +56,7 @@ def test_density_on_the_simplex_is_the_papers(temperature):
     assert np.abs(np.asarray(law.log_prob(x)) - paper(1.1 * temperature)).max() > 0.05
 
 
+@pytest.mark.slow
 def test_moments_of_draws_are_those_of_the_density():
     """Mean and variance of the log ratios: differences of Gumbels are logistic, π²/3 over T²."""
     u = LogRatios(0.5, LOGITS).sample(jax.random.key(1), (40_000,))
@@ -75,6 +76,7 @@ def test_transform_is_a_bijection_with_its_volume():
     np.testing.assert_allclose(transform.log_abs_det_jacobian(u, x), jnp.linalg.slogdet(jacobian)[1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_site_and_family(mlp):
     """K − 1 coordinates, the prior's temperature; moments stated are those drawn; guidance is the slope of log q."""
     latents = read_prior(relaxed)
@@ -114,6 +116,7 @@ def relaxed_free():
     numpyro.sample("a", numpyro.distributions.Normal(0.0, 1.0).expand([2]).to_event(1))
 
 
+@pytest.mark.slow
 def test_bias_of_its_gradient_falls_with_the_temperature():
     """∇ E f(one-hot) by enumeration against ∇ E f(relaxed) at falling temperatures; enumeration has none."""
     values = jnp.array([[1.0, -0.5], [0.2, 2.0], [-1.5, 0.3]])

@@ -284,6 +284,7 @@ def test_graph_of_a_direction_in_space(build):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_nothing_measured_and_no_images(tmp_path, tiny_program):
     program, key = tiny_program(), jax.random.key(0)
     x = np.asarray(jax.random.normal(key, (6, 4)))

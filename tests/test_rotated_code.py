@@ -25,6 +25,7 @@ def rotated(program):
     return p, p.replace(encoder=RotatedEncoder(p.encoder, jnp.asarray(ROTATION)))
 
 
+@pytest.mark.slow
 def test_rotation_leaves_the_bound_unchanged(rotated):
     """N(0, I) does not know its axes: the loss is the same in expectation, by the mean of 2,000 draws; 5 sd, 6e-7."""
     keys = jax.random.split(jax.random.key(4), 2000)
@@ -33,6 +34,7 @@ def test_rotation_leaves_the_bound_unchanged(rotated):
     assert abs(straight.mean() - turned.mean()) < 5 * error
 
 
+@pytest.mark.slow
 def test_rotation_leaves_the_divergence_unchanged(rotated):
     """KL per observation summed over sites: that of the diagonal posterior is known; 2,000 draws, 5 sd (6e-7).
 
@@ -55,6 +57,7 @@ def test_rotation_leaves_the_divergence_unchanged(rotated):
     assert abs(divergence(shear)[0] - exact) > 10 * tolerance
 
 
+@pytest.mark.slow
 def test_rotated_code_gives_the_same_samples_and_the_same_error(rotated):
     """x given z' = Rz and a key is x given z and the key: guidance is that of the same density."""
     p, q = rotated
@@ -100,6 +103,7 @@ def test_guide_draws_have_the_law_of_the_encoder(name, program):
     np.testing.assert_allclose(np.cov(unit.T), np.eye(3), atol=5 * np.sqrt(2 / n))
 
 
+@pytest.mark.slow
 def test_full_normal_divergence_in_closed_form():
     """KL(N(m, LLᵀ) ‖ N(μ, diag s²)) = E_q[log q − log p]: 20,000 draws, 5 sd; batched; zero where q = p."""
     factor = jnp.asarray([[[0.7, 0.0], [0.4, 0.5]], [[1.5, 0.0], [-0.3, 0.2]]])

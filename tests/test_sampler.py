@@ -219,6 +219,7 @@ def test_samples_do_not_depend_on_the_schedule(sampler, x64):
     np.testing.assert_allclose(*samples, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [*SAMPLERS, lambda n: FromPureNoise(DDIM(n - 2))])
 def test_evaluations_are_the_calls_of_the_denoiser(sampler):
     """Counted without compilation, where a loop calls its body at each step."""

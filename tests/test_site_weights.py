@@ -38,6 +38,7 @@ def parts(program, x, objective=None, **options):
     return {name: float(jnp.sum(term)) for name, term in terms.items()}
 
 
+@pytest.mark.slow
 def test_each_site_has_its_own_beta(case):
     program, x = case
     plain, weighted = parts(program, x), parts(program, x, beta=BETA)

@@ -21,6 +21,7 @@ from sami_ppl.fitting.step import Batch, Fit
 X = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_a_second_fit_compiles_nothing(tiny_program, fill, caplog):
     """Other weights, data and key of the same structure, sizes and stage; the control is another stage."""
 
@@ -37,6 +38,7 @@ def test_a_second_fit_compiles_nothing(tiny_program, fill, caplog):
     assert compiled(other, X, replace(ALONE, discount=0.5), KEY) > 0
 
 
+@pytest.mark.slow
 def test_what_is_compiled_holds_no_weights(tiny_program):
     """A fit and the arrays of its program are forgotten, while the compiled step stays."""
     program, data = tiny_program(), Batch(jnp.asarray(X), {})
@@ -52,6 +54,7 @@ def test_what_is_compiled_holds_no_weights(tiny_program):
     assert Fit(tiny_program(), ALONE, steps=7).recipe is not recipe, "control"
 
 
+@pytest.mark.slow
 def test_weight_decay_is_of_matrices_of_networks(tiny_program):
     """One step of rate r: matrices lose r · decay of themselves beside the step of Adam; all else loses nothing."""
 
@@ -117,6 +120,7 @@ def test_a_uniform_proposal_draws_the_levels_of_the_schedule():
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_stage_takes_a_proposal(tiny_program):
     """In plain numbers, which checkpoints hold; training draws from it, validation does not."""
     proposal = NoiseProposal(VariancePreserving(-4.0, 4.0), jnp.asarray([1.0, 3.0]))

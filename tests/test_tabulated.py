@@ -69,6 +69,7 @@ def made(tiny_program, mlp, fill):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["diagonal", *(pytest.param(n, marks=pytest.mark.slow) for n in list(CASES)[1:])])
 def test_likelihood_is_that_of_numpyro(made, name):
     """Chunks of other sizes than the data take the noise of a chunk; the control is another noise set, by nats."""

@@ -125,6 +125,7 @@ def test_turning_encoder_is_the_encoder_of_the_turned_code(tiny_program):
     np.testing.assert_array_equal(TurningEncoder(base).matrix(), np.eye(3))
 
 
+@pytest.mark.slow
 def test_saved_and_warm_started(tiny_program, tmp_path):
     program = tiny_program(prior=independent(soft_uniform(), 3))
     program = program.replace(encoder=TurningEncoder(program.encoder))

@@ -64,6 +64,7 @@ TRANSFERS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRANSFERS)
 def test_transfer_copies_what_is_alike_and_leaves_the_rest(name, fill):
     make_source, make_target, own = TRANSFERS[name]
@@ -204,6 +205,7 @@ def nll(encoder, x, codes, noise=0.05):
     return float(-jnp.mean(jax.jit(jax.vmap(encoder.log_prob))(z, x_noisy, log_snr)))
 
 
+@pytest.mark.slow
 def test_fitting_codes_lowers_their_negative_log_likelihood(tiny_program):
     """Half a nat at least, on held-out observations too, and not on those whose codes are another's."""
     program = tiny_program()
@@ -301,6 +303,7 @@ def test_clusters_are_found_and_take_the_names_of_known_labels():
     np.testing.assert_array_equal(cluster(x, 3, 2, known=known), kind)
 
 
+@pytest.mark.slow
 def test_warm_start_puts_kinds_and_the_prior_on_clusters(mlp):
     """Codes of kinds are clusters, and the prior's means those of the codes in each; without parameters, refused."""
     x, kind = blobs()
@@ -347,6 +350,7 @@ def plain():
     numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
 
 
+@pytest.mark.slow
 def test_parameters_of_a_prior_stay_under_their_constraints(tiny_program):
     """A scale fitted to codes is their spread, and positive; weights sum to one."""
 
