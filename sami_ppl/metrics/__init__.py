@@ -1,4 +1,4 @@
-"""Scores of codes against known factors."""
+"""Scores of codes against known factors, and distances between samples and data."""
 
 from sami_ppl.metrics.circular import circular_correlation as circular_correlation
 from sami_ppl.metrics.circular import largest_jump as largest_jump
@@ -15,3 +15,8 @@ from sami_ppl.metrics.disentanglement import normalised_information as normalise
 from sami_ppl.metrics.disentanglement import random_rotation as random_rotation
 from sami_ppl.metrics.identifiability import check_variability as check_variability
 from sami_ppl.metrics.identifiability import mean_correlation as mean_correlation
+from sami_ppl.metrics.samples import Distance as Distance
+from sami_ppl.metrics.samples import class_features as class_features
+from sami_ppl.metrics.samples import frechet as frechet
+from sami_ppl.metrics.samples import mmd as mmd
+from sami_ppl.metrics.samples import random_features as random_features
