@@ -18,8 +18,9 @@ from numpyro import handlers
 from numpyro.infer.util import log_density
 import xarray as xr
 
-from sami_ppl._util.errors import UserError
+from sami_ppl._util.errors import UserError, mistakes
 from sami_ppl._util.tables import readable
+from sami_ppl.decoders.guidance import check_guided
 from sami_ppl.diffusion.schedule import NoiseLevels
 from sami_ppl.evidence import importance_proposal
 from sami_ppl.priors.sites import Direction, Discrete, Process
@@ -53,9 +54,11 @@ def targets(program: Program, data: xr.Dataset | Array | np.ndarray, key: Key[Ar
     Global sites are left as their guide has them, since one observation tells next to nothing of them: the prior of an
     observation's own sites is averaged over draws of that guide.
 
-    Raises UserError for observations of another shape, fewer than 2 levels, priors over time or with directions or
-    discrete sites.
+    Raises UserError for observations of another shape, fewer than 2 levels, a decoder that is not guided, priors over
+    time or with directions or discrete sites.
     """
+    with mistakes(ValueError):
+        check_guided(program.denoiser, "refinement")
     x, given = program.observations(data)
     if levels < 2:
         raise UserError(f"levels must be at least 2, got {levels}")
