@@ -308,7 +308,7 @@ def fit(
         raise ValueError(
             f"plan is {type(plan).__name__}, which needs a guided decoder, and this one, a "
             f"{type(program.denoiser).__name__}, takes the code itself: write sp.fit(program, data, sp.Joint(), "
-            "key=key), as --with joint does"
+            "key=key)"
         )
     if name != "fit":
         raise TypeError("name is of a single stage, a plan has its own: leave it out")

@@ -263,8 +263,8 @@ def _check_decoder(decoder: str, noise: str, predict: str | None) -> None:
             f"noise={noise!r} is of noisy posteriors, which a {decoder} decoder leaves untrained: leave it out, or "
             'write decoder="guided"'
         )
-    if decoder == "gaussian" and predict is not None:
-        raise ValueError(f"predict={predict!r} is of denoising networks, a gaussian decoder has none: leave it out")
+    if decoder == "gaussian" and predict == "noise":
+        raise ValueError("predict='noise' is of denoising networks, a gaussian decoder predicts its mean: leave it out")
 
 
 def _networks(
