@@ -1,6 +1,7 @@
 """Decoders that take the code: against closed forms, beside the guided decoder, and all that programs of them do."""
 
-import json
+from dataclasses import replace
+import functools
 
 import equinox as eqx
 import jax
@@ -12,18 +13,19 @@ import pytest
 from scipy import stats
 
 import sami_ppl as sp
-from sami_ppl._util.errors import UserError
+from sami_ppl._util.history import History
 from sami_ppl.analyses import axis_geometry, posterior_by_noise
 from sami_ppl.decoders.bound import bound, noise_error
 from sami_ppl.decoders.conditional import ConditionedDenoiser, IsotropicDenoiser, NormalDenoiser
 from sami_ppl.decoders.exact import LinearGaussian
 from sami_ppl.decoders.training import Objective
 from sami_ppl.diagnostics import information_spectrum, noise_end_kl, noise_errors
-from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
 from sami_ppl.diffusion.schedule import VarianceExploding, VariancePreserving
 from sami_ppl.evidence import evidence_bound, importance_weighted_bound
+from sami_ppl.fitting.sizes import joint_stage
 from sami_ppl.nn import AscendingUNet, ResidualMLP, UNet
 from sami_ppl.program.program import Program
+from sami_ppl.refinement.target import targets
 
 KEY = jax.random.key(0)
 MEAN, STD = 0.3, 1.7
@@ -209,3 +211,143 @@ def test_codes_are_dropped_in_training_only():
         (Objective(dropped=0.1), law.denoiser),
     ):
         assert objective.told(denoiser, z, KEY) is z
+
+
+# --- programs ---------------------------------------------------------------------------------------------------------
+
+TAKING_CODES = ("conditioned", "gaussian")
+FACTORS = sp.factors(z=dist.Normal(0, 1).expand([2]))
+X = np.random.default_rng(0).normal(size=(24, 6)).astype(np.float32)
+
+
+@functools.cache
+def small(decoder):
+    """A program of vectors with networks as small as they go, and with no layer at zero."""
+    program = sp.autoencoder(
+        FACTORS, X, decoder=decoder, size={"width": 8, "depth": 1}, features=4, sampler=sp.DDIM(3), key=KEY,
+        progress=False,
+    )  # fmt: skip
+    return program.replace(denoiser=awake(program.denoiser), encoder=awake(program.encoder))
+
+
+@pytest.mark.parametrize("decoder", TAKING_CODES)
+def test_the_decoder_is_one_word(decoder):
+    program = small(decoder)
+    assert not program.guided
+    assert small("guided").guided
+    assert type(program.denoiser).__name__ in repr(program)
+    assert f"{type(program.denoiser).__name__} of ResidualMLP" in program.describe()
+    assert program.denoiser.statistics == small("guided").denoiser.statistics
+    unet = eqx.filter_eval_shape(
+        lambda key: sp.autoencoder(
+            FACTORS, np.resize(X, (4, 1, 32, 32)), decoder=decoder, size={"widths": (4, 8)}, key=key, progress=False
+        ),
+        KEY,
+    )
+    assert type(unet.denoiser.network).__name__ == {"conditioned": "UNet", "gaussian": "AscendingUNet"}[decoder]
+
+
+def test_codes_steer_and_none_is_the_marginal():
+    """Samples given other codes differ; without a code a conditioned denoiser samples, a Gaussian decoder refuses."""
+    keys = jnp.stack([KEY, KEY])
+    for decoder in TAKING_CODES:
+        first, second = sp.decode(small(decoder), np.eye(2), keys)
+        assert np.abs(first - second).max() > 1e-3
+    assert np.isfinite(sp.generate(small("conditioned"), key=KEY, size=2, guided=False)).all()
+    with pytest.raises(ValueError, match=r"sp\.generate\(program, size="):
+        sp.generate(small("gaussian"), key=KEY, size=2, guided=False)
+
+
+def test_the_gain_is_of_codes():
+    """Own against shuffled codes for both; the error without a code where there is such a denoiser."""
+    for decoder in TAKING_CODES:
+        found = eqx.filter_jit(noise_errors)(small(decoder), jnp.asarray(X), KEY)
+        assert np.isfinite(found.gain).all()
+        assert (found.unguided is None) == (decoder == "gaussian")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::sami_ppl.diagnostics.CollapseWarning")
+@pytest.mark.parametrize("decoder", TAKING_CODES)
+def test_a_fit_moves_both_networks_and_is_saved(decoder, tmp_path):
+    """Joint by default, at the β of the decoder; the program comes back from disk; its posterior is a tree."""
+    program = small(decoder)
+    fitted, _ = sp.fit(program, X, sp.Joint(sp.Stage(steps=2, batch=8)), key=KEY, progress=False)
+    for part in ("denoiser", "encoder"):
+        assert not eqx.tree_equal(getattr(fitted, part), getattr(program, part))
+    if decoder == "conditioned":
+        before, after = (p.denoiser.network.code.absent for p in (program, fitted))
+        assert np.abs(after - before).max() > 0
+    again = sp.load(sp.save(fitted, tmp_path / "model"), program)
+    np.testing.assert_array_equal(again.encode(X)[0], fitted.encode(X)[0])
+    assert eqx.tree_equal(again.denoiser, fitted.denoiser)
+    tree = again.posterior(X[:3], key=KEY, draws=4, predictive=2)
+    assert np.isfinite(tree["log_likelihood"]["x"].values).all()
+    assert tree["posterior_predictive"]["x"].shape == (1, 2, 3, 6)
+    assert joint_stage(program, 24).beta == (0.1 if decoder == "conditioned" else 1.0)
+
+
+def test_the_default_plan_follows_the_decoder(monkeypatch):
+    """Two stages for guided decoders, both networks at once for others."""
+    taken = []
+    for plan in (sp.TwoStage, sp.Joint):
+        monkeypatch.setattr(plan, "run", lambda self, program, run, *, key: taken.append(type(self)) or (program, []))
+    monkeypatch.setattr(History, "joined", lambda histories: None)
+    for decoder in ("guided", *TAKING_CODES):
+        sp.fit(small(decoder), X, key=KEY, progress=False)
+    assert taken == [sp.TwoStage, sp.Joint, sp.Joint]
+
+
+def over_time():
+    numpyro.sample("z", sp.Matern(jnp.arange(3.0), 1.0, size=2))
+
+
+STAGE = sp.Stage(steps=1, batch=8)
+REFUSED = {
+    "two stages": (lambda p: sp.fit(p, X, sp.TwoStage(), key=KEY), r"sp\.Joint\(\)"),
+    "encoder only": (lambda p: sp.fit(p, X, sp.EncoderOnly(), key=KEY), r"sp\.Joint\(\)"),
+    "decoupled": (lambda p: sp.fit(p, X, sp.Decoupled(), key=KEY), r"sp\.Joint\(\)"),
+    "marginal stage": (lambda p: sp.fit(p, X, replace(STAGE, target="marginal"), key=KEY), "target='marginal'"),
+    "own loss": (lambda p: sp.fit(p, X, replace(STAGE, denoiser_loss="own"), key=KEY), "denoiser_loss='own'"),
+    "another prior": (lambda p: sp.with_prior(p, FACTORS, key=KEY), "with_prior"),
+    "sequences": (lambda p: sp.over_time(p, over_time), "sequences"),
+    "gauge": (lambda p: sp.align(p, X), "align"),
+    "noisy posteriors": (lambda p: posterior_by_noise(p, X, key=KEY), "posterior_by_noise"),
+    "geometry": (lambda p: axis_geometry(p, X, key=KEY), "axis_geometry"),
+    "information": (lambda p: information_spectrum(p, X, key=KEY), "information_spectrum"),
+    "noisy end": (lambda p: noise_end_kl(p, X, key=KEY), "noise_end_kl"),
+    "refinement": (lambda p: targets(p, X[:1], KEY, 2), "refinement"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+@pytest.mark.parametrize("decoder", TAKING_CODES)
+def test_what_needs_guidance_is_refused_by_name(what, decoder):
+    call, words = REFUSED[what]
+    with pytest.raises(ValueError, match=words) as caught:
+        call(small(decoder))
+    assert "guided decoder" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"decoder": "vae"}, "must be one of"),
+        ({"decoder": "conditioned", "noise": "blind"}, "noise='blind'"),
+        ({"decoder": "gaussian", "predict": "noise"}, "predict='noise'"),
+        ({"decoder": "conditioned", "network": (lambda x, log_snr: x, ResidualMLP((6,), (4,), width=8, key=KEY))},
+         r"\(x, log_snr, z\)"),
+        ({"decoder": "gaussian", "network": (lambda z, log_snr: z, ResidualMLP((6,), (4,), width=8, key=KEY))},
+         r"must map \(z, None\) to one observation of shape \(6,\), got shape \(2,\)"),
+    ],
+)  # fmt: skip
+def test_what_a_decoder_cannot_take_is_refused_at_once(settings, words):
+    with pytest.raises(ValueError, match=words):
+        sp.autoencoder(FACTORS, X, **settings, key=KEY, progress=False)
+
+
+def test_codes_of_another_length_are_refused():
+    wide = sp.factors(z=dist.Normal(0, 1).expand([3]))
+    other = sp.autoencoder(wide, X, size={"width": 8, "depth": 1}, key=KEY, progress=False)
+    with pytest.raises(ValueError, match="takes codes of 2 numbers and the encoder gives 3"):
+        Program(wide, small("gaussian").denoiser, other.encoder)

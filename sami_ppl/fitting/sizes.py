@@ -31,7 +31,7 @@ def encoder_stage(program: Program, count: int) -> Stage:
 def joint_stage(program: Program, count: int) -> Stage:
     """The stage of both networks at once, for `count` observations."""
     batch, most = (64, 3000) if _is_convolutional(program) else (128, 5000)
-    beta = 0.1 if program.guided else 1.0
+    beta = 0.1 if program.denoiser.marginal else 1.0
     return _stage(count, batch, most, learning_rate=1e-3, clip=150.0, beta=beta)
 
 
