@@ -278,7 +278,7 @@ class AscendingUNet(eqx.Module):
         self.entry = eqx.nn.Linear(codes, widths[-1] * self.bottom**2, key=entry_key)
         rising = [width for width in reversed(widths) for _ in range(blocks)]
         before = [rising[0], *rising[:-1]]
-        self.up = [ConvBlock(*sizes, None, key=k) for *sizes, k in zip(before, rising, keys, strict=True)]
+        self.up = [ConvBlock(b, width, None, key=k) for b, width, k in zip(before, rising, keys, strict=True)]
         self.norm = GroupNorm(widths[0])
         self.exit = Conv3x3(widths[0], channels, key=exit_key)
         self.blocks, self.patch = blocks, patch

@@ -272,7 +272,7 @@ def _networks(
     denoiser_key: Array, trunk_key: Array,
 ) -> Networks:  # fmt: skip
     shape, (decoder, code) = layout.event_shape, codes
-    condition = {"condition": code} if decoder == "conditioned" else {}
+    condition: Any = {"condition": code} if decoder == "conditioned" else {}
     if isinstance(network, tuple):
         if len(network) != 2 or not all(map(callable, network)) or size:
             raise ValueError("a network of your own is a pair (denoiser network, encoder trunk), without size")
