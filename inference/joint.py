@@ -1,7 +1,7 @@
-"""Joint: both networks by the guided bound, as in the paper.
+"""Joint: both networks by the guided bound, as in the paper; and for decoders that take the code, "conditioned".
 
-The denoiser is trained through the guidance, so it may absorb what the encoder gets wrong: compare the error without
-guidance in the log. Kept for comparison with the paper; two stages recover factors more surely.
+A guided denoiser is trained through the guidance, so it may absorb what the encoder gets wrong: compare the error
+without guidance in the log. Kept for comparison with the paper; two stages recover factors more surely.
 """
 
 from dataclasses import dataclass

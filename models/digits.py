@@ -26,6 +26,7 @@ class Config:
     """
 
     latents: int = 8
+    decoder: Literal["guided", "conditioned", "gaussian"] = "guided"
     prior: Literal["normal", "mixture", "kinds"] = "normal"
     clusters: int = 10
     labelled: float = 0.0
@@ -87,7 +88,8 @@ def load(config: Config, *, key: jax.Array) -> xr.Dataset:
 def build(config: Config, data: xr.Dataset, *, key: jax.Array) -> sp.Program:
     """The program: residual perceptrons. By itself the prior is drawn without labels."""
     return sp.autoencoder(
-        make_prior(config), data, network="mlp", size={"width": config.width, "depth": config.depth},
+        make_prior(config), data, decoder=config.decoder, network="mlp",
+        size={"width": config.width, "depth": config.depth},
         given=None if config.prior == "normal" else {"label": np.full(1, -1)}, noise=config.noise,
         schedule=sp.VariancePreserving(config.log_snr_min, config.log_snr_max),
         mean=config.mean, std=config.std, progress=False, key=key,

@@ -27,6 +27,7 @@ class Config:
     """
 
     latents: int = 3
+    decoder: Literal["guided", "conditioned", "gaussian"] = "guided"
     prior: Literal["normal", "uniform_box", "soft_uniform", "laplace", "student_t", "hierarchical", "flow"] = "normal"
     turn: bool = False
     resolution: int = 16
@@ -59,7 +60,8 @@ def build(config: Config, data: xr.Dataset, *, key: jax.Array) -> sp.Program:
     """The program: an x-predicting denoiser and an encoder of the same kind."""
     size = {"mlp": {"width": config.width, "depth": config.depth}, "unet": {"widths": config.widths, "patch": 2}}
     program = sp.autoencoder(
-        make_prior(config.prior, config.latents), data, network=config.network, size=size[config.network],
+        make_prior(config.prior, config.latents), data, decoder=config.decoder, network=config.network,
+        size=size[config.network],
         families={"z": sp.families.Diagonal}, noise=config.noise, min_scale=config.min_scale, predict="data",
         schedule=sp.VariancePreserving(config.log_snr_min, config.log_snr_max),
         mean=config.mean, std=config.std, progress=False, key=key,

@@ -28,6 +28,7 @@ class Config:
     source: Literal["patches", "faces"] = "patches"
     patches: int = 8000
     latents: int = 8
+    decoder: Literal["guided", "conditioned", "gaussian"] = "guided"
     size: int = 16
     widths: tuple[int, ...] = (32, 64)
     patch: int = 2
@@ -76,7 +77,7 @@ def build(config: Config, data: xr.Dataset, *, key: jax.Array) -> sp.Program:
     """The program: independent standard normal factors, a U-Net denoiser and half a U-Net as encoder."""
     prior = sp.factors(z=dist.Normal(0, 1).expand([config.latents]), dims={"z": "factor"})
     return sp.autoencoder(
-        prior, data, network="unet", size={"widths": config.widths, "patch": config.patch},
+        prior, data, decoder=config.decoder, network="unet", size={"widths": config.widths, "patch": config.patch},
         schedule=sp.VariancePreserving(config.log_snr_min, config.log_snr_max),
         mean=config.mean, std=config.std, progress=False, key=key,
     )  # fmt: skip

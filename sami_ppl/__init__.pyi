@@ -23,6 +23,8 @@ from .analyses.evaluate import evaluate as evaluate
 from .calibration import calibration_table as calibration_table
 from .calibration import simulation_based_calibration as simulation_based_calibration
 from .calibration import typicality as typicality
+from .decoders.conditional import ConditionedDenoiser as ConditionedDenoiser
+from .decoders.conditional import IsotropicDenoiser as IsotropicDenoiser
 from .decoders.decoder import ScoreDecoder as ScoreDecoder
 from .decoders.exact import LinearGaussian as LinearGaussian
 from .decoders.exact import LinearMixture as LinearMixture

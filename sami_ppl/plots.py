@@ -156,26 +156,28 @@ def noise_bands(errors: Mapping[str, Any]) -> Figure:
     """Denoising error per band of noise levels: without guidance, with own z, with another observation's z.
 
     `errors` has log_snr, unguided, own, shuffled, each one number per band in nats, as `diagnostics.NoiseErrors` and
-    the log's records have; own and shuffled may be None. The lower panel shows what guidance is worth per band.
+    the log's records have; those that do not apply are None. The lower panel shows what the own z is worth per band.
     """
     centres = np.asarray(errors["log_snr"], float)
     keys = [key for key in ("unguided", "own", "shuffled") if errors.get(key) is not None]
     series = {key: np.asarray(errors[key], float) for key in keys}
-    guided = len(keys) == 3
-    figure = Picture(figsize=(WIDTH, 4.0 if guided else 2.2), layout="constrained")
-    panels = [style(panel) for panel in figure.subplots(1 + guided, squeeze=False, sharex=True)[:, 0]]
+    coded = "own" in keys
+    figure = Picture(figsize=(WIDTH, 4.0 if coded else 2.2), layout="constrained")
+    panels = [style(panel) for panel in figure.subplots(1 + coded, squeeze=False, sharex=True)[:, 0]]
     names = {"unguided": "no z", "own": "own z", "shuffled": "another's z"}
-    _lines(panels[0], centres, {names[k]: v for k, v in series.items()}, [GRAY, BLUE, VERMILION])
+    colours = {"unguided": GRAY, "own": BLUE, "shuffled": VERMILION}
+    _lines(panels[0], centres, {names[k]: v for k, v in series.items()}, [colours[k] for k in keys])
     positive = np.concatenate(list(series.values()))
     positive = positive[np.isfinite(positive)]
     if len(positive) and positive.min() > 0 and positive.max() > 20 * positive.min():
         panels[0].set_yscale("log")
     label_ends(panels[0])
     panels[0].set_title("denoising error per band, nats", fontsize=NORMAL, loc="left", color=INK)
-    if guided:
+    if coded:
         width = 0.36 * (centres[1] - centres[0] if len(centres) > 1 else 1.0)
-        bars = [("another's − own", series["shuffled"] - series["own"], VERMILION),
-                ("none − own", series["unguided"] - series["own"], GRAY)]  # fmt: skip
+        others = [k for k in ("shuffled", "unguided") if k in keys]
+        bars = [(f"{names[k].removesuffix(' z').replace('no', 'none')} − own", series[k] - series["own"], colours[k])
+                for k in others]  # fmt: skip
         for k, (name, value, colour) in enumerate(bars):
             label = f"{name}: {value.sum():.1f} in all".replace("-", "−")
             panels[1].bar(centres + (k - 0.5) * width, value, width * 0.92, color=colour, label=label)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sami_ppl.decoders import bound as bound_module
+from sami_ppl.decoders import guidance as guidance_module
 from sami_ppl.decoders.bound import Bound, bound, noise_error, prior_loss, reconstruction_loss
 from sami_ppl.decoders.guidance import guidance
 from sami_ppl.decoders.training import Objective
@@ -342,6 +342,6 @@ def test_wrong_gradients_are_caught(breakage, monkeypatch):
         phi = result("given z")[1][1]
     else:
         factor = -1.0 if breakage == "wrong sign" else 1 / float(SCHEDULE.sigma(LEVEL))
-        monkeypatch.setattr(bound_module, "guidance", lambda *args: factor * guidance(*args))
+        monkeypatch.setattr(guidance_module, "guidance", lambda *args: factor * guidance(*args))
         phi = value_and_gradients(library())[1][1]
     assert disagreement(phi, result(("plain", "guided"))[1][1]) > 1e-2

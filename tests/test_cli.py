@@ -426,6 +426,7 @@ RUNS = {
     "two_stage": [*stages("denoiser", "encoder"), "warm_steps=2", "align=True"],
     "decoupled": stages("both"),
     "joint": stages("both"),
+    "vae": [*stages("both"), "decoder=gaussian"],
     "pretrained": [*stages("encoder"), "warm_steps=0"],
     "prior": [*stages("fit"), "prior=flow"],
 }
@@ -491,3 +492,31 @@ def test_every_inference_leaves_what_is_documented(sami, tmp_path):
             code, out, err = sami("report", name)
             assert code == 0, err
             assert (folder / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.release
+@pytest.mark.filterwarnings("ignore")
+def test_three_decoders_make_one_table(sami, tmp_path):
+    """One setting swaps the likelihood, and with it the inference; what it does not allow is left out by name."""
+    settings = {
+        "guided": [*stages("denoiser", "encoder"), "warm_steps=2"],
+        "conditioned": [*stages("both")], "gaussian": [*stages("both")],
+    }  # fmt: skip
+    for name, own in settings.items():
+        command = ["run", "disks", "--out", name, "--quiet", *sets(*SMALL, *own, f"decoder={name}")]
+        code, _, err = sami(*command)
+        assert code == 0, err
+        page = (tmp_path / name / "report.html").read_text()
+        assert ("need a guided decoder" in page) == (name != "guided")
+        assert ("Samples without a code" in page) == (name != "gaussian")
+        code, out, err = sami("evidence", name, "--limit", 4, "--levels", 2, "--weighted", 0)
+        assert code == 0, err
+        assert ("needs a guided decoder" in out) == (name != "guided")
+    code, out, err = sami("compare", *settings, "--limit", 4, "--levels", 2)
+    assert code == 0, err
+    assert all(name in out for name in settings)
+    for command in (["run", "disks", "--with", "two_stage"], ["run", "disks", "--with", "decoupled"]):
+        said = refused(sami(*command, "--out", "no", "--quiet", *sets(*SMALL, "decoder=gaussian")))
+        assert "needs a guided decoder" in said
+        assert not (tmp_path / "no").exists()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sami_ppl.decoders import bound as bound_module
+from sami_ppl.decoders import guidance as guidance_module
 from sami_ppl.decoders.bound import noise_error
 from sami_ppl.decoders.guidance import guidance
 from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
@@ -114,7 +114,7 @@ def test_wrong_rules_are_caught(breakage, monkeypatch):
     """Negative controls: guidance of the wrong sign, and a guidance that z does not train, miss by more than 1 %."""
     pair = "mlp"
     if breakage == "wrong sign":
-        monkeypatch.setattr(bound_module, "guidance", lambda *arguments: -guidance(*arguments))
+        monkeypatch.setattr(guidance_module, "guidance", lambda *arguments: -guidance(*arguments))
     else:
         original = DiagonalEncoder.posterior
         detached = lambda self, x: jax.lax.stop_gradient(original(self, x))  # noqa: E731

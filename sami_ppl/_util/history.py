@@ -157,13 +157,14 @@ def in_notebook() -> bool:
 
 
 def summary_line(record: dict[str, Any]) -> str:
-    """One line for the bar: loss, KL per axis, penalties, and errors without guidance, with own z, with shuffled z."""
+    """One line for the bar: loss, KL per axis, penalties, and errors without z, with the own, with another's."""
     parts = [f"loss {record['loss']:.1f}", f"bound {record['bound']:.1f}"]
     if record.get("kl"):
         names = record.get("axes", {})
         parts.append("kl " + ", ".join(_site_kl(site, kl, names.get(site, ())) for site, kl in record["kl"].items()))
     parts += [f"penalty {name} {value:.2f}" for name, value in record.get("penalties", {}).items()]
-    parts.append(f"err {sum(record['unguided']):.1f}")
+    if record.get("unguided") is not None:
+        parts.append(f"err {sum(record['unguided']):.1f}")
     if record.get("own") is not None:
         parts.append(f"own {sum(record['own']):.1f} shuffled {sum(record['shuffled']):.1f}")
     return " · ".join(parts)

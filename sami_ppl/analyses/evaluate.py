@@ -50,7 +50,8 @@ def evaluate(
     """All figures of a fitted program on a data set with train and test parts, as plain numbers.
 
     Of a program of sequences the figures are those of its single frames, under their prior N(0, I), and `sequences`,
-    the bound of whole ones.
+    the bound of whole ones. What a decoder does not have is left out: `noise_end_kl` unless it is guided, and what is
+    measured without a code where it has no denoiser without one.
 
     Args:
         program: the program.
@@ -87,10 +88,11 @@ def evaluate(
     metrics["mean_variance"] = dict(zip(program.latents.axes, variance.tolist(), strict=True))
     errors: Any = eqx.filter_jit(noise_errors)(program, jnp.asarray(x_test[:1024]), gain_key)
     metrics["z_gain"] = float(jnp.sum(errors.gain))
-    metrics["guidance_gain"] = float(jnp.sum(errors.unguided - errors.own))
-    metrics["noise_errors"] = {name: np.asarray(v).tolist() for name, v in errors._asdict().items()}
-
-    metrics["noise_end_kl"] = noise_end_kl(program, test.isel(obs=slice(256)), key=end_key)
+    if errors.unguided is not None:
+        metrics["guidance_gain"] = float(jnp.sum(errors.unguided - errors.own))
+    metrics["noise_errors"] = {n: None if v is None else np.asarray(v).tolist() for n, v in errors._asdict().items()}
+    if program.guided:
+        metrics["noise_end_kl"] = noise_end_kl(program, test.isel(obs=slice(256)), key=end_key)
 
     names = {kind: factor_names(data, kind, factors) for kind in ("real", "class")}
     names["real"] = real_factors(*(part[["x", *names["real"]]] for part in (train, test)))
@@ -326,7 +328,9 @@ def sample_figures(
     z = draw_code(program, jnp.asarray(x), code_key)
 
     conditional = decode(program, z, jax.random.split(given_key, len(x)))
-    unconditional = generate(program, key=free_key, size=len(x), guided=False)
+    drawn = {"conditional": conditional}
+    if program.denoiser.marginal:
+        drawn["unconditional"] = generate(program, key=free_key, size=len(x), guided=False)
     again = program.encode(conditional)[0]
     other = np.roll(x, 1, axis=0)
     figures: dict[str, Any] = {
@@ -346,7 +350,7 @@ def sample_figures(
             zip(names or [], _column_correlation(predict(again), factors), strict=True)
         )
     if distance is not None:
-        for name, images in (("conditional", conditional), ("unconditional", unconditional)):
+        for name, images in drawn.items():
             rms = distance(images)
             figures[f"rms_{name}"] = {"median": float(np.median(rms)), "p90": float(np.quantile(rms, 0.9))}
     return figures

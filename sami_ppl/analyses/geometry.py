@@ -24,6 +24,7 @@ import xarray as xr
 from sami_ppl import plots
 from sami_ppl._util.chunks import by_chunks, padded_chunks
 from sami_ppl.analyses.codes import CHUNK, CODE_UNITS, axis_dataset
+from sami_ppl.decoders.guidance import check_guided
 from sami_ppl.diffusion.sampler import AbstractSampler
 from sami_ppl.encoders.encoder import gaussian
 from sami_ppl.fitting.gauge import posterior_roots
@@ -191,8 +192,10 @@ def axis_geometry(
 
     `mean_variance`, how much the posterior mean varies over observations; `posterior_variance`, the mean posterior
     variance, and `noisy_variance`, that at noise level `log_snr`; `sensitivity`, its mean over observations;
-    `coherence`, `coherence_se` and `change` from the first `pairs_of` observations. Raises what `coherence` raises.
+    `coherence`, `coherence_se` and `change` from the first `pairs_of` observations. Raises what `coherence` raises, and
+    ValueError unless the decoder is guided: others leave the noisy posteriors untrained.
     """
+    check_guided(program.denoiser, "axis_geometry")
     x = program.observed(x, at_least=2, why="a variance over observations")
     noise_key, sample_key = jax.random.split(key)
     loc, scale = program.encode(x)

@@ -13,7 +13,7 @@ import xarray as xr
 from sami_ppl import plots
 from sami_ppl._util.chunks import padded_chunks
 from sami_ppl.analyses.codes import CHUNK, CODE_UNITS, axis_dataset, draw_codes
-from sami_ppl.decoders.guidance import guidance
+from sami_ppl.decoders.guidance import check_guided
 from sami_ppl.program.program import Program
 
 NOISE_LABEL = "log-SNR: mostly noise on the left, clean on the right"
@@ -70,8 +70,10 @@ def posterior_by_noise(
       `explained_se`, its standard error over observations (delta method).
 
     Axes come in the order of `explained` at λmin, the one that survives most noise first; the coordinate `rank` says
-    so, from 1. One noise ε per observation, the same at all levels. Raises ValueError for fewer than 2 observations.
+    so, from 1. One noise ε per observation, the same at all levels. Raises ValueError for fewer than 2 observations,
+    and unless the decoder is guided: others leave the noisy posteriors untrained.
     """
+    check_guided(program.denoiser, "posterior_by_noise")
     x = program.observed(x, at_least=2, why="a variance over observations")
     lam = noise_levels(program, levels)
     loc, variance = _by_level(lambda key, x: _posteriors(program, x, key, lam), key, chunk, x)
@@ -128,10 +130,8 @@ def _errors(program: Program, x: Array, own: Array, other: Array, key: Array, le
 
     def one(x: Array, own: Array, other: Array, eps: Array, log_snr: Array) -> tuple[Array, ...]:
         x_noisy = schedule.add_noise(x, log_snr, eps)
-        x_hat = program.denoiser.x_hat(x_noisy, log_snr)
-        gain = schedule.sigma(log_snr) ** 2 / schedule.alpha(log_snr)
-        steered = [x_hat + gain * guidance(program.encoder, z, x_noisy, log_snr) for z in (own, other)]
-        return tuple(jnp.sum((x - hat) ** 2) for hat in (x_hat, *steered))
+        steered = jax.vmap(lambda z: program.decoder(z).x_hat(x_noisy, log_snr))(jnp.stack([own, other]))
+        return tuple(jnp.sum((x - hat) ** 2) for hat in (program.denoiser.x_hat(x_noisy, log_snr), *steered))
 
     def at(log_snr: Array) -> tuple[Array, ...]:
         return jax.vmap(one, in_axes=(0, 0, 0, 0, None))(x, own, other, eps, log_snr)
@@ -156,7 +156,7 @@ def variance_reduction(
     - `reduction`: 1 − error_given_z / error; 1 where z says all that the noise has hidden, 0 where it adds nothing;
       `reduction_se`, its standard error over observations.
 
-    Raises ValueError for fewer than 2 observations.
+    Raises ValueError for fewer than 2 observations, and with a Gaussian decoder, which has no denoiser without z.
     """
     x = program.observed(x, at_least=2, why="another observation's code")
     lam = noise_levels(program, levels)

@@ -24,7 +24,6 @@ from sami_ppl._util.chunks import padded_chunks
 from sami_ppl._util.errors import UserError
 from sami_ppl._util.history import progress_bar
 from sami_ppl._util.keys import check_key
-from sami_ppl.decoders.guidance import GuidedDenoiser
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
 from sami_ppl.diffusion.sampler import AbstractSampler
 from sami_ppl.priors.sites import Process
@@ -95,7 +94,7 @@ def _ranks(
 
     def one(truth: Array, image_key: Array, key: Array) -> tuple[Array, Array, Array, Array]:
         draw_key, tie_key = jax.random.split(key)
-        x = sampler.sample(GuidedDenoiser(program.denoiser, encoder, truth), image_key)
+        x = sampler.sample(program.decoder(truth), image_key)
         q = encoder.distribution(encoder.parameters(*encoder.clean(x)))
         z = jax.vmap(q.sample)(jax.random.split(draw_key, draws))
         drawn, true = (jnp.concatenate([c, jnp.asarray(q.log_prob(c))[:, None]], axis=1) for c in (z, truth[None]))

@@ -11,6 +11,9 @@ Nothing here is averaged over pixels: every term is a sum over the event, so tha
 Entries of x that are NaN, missing frames of sequences, count nothing (`denoiser.fill_missing`): what is left bounds the
 density of what is seen, since frames are independent given z. For other observations NaN stays NaN.
 
+Where log p(x | z) is known in closed form (`denoiser.log_prob`), L_diffusion is what makes the sum exact: less than the
+integral by what the ends of the noise range cost, and without noise.
+
 The guidance is itself a gradient, so training differentiates it once more. Reverse over reverse does so in six passes
 through the encoder, the least there is: forward, back to x_λ, and through both of these back to the weights, twice the
 price each.
@@ -21,7 +24,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sami_ppl.decoders.guidance import guidance
+from sami_ppl.decoders.guidance import given
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.diffusion.schedule import AbstractSchedule
 from sami_ppl.encoders.encoder import AbstractEncoder
@@ -66,14 +69,9 @@ def noise_error(
 
     Without an encoder ε̂ is the denoiser's own; with one and no z it raises ValueError.
     """
-    schedule = denoiser.schedule
     x, seen = denoiser.fill_missing(x)
-    x_noisy = schedule.add_noise(x, log_snr, eps)
-    residual = eps - denoiser(x_noisy, log_snr)
-    if encoder is not None:
-        if z is None:
-            raise ValueError("z must be given with an encoder: guidance is the gradient of log q(z | x_λ, λ)")
-        residual = residual + schedule.sigma(log_snr) * guidance(encoder, z, x_noisy, log_snr)
+    x_noisy = denoiser.schedule.add_noise(x, log_snr, eps)
+    residual = eps - _at(denoiser, encoder, z)(x_noisy, log_snr)
     return jnp.sum(seen * residual**2)
 
 
@@ -86,7 +84,21 @@ def bound(
     weight: Float[Array, ""],
     eps: Float[Array, "*event"],
 ) -> Bound:
-    """One-sample estimate of the bound on −log p(x | z), in nats; unbiased for λ, weight from `schedule.stratified`."""
+    """One-sample estimate of the bound on −log p(x | z), in nats; unbiased for λ, weight from `schedule.stratified`.
+
+    Without an encoder the denoiser's own, on −log p(x); with one and no z it raises ValueError.
+    """
     schedule = denoiser.schedule
+    start, end = prior_loss(schedule, x), reconstruction_loss(schedule, x)
+    if (exact := _at(denoiser, encoder, z).log_prob(x)) is not None:
+        return Bound(start, -exact - start - end, end)
     error = noise_error(denoiser, encoder, x, z, log_snr, eps)
-    return Bound(prior_loss(schedule, x), 0.5 * weight * error, reconstruction_loss(schedule, x))
+    return Bound(start, 0.5 * weight * error, end)
+
+
+def _at(denoiser: AbstractDenoiser, encoder: AbstractEncoder | None, z: Float[Array, " D"] | None) -> AbstractDenoiser:
+    if encoder is None:
+        return denoiser
+    if z is None:
+        raise ValueError("z must be given with an encoder: the denoiser is that of p(x | z)")
+    return given(denoiser, encoder, z)

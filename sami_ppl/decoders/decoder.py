@@ -1,4 +1,4 @@
-"""The score decoder: the distribution of an observation given its latent factors, as NumPyro sees it."""
+"""The decoder: the distribution of an observation given its latent factors, as NumPyro sees it."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 from numpyro.distributions import Distribution, constraints
 
-from sami_ppl.decoders.guidance import GuidedDenoiser
+from sami_ppl.decoders.guidance import given
 from sami_ppl.decoders.training import BOUND, Objective
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.diffusion.sampler import AbstractSampler
@@ -24,10 +24,11 @@ class NoisePass(NamedTuple):
 
 
 class ScoreDecoder(Distribution):
-    """p(x | z) by guided reverse diffusion.
+    """p(x | z) by reverse diffusion, by the denoiser that the code gives (`guidance.given`).
 
     `log_prob` is minus the diffusion bound in nats, one unbiased estimate per observation from `levels` noise levels,
-    stratified over the batch. It is a lower bound on log p(x | z), not its value. `sample` is reverse diffusion.
+    stratified over the batch. It is a lower bound on log p(x | z), not its value; of a Gaussian decoder it is the exact
+    log prob, in closed form. `sample` is reverse diffusion.
 
     Noise comes from `key`. With `key=None`, as where NumPyro runs a model without a seed (`log_likelihood`), a fixed
     noise set is used, the same one for all values of z: differences between draws of z are then free of it.
@@ -88,7 +89,8 @@ class ScoreDecoder(Distribution):
         def one_pass(noise: NoisePass) -> Array:
             eps = jax.random.normal(noise.key, x.shape, x.dtype)
             levels = NoiseLevels(noise.log_snr, noise.weight)
-            return self.objective.bounds(self.denoiser, self.encoder, x, z, levels, eps)
+            told = self.objective.told(self.denoiser, z, jax.random.fold_in(noise.key, 1))
+            return self.objective.bounds(self.denoiser, self.encoder, x, told, levels, eps)
 
         passes = self.passes(len(x))
         if self.levels == 1:
@@ -107,5 +109,5 @@ class ScoreDecoder(Distribution):
             draws = jax.vmap(lambda key: self.sampler.sample(denoiser, key))(keys)
         else:
             z = jnp.broadcast_to(self.z, (*shape, self.z.shape[-1])).reshape(count, -1)
-            draws = jax.vmap(lambda key, z: self.sampler.sample(GuidedDenoiser(denoiser, encoder, z), key))(keys, z)
+            draws = jax.vmap(lambda key, z: self.sampler.sample(given(denoiser, encoder, z), key))(keys, z)
         return draws.reshape(shape + self.event_shape)

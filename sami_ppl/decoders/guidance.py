@@ -1,4 +1,4 @@
-"""Guidance: what the latent adds to the score.
+"""Guidance: what the latent adds to the score, and the one door to the denoiser of p(x | z), `given`.
 
 ∇ log p(x_λ | z) = ∇ log p(x_λ) + ∇ log q(z | x_λ, λ)              (Bayes' rule for scores)
 ε̂(x_λ, λ; z)    = ε_θ(x_λ, λ) − σ g,      g = ∇_{x_λ} log q(z | x_λ, λ)
@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float
 
+from sami_ppl.decoders.conditional import AbstractConditionalDenoiser
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.diffusion.schedule import AbstractSchedule
 from sami_ppl.encoders.encoder import AbstractEncoder
@@ -43,8 +44,37 @@ class GuidedDenoiser(AbstractDenoiser):
         return eps - self.schedule.sigma(log_snr) * guidance(self.encoder, self.z, x_noisy, log_snr)
 
 
+def given(denoiser: AbstractDenoiser, encoder: AbstractEncoder, z: Float[Array, " D"]) -> AbstractDenoiser:
+    """The denoiser of p(x | z), for one z: the denoiser's own where it takes codes, else it is guided by the encoder.
+
+    All that denoises or samples given a code goes by here.
+    """
+    if isinstance(denoiser, AbstractConditionalDenoiser):
+        return denoiser.given(z)
+    return GuidedDenoiser(denoiser, encoder, z)
+
+
+def is_guided(denoiser: AbstractDenoiser) -> bool:
+    """Whether the encoder guides, and its noisy posteriors q(z | x_λ, λ) are trained: the denoiser takes no code."""
+    return not isinstance(denoiser, AbstractConditionalDenoiser)
+
+
+def check_guided(denoiser: AbstractDenoiser, what: str) -> None:
+    """Raise ValueError, saying `what` needs it, unless the encoder guides the denoiser."""
+    if not is_guided(denoiser):
+        raise ValueError(
+            f"{what} needs a guided decoder: beside a {type(denoiser).__name__}, which takes the code itself, noisy "
+            'posteriors q(z | x_λ, λ) are not trained; write sp.autoencoder(prior, data, decoder="guided", key=key)'
+        )
+
+
 def check_pair(denoiser: AbstractDenoiser, encoder: AbstractEncoder) -> None:
-    """Raise ValueError unless encoder and denoiser agree on observations and noise levels."""
+    """Raise ValueError unless encoder and denoiser agree on observations, noise levels and, where it has one, code."""
+    if isinstance(denoiser, AbstractConditionalDenoiser) and denoiser.latent_size != encoder.latent_size:
+        raise ValueError(
+            f"the denoiser takes codes of {denoiser.latent_size} numbers and the encoder gives {encoder.latent_size}: "
+            "build both for one prior, sp.autoencoder(prior, data, decoder=..., key=key)"
+        )
     if denoiser.event_shape != encoder.event_shape:
         raise ValueError(
             f"denoiser and encoder must take observations of one shape, got event_shape {denoiser.event_shape} and "

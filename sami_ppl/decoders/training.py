@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 
 from sami_ppl.decoders.bound import bound
+from sami_ppl.decoders.guidance import check_guided, is_guided
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.diffusion.schedule import AbstractSchedule, NoiseLevels, NoiseProposal
 from sami_ppl.encoders.encoder import AbstractEncoder
@@ -31,19 +32,23 @@ class Objective:
     "own", its error without guidance, ‖ε − ε_θ‖², of which the gradient counts and not the value; "none", nothing.
     `discount` c weights noise levels by w(λ) = exp(−c max(λ, 0)). `proposal`: shares of draws that fall into equal bins
     of the noise range, from the noisy end, or a `NoiseProposal` that has them; each error is divided by its density, so
-    that the expected loss is the same. None is the uniform density. Raises ValueError for another loss, for a discount
-    below 0, and for shares that are not positive.
+    that the expected loss is the same. None is the uniform density. `dropped`: share of the observations whose code is
+    kept from a conditioned denoiser, so that it learns to do without. Raises ValueError for another loss, for a
+    discount below 0, for shares that are not positive, and for a share dropped outside [0, 1).
     """
 
     denoiser_loss: DenoiserLoss = "guided"
     discount: float = 0.0
     proposal: NoiseProposal | tuple[float, ...] | None = None
+    dropped: float = 0.0
 
     def __post_init__(self) -> None:
         if self.denoiser_loss not in get_args(DenoiserLoss):
             raise ValueError(f"denoiser_loss must be one of {get_args(DenoiserLoss)}, got {self.denoiser_loss!r}")
         if not self.discount >= 0:
             raise ValueError(f"discount must be at least 0, got {self.discount}: 0 is the bound itself")
+        if not 0 <= self.dropped < 1:
+            raise ValueError(f"dropped must lie in [0, 1), got {self.dropped}: 0 is the bound itself")
         shares = self.shares
         if shares is not None and not (shares and all(0 < share < float("inf") for share in shares)):
             raise ValueError(f"proposal must hold positive shares of the bins, got {shares}")
@@ -62,6 +67,14 @@ class Objective:
         drawn = schedule if shares is None else NoiseProposal(schedule, jnp.asarray(shares))
         log_snr, weight = drawn.stratified(key, n)
         return NoiseLevels(log_snr, weight * jnp.exp(-self.discount * jnp.maximum(log_snr, 0.0)))
+
+    def told(
+        self, denoiser: AbstractDenoiser, z: Float[Array, "obs D"] | None, key: Key[Array, ""]
+    ) -> Float[Array, "obs D"] | None:
+        """The codes as the denoiser is told them: of a conditioned one, some are dropped, NaN."""
+        if z is None or not self.dropped or is_guided(denoiser) or not denoiser.marginal:
+            return z
+        return jnp.where(jax.random.bernoulli(key, self.dropped, (len(z), 1)), jnp.nan, z)
 
     def clean_pass(self, function: Callable) -> Callable:
         """The encoder's pass at the clean end, as training takes it: decoupled, once more for its gradient.
@@ -85,6 +98,7 @@ class Objective:
         Whatever the loss, the value is that of the guided error; without encoder, that of the denoiser's own.
         """
         if self.denoiser_loss == "own" and encoder is not None:
+            check_guided(denoiser, "denoiser_loss='own'")
             known, eps, zero = _own_noise(denoiser, x, *levels, eps)
 
             def encoder_alone(known: Array, *inputs: Any) -> Array:

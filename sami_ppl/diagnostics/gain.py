@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from sami_ppl._util.tables import readable
-from sami_ppl.decoders.guidance import guidance
 from sami_ppl.priors.read import Given
 from sami_ppl.program.program import Program
 
@@ -22,11 +21,12 @@ BANDS = 6
 class NoiseErrors(NamedTuple):
     """½ ∫ E‖ε − ε̂‖² dλ over each of `BANDS` equal bands of the noise range, in nats; sum over bands for the whole.
 
-    `log_snr`: the centres of the bands. `own` and `shuffled` are None without guidance.
+    `log_snr`: the centres of the bands. `own` and `shuffled` are None without codes, `unguided`, the error without a
+    code, where the decoder has no denoiser without one.
     """
 
     log_snr: Array
-    unguided: Array
+    unguided: Array | None
     own: Array | None
     shuffled: Array | None
 
@@ -63,12 +63,10 @@ def noise_errors(
     def errors(x: Array, own: Array, other: Array, log_snr: Array, eps: Array) -> Array:
         x, seen = program.denoiser.fill_missing(x)
         x_noisy = schedule.add_noise(x, log_snr, eps)
-        residual = eps - program.denoiser(x_noisy, log_snr)
-        if not guided:
-            return jnp.sum(seen * residual**2)[None]
-        sigma = schedule.sigma(log_snr)
-        steered = [residual + sigma * guidance(program.encoder, z, x_noisy, log_snr) for z in (own, other)]
-        return jnp.stack([jnp.sum(seen * r**2) for r in (residual, *steered)])
+        found = [program.denoiser(x_noisy, log_snr)[None]] if program.denoiser.marginal or not guided else []
+        if guided:
+            found.append(jax.vmap(lambda z: program.decoder(z)(x_noisy, log_snr))(jnp.stack([own, other])))
+        return jnp.stack([jnp.sum(seen * (eps - eps_hat) ** 2) for eps_hat in jnp.concatenate(found)])
 
     def band(inputs: tuple) -> Array:
         low, level_key, noise_key = inputs
@@ -79,6 +77,5 @@ def noise_errors(
     keys = (jax.random.split(level_key, BANDS), jax.random.split(noise_key, BANDS))
     nats = 0.5 * width * jax.lax.map(band, (edges[:-1], *keys))
     centres = (edges[:-1] + edges[1:]) / 2
-    if not guided:
-        return NoiseErrors(centres, nats[:, 0], None, None)
-    return NoiseErrors(centres, nats[:, 0], nats[:, 1], nats[:, 2])
+    alone = nats[:, 0] if program.denoiser.marginal else None
+    return NoiseErrors(centres, alone, *([nats[:, -2], nats[:, -1]] if guided else [None, None]))

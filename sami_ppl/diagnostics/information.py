@@ -21,7 +21,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl._util.chunks import by_chunks
-from sami_ppl.decoders.guidance import guidance
+from sami_ppl.decoders.guidance import check_guided, guidance
 from sami_ppl.diagnostics.gain import draw_code
 from sami_ppl.encoders.frames import check_single
 from sami_ppl.priors.sites import Direction
@@ -95,8 +95,9 @@ def information_spectrum(
     directions from the uniform law), the information by the bound's own account, if the aggregate posterior is the
     prior; `gap`: kl − information.
 
-    Raises ValueError for observations of another shape, and for programs of sequences.
+    Raises ValueError for observations of another shape, for programs of sequences, and unless the decoder is guided.
     """
+    check_guided(program.denoiser, "information_spectrum")
     check_single(program.encoder, "information_spectrum")
     program.check_observations(x)
     schedule = program.denoiser.schedule

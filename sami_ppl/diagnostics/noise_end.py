@@ -12,6 +12,7 @@ import numpyro
 from numpyro import handlers
 import xarray as xr
 
+from sami_ppl.decoders.guidance import check_guided
 from sami_ppl.encoders.frames import check_single
 from sami_ppl.program.guide import sample_latents
 from sami_ppl.program.kl import site_kl
@@ -31,8 +32,10 @@ def noise_end_kl(
     Axes that carry nothing may have any q here that is the same for all observations: guidance, a gradient in x_λ, does
     not see a constant, and it does no harm. Look for a large value on axes in use.
 
-    Raises ValueError for programs of sequences, whose frames are guided under N(0, I), not under the prior over time.
+    Raises ValueError for programs of sequences, whose frames are guided under N(0, I), not under the prior over time,
+    and unless the decoder is guided: others leave the noisy posteriors untrained.
     """
+    check_guided(program.denoiser, "noise_end_kl")
     check_single(program.encoder, "noise_end_kl")
     observed, given = program.observations(data)
     encoder, latents, schedule = program.encoder, program.latents, program.denoiser.schedule

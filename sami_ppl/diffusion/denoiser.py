@@ -9,7 +9,7 @@ Denoisers are written for one observation; batches go through `jax.vmap`.
 
 import abc
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -19,8 +19,12 @@ from sami_ppl.diffusion.schedule import AbstractSchedule
 
 
 class AbstractDenoiser(eqx.Module):
-    """Noise prediction ε̂ from a noisy observation x_λ of shape `event_shape` and its log signal-to-noise ratio λ."""
+    """Noise prediction ε̂ from a noisy observation x_λ of shape `event_shape` and its log signal-to-noise ratio λ.
 
+    `marginal`: whether it can be called, as the denoiser of some p(x); there are denoisers of p(x | z) alone.
+    """
+
+    marginal: ClassVar[bool] = True
     schedule: eqx.AbstractVar[AbstractSchedule]
     event_shape: eqx.AbstractVar[tuple[int, ...]]
 
@@ -32,6 +36,10 @@ class AbstractDenoiser(eqx.Module):
     @abc.abstractmethod
     def __call__(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Float[Array, "*event"]:
         """ε̂(x_λ, λ), of the shape of one observation."""
+
+    def log_prob(self, x: Float[Array, "*event"]) -> Float[Array, ""] | None:
+        """log p(x) in nats, where it is at hand in closed form: the bound then takes it in place of the errors."""
+        return None
 
     def fill_missing(self, x: Float[Array, "*event"]) -> tuple[Float[Array, "*event"], Float[Array, "*event"]]:
         """x to be noised, and 1 where it is seen, 0 where it is missing: here all of it is seen."""

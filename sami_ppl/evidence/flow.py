@@ -38,7 +38,7 @@ def flow_log_prob(
 ) -> Float[np.ndarray, " obs"]:
     """Log density of each observation under the probability flow of a denoiser, in nats.
 
-    Given z, pass `GuidedDenoiser(program.denoiser, program.encoder, z)`. `exact`: the divergence by all its terms
+    Given z, pass `program.decoder(z)`. `exact`: the divergence by all its terms
     (default: up to 64 dimensions), else by `probes` random directions, fixed along the flow (Hutchinson's estimate,
     unbiased). Steps are adapted to `tolerance`, relative and absolute (Tsitouras 5(4), by diffrax).
 

@@ -18,6 +18,7 @@ from scipy.optimize import linear_sum_assignment
 
 from sami_ppl._util.chunks import by_chunks
 from sami_ppl._util.tables import readable
+from sami_ppl.decoders.guidance import check_guided
 from sami_ppl.encoders.encoder import RotatedEncoder, gaussian
 from sami_ppl.program.program import Program
 
@@ -41,8 +42,10 @@ def align(
     """Rotate the active axes of a program with a standard normal prior by orthogonal ICA on the posterior means.
 
     Axes whose posterior means vary less than `active_variance` (prior variance 1) carry nothing and stay as they are.
-    Raises ValueError if fewer than two axes have a fixed normal prior: other priors have no rotation symmetry.
+    Raises ValueError if fewer than two axes have a fixed normal prior: other priors have no rotation symmetry; and
+    unless the decoder is guided: others know the code by the axes that it was fitted with.
     """
+    check_guided(program.denoiser, "align")
     symmetric = symmetric_axes(program)
     if symmetric.sum() < 2:
         kinds = ", ".join(site.name for site in program.latents.sites if not symmetric[site.code].all())

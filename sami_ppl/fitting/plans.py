@@ -1,8 +1,7 @@
 """Plans of a fit: which parts are trained in which order, by stages whose settings follow from program and data.
 
 `fit` runs a plan, or a single `Stage`. A plan sets what its stages train: `target`, `train`, `denoiser_loss`. A stage
-that it is not given has sizes by the data: a batch of no more than there are observations, steps for so many epochs,
-the learning rate of the kind of network.
+that it is not given has sizes by the data (`fitting.sizes`).
 """
 
 import abc
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 from jaxtyping import Array, Float, Key
@@ -27,15 +26,12 @@ from sami_ppl.decoders.training import refuse
 from sami_ppl.diagnostics.fitted import not_fitted
 from sami_ppl.fitting.gauge import align, symmetric_axes
 from sami_ppl.fitting.loop import fit_stage
+from sami_ppl.fitting.sizes import denoiser_stage, encoder_stage, joint_stage, prior_stage
 from sami_ppl.fitting.stage import Stage
 from sami_ppl.fitting.start import check_clusters, warm_start
 from sami_ppl.fitting.stopping import carries
-from sami_ppl.nn import UNet
 from sami_ppl.program.build import as_data
 from sami_ppl.program.program import Program
-
-EPOCHS = 150
-"""Passes through the data that a stage takes, within its least and most steps."""
 
 
 class Run(NamedTuple):
@@ -62,7 +58,12 @@ class Run(NamedTuple):
 
 
 class AbstractPlan(abc.ABC):
-    """The stages of a fit. Subclasses are frozen dataclasses of `Stage`s; None is one whose sizes suit the data."""
+    """The stages of a fit. Subclasses are frozen dataclasses of `Stage`s; None is one whose sizes suit the data.
+
+    `guided`: whether it is for guided decoders only, since it fits a denoiser without codes, or needs one.
+    """
+
+    guided: ClassVar[bool] = False
 
     @abc.abstractmethod
     def settled(self, program: Program, count: int) -> "AbstractPlan":
@@ -91,6 +92,7 @@ class TwoStage(AbstractPlan):
         align: fix the gauge at the end (`align`) where the prior has the symmetry.
     """
 
+    guided: ClassVar[bool] = True
     denoiser: Stage | None = None
     encoder: Stage | None = None
     warm_steps: int = 500
@@ -130,6 +132,7 @@ class EncoderOnly(AbstractPlan):
         align: fix the gauge at the end where the prior has the symmetry.
     """
 
+    guided: ClassVar[bool] = True
     encoder: Stage | None = None
     warm_steps: int = 500
     warm_clusters: bool = False
@@ -169,11 +172,13 @@ class EncoderOnly(AbstractPlan):
 
 @dataclass(frozen=True)
 class Joint(AbstractPlan):
-    """Both networks by the guided bound, as in the paper; the denoiser may absorb what the encoder gets wrong.
+    """Both networks by the bound, guided as in the paper, where the denoiser may absorb what the encoder gets wrong.
+
+    The plan for decoders that take the code themselves.
 
     Args:
         both: the stage; None, one whose sizes suit the data.
-        align: fix the gauge at the end where the prior has the symmetry.
+        align: fix the gauge at the end where the prior has the symmetry, and the decoder is guided.
     """
 
     both: Stage | None = None
@@ -199,6 +204,8 @@ class Decoupled(AbstractPlan):
         both: the stage; None, one whose sizes suit the data.
         align: fix the gauge at the end where the prior has the symmetry.
     """
+
+    guided: ClassVar[bool] = True
 
     both: Stage | None = None
     align: bool = False
@@ -259,7 +266,8 @@ def fit(
         program: the program; it is not changed.
         data: observations x, an array (obs, *event) or a Dataset, which holds the variables that the prior takes too.
             Of a Dataset whose `split` has both parts the test part is left alone.
-        plan: `TwoStage` (default), `EncoderOnly`, `Joint`, `Decoupled` or `PriorOnly`; or a single `Stage`.
+        plan: `TwoStage` (default of guided decoders), `EncoderOnly`, `Joint` (default of others), `Decoupled` or
+            `PriorOnly`; or a single `Stage`.
         key: random key of weights, batches and noise.
         held_out: observations for validation; default the last tenth of the training part, not trained on then.
         name: of a single stage, in the log and for its checkpoints.
@@ -289,11 +297,18 @@ def fit(
     if isinstance(plan, Stage):
         with alone:
             return fit_stage(program, data, plan, key=key, held_out=held_out, name=name, **options)
-    plan = TwoStage() if plan is None else plan
+    if plan is None:
+        plan = TwoStage() if program.guided else Joint()
     if not isinstance(plan, AbstractPlan):
         raise TypeError(
             f"plan must be a plan, such as sp.TwoStage(), or a sp.Stage, got {type(plan).__name__}: write "
             "sp.fit(program, data, key=key) for the default"
+        )
+    if plan.guided and not program.guided:
+        raise ValueError(
+            f"plan is {type(plan).__name__}, which needs a guided decoder, and this one, a "
+            f"{type(program.denoiser).__name__}, takes the code itself: write sp.fit(program, data, sp.Joint(), "
+            "key=key)"
         )
     if name != "fit":
         raise TypeError("name is of a single stage, a plan has its own: leave it out")
@@ -309,40 +324,6 @@ def fit(
     with alone:
         program, histories = plan.run(program, Run(part, held_out, count, options), key=key)
     return program, History.joined(histories)
-
-
-def denoiser_stage(program: Program, count: int) -> Stage:
-    """The stage of a denoiser, for `count` observations."""
-    batch, most, rate = (64, 2500, 1e-3) if _is_convolutional(program) else (256, 3000, 3e-3)
-    return _stage(count, batch, most, learning_rate=rate)
-
-
-def encoder_stage(program: Program, count: int) -> Stage:
-    """The stage of an encoder against a fitted denoiser, for `count` observations."""
-    batch, most = (64, 1500) if _is_convolutional(program) else (128, 3000)
-    warmup = min(300, _steps(count, batch, 500, most) // 5)
-    return _stage(count, batch, most, learning_rate=8e-4, warmup=warmup, beta=0.2, clip=150.0)
-
-
-def joint_stage(program: Program, count: int) -> Stage:
-    """The stage of both networks at once, for `count` observations."""
-    batch, most = (64, 3000) if _is_convolutional(program) else (128, 5000)
-    return _stage(count, batch, most, learning_rate=1e-3, clip=150.0)
-
-
-def _stage(count: int, batch: int, most: int, **settings: Any) -> Stage:
-    steps = _steps(count, batch, 500, most)
-    return Stage(steps=steps, batch=min(batch, count), validate_every=max(100, steps // 6), **settings)
-
-
-def prior_stage(count: int) -> Stage:
-    """The stage of a prior's parameters, for `count` observations."""
-    steps, batch = _steps(count, 512, 200, 1500), min(512, count)
-    return Stage(steps=steps, batch=batch, learning_rate=3e-3, beta=1.0, validate_every=max(100, steps // 3))
-
-
-def _steps(count: int, batch: int, least: int, most: int) -> int:
-    return min(most, max(least, EPOCHS * count // min(batch, count)))
 
 
 def _for(plan: AbstractPlan, stage: Stage, **settings: Any) -> Stage:
@@ -363,11 +344,6 @@ def _given(stage: Stage | None) -> Stage:
     return stage
 
 
-def _is_convolutional(program: Program) -> bool:
-    nodes = jax.tree.leaves(program.denoiser, is_leaf=lambda node: isinstance(node, UNet))
-    return any(isinstance(node, UNet) for node in nodes)
-
-
 def _both(
     program: Program, run: Run, stage: Stage, *, align: bool, key: Key[Array, ""]
 ) -> tuple[Program, list[History]]:
@@ -377,6 +353,10 @@ def _both(
 
 
 def _aligned(program: Program, run: Run) -> Program:
+    if not program.guided:
+        if run.progress:
+            print("align: the axes stay as they are, the decoder is not guided and knows the code by them")
+        return program
     if symmetric_axes(program).sum() < 2:
         return program
     with carries(program):

@@ -10,6 +10,7 @@ from jaxtyping import Array
 import numpy as np
 
 from sami_ppl._util import parallel
+from sami_ppl.decoders.guidance import check_guided
 from sami_ppl.decoders.training import DenoiserLoss, Objective
 from sami_ppl.diffusion.schedule import NoiseProposal
 from sami_ppl.fitting.penalties import Penalty
@@ -45,6 +46,8 @@ class Stage:
             of the noise range from its noisy end; the expected loss is that of the uniform density, None.
         penalties: further terms of the loss by name, functions of a `fitting.penalties.Draw`; they are logged apart. A
             function that is made anew is compiled anew.
+        dropped: share of the observations in a step whose code is kept from a conditioned denoiser, which learns to do
+            without; what is logged and reported never drops any. Other decoders have no use for it.
         beta: weight of the KL, to which it goes linearly from `beta_start` over the first `beta_steps` steps.
         free_bits: floor of the KL in nats (see `ScoreELBO`), of each site by name where it is a mapping.
         site_beta: weights of single sites, times β.
@@ -70,6 +73,7 @@ class Stage:
     denoiser_loss: DenoiserLoss = "guided"
     discount: float = 0.0
     proposal: NoiseProposal | tuple[float, ...] | None = None
+    dropped: float = 0.1
     penalties: dict[str, Penalty] = field(default_factory=dict)
     beta: float = 0.1
     beta_start: float | None = None
@@ -120,7 +124,7 @@ class Stage:
     def objective(self) -> Objective:
         """What of the bound is trained: nothing teaches a denoiser that is not."""
         frozen = self.target == "joint" and "denoiser" not in self.train
-        return Objective("none" if frozen else self.denoiser_loss, self.discount, self.proposal)
+        return Objective("none" if frozen else self.denoiser_loss, self.discount, self.proposal, self.dropped)
 
     @property
     def has_codes(self) -> bool:
@@ -137,6 +141,9 @@ class Stage:
                 "train=('prior',) needs target='joint' and a prior with parameters: make them in it by numpyro.param "
                 "or eqx_module"
             )
+        if self.target == "marginal" or self.denoiser_loss == "own":
+            own = "target='marginal'" if self.target == "marginal" else "denoiser_loss='own'"
+            check_guided(program.denoiser, f"a stage with {own}")
         self.check_sites(program.latents)
         global_names = ", ".join(sorted(site.name for site in program.latents.global_sites))
         if observations is None and global_names:

@@ -1,4 +1,4 @@
-"""Noise embeddings and patches: what the networks share."""
+"""Embeddings of noise levels and codes, and patches: what the networks share."""
 
 import abc
 
@@ -32,6 +32,31 @@ class NoiseEmbedding(eqx.Module):
         return jax.nn.silu(self.out(jax.nn.silu(self.hidden(features))))
 
 
+class CodeEmbedding(eqx.Module):
+    """Code z → feature vector by two dense layers, and a learned vector that stands for no code.
+
+    A code that is None, or NaN anywhere, is none.
+    """
+
+    hidden: eqx.nn.Linear
+    out: eqx.nn.Linear
+    absent: Float[Array, " size"]
+
+    def __init__(self, codes: int, size: int, *, key: Key[Array, ""]):
+        hidden_key, out_key = jax.random.split(key)
+        self.hidden = eqx.nn.Linear(codes, size, key=hidden_key)
+        self.out = eqx.nn.Linear(size, size, key=out_key)
+        self.absent = jnp.zeros(size)
+
+    def __call__(self, z: Float[Array, " D"] | None) -> Float[Array, " size"]:
+        if z is None:
+            return self.absent
+        known = ~jnp.isnan(z).any()
+        # The inner choice keeps the gradient of what is not chosen from being NaN.
+        told = jax.nn.silu(self.out(jax.nn.silu(self.hidden(jnp.where(known, z, 0)))))
+        return jnp.where(known, told, self.absent)
+
+
 def embed(embedding: NoiseEmbedding | None, log_snr: Float[Array, ""] | None) -> Float[Array, " size"] | None:
     """The embedding of λ; None for a network that ignores λ. Raises ValueError where λ is needed and None."""
     if embedding is None:
@@ -39,6 +64,24 @@ def embed(embedding: NoiseEmbedding | None, log_snr: Float[Array, ""] | None) ->
     if log_snr is None:
         raise ValueError("this network depends on the noise level: give log_snr, or build it with noise=False")
     return embedding(log_snr)
+
+
+def modulation(
+    embedding: NoiseEmbedding | None,
+    code: CodeEmbedding | None,
+    log_snr: Float[Array, ""] | None,
+    z: Float[Array, " D"] | None,
+) -> Float[Array, " size"] | None:
+    """What modulates the blocks of a network: the embedding of λ and that of the code, added, where it has them.
+
+    Raises ValueError for a code where the network takes none, and what `embed` raises.
+    """
+    if code is None:
+        if z is not None:
+            raise ValueError("this network takes no code: build it with condition=, the length of the code")
+        return embed(embedding, log_snr)
+    noise = embed(embedding, log_snr)
+    return code(z) if noise is None else noise + code(z)
 
 
 class AbstractResidual(eqx.Module):

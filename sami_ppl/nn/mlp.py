@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from sami_ppl.nn.embed import AbstractResidual, NoiseEmbedding, embed, zero_init
+from sami_ppl.nn.embed import AbstractResidual, CodeEmbedding, NoiseEmbedding, modulation, zero_init
 
 
 class ResidualBlock(AbstractResidual):
-    """h + W₂ silu((1 + a) ⊙ norm(W₁ norm(h)) + b), where (a, b) come from the noise embedding (FiLM)."""
+    """h + W₂ silu((1 + a) ⊙ norm(W₁ norm(h)) + b), where (a, b) come from the embedding (FiLM)."""
 
     norm: eqx.nn.LayerNorm
     inner: eqx.nn.Linear
@@ -41,10 +41,11 @@ class ResidualMLP(eqx.Module):
     """Residual multilayer perceptron on the flattened input: `in_shape` → `out_shape`.
 
     With `noise=True` every block is modulated by an embedding of λ; with `noise=False` the network ignores λ, which
-    may then be None.
+    may then be None. With `condition`, the length of a code z, the embedding of the code is added to that of λ.
     """
 
     embedding: NoiseEmbedding | None
+    code: CodeEmbedding | None
     entry: eqx.nn.Linear
     blocks: list[ResidualBlock]
     norm: eqx.nn.LayerNorm
@@ -60,19 +61,23 @@ class ResidualMLP(eqx.Module):
         width: int = 512,
         depth: int = 3,
         noise: bool = True,
+        condition: int = 0,
         key: Key[Array, ""],
     ):
         embed_key, entry_key, exit_key, *block_keys = jax.random.split(key, 3 + depth)
-        embedding = 128 if noise else None
-        self.embedding = NoiseEmbedding(embedding, key=embed_key) if embedding else None
+        embedding = 128 if noise or condition else None
+        self.embedding = NoiseEmbedding(128, key=embed_key) if noise else None
+        self.code = CodeEmbedding(condition, 128, key=jax.random.fold_in(embed_key, 1)) if condition else None
         self.entry = eqx.nn.Linear(math.prod(in_shape), width, key=entry_key)
         self.blocks = [ResidualBlock(width, embedding, key=k) for k in block_keys]
         self.norm = eqx.nn.LayerNorm(width)
         self.exit = eqx.nn.Linear(width, math.prod(out_shape), key=exit_key)
         self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
 
-    def __call__(self, x: Float[Array, "*event"], log_snr: Float[Array, ""] | None) -> Float[Array, "*out"]:
-        embedding = embed(self.embedding, log_snr)
+    def __call__(
+        self, x: Float[Array, "*event"], log_snr: Float[Array, ""] | None, z: Float[Array, " D"] | None = None
+    ) -> Float[Array, "*out"]:
+        embedding = modulation(self.embedding, self.code, log_snr, z)
         h = self.entry(x.reshape(-1))
         for block in self.blocks:
             h = block(h, embedding)

@@ -1,4 +1,4 @@
-"""U-Net, and its first half, for square images of any size and number of channels.
+"""U-Net, and its two halves, for square images of any size and number of channels.
 
 Images are folded into `patch`×`patch` patches first: the same receptive field for a fraction of the cost. Plain
 convolutional encoders without normalisation collapse under SAMI's objective; normalised residual ones learn.
@@ -15,7 +15,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from sami_ppl.nn.embed import AbstractResidual, NoiseEmbedding, embed, from_patches, to_patches, zero_init
+from sami_ppl.nn.embed import (
+    AbstractResidual,
+    CodeEmbedding,
+    NoiseEmbedding,
+    embed,
+    from_patches,
+    modulation,
+    to_patches,
+    zero_init,
+)
 
 
 def outside_loops[T](networks: T) -> T:
@@ -91,7 +100,7 @@ class GroupNorm(eqx.Module):
 
 
 class ConvBlock(AbstractResidual):
-    """Two 3×3 convolutions around a skip, group-normalised, the second one modulated by the noise embedding (FiLM)."""
+    """Two 3×3 convolutions around a skip, group-normalised, the second one modulated by the embedding (FiLM)."""
 
     norm1: GroupNorm
     conv1: Conv3x3
@@ -149,9 +158,13 @@ class Down(eqx.Module):
 
 
 class UNet(eqx.Module):
-    """U-Net from an image (channels, size, size) to an image of the same shape; λ modulates every block."""
+    """U-Net from an image (channels, size, size) to an image of the same shape; λ modulates every block.
+
+    With `condition`, the length of a code z, the code modulates them too.
+    """
 
     embedding: NoiseEmbedding
+    code: CodeEmbedding | None
     down: Down
     middle: ConvBlock
     up: list[ConvBlock]
@@ -166,12 +179,14 @@ class UNet(eqx.Module):
         widths: tuple[int, ...] = (32, 64),
         blocks: int = 1,
         patch: int = 2,
+        condition: int = 0,
         key: Key[Array, ""],
     ):
         channels = check_image_shape(in_shape, patch, len(widths)) * patch * patch
         embed_key, down_key, middle_key, exit_key, *up_keys = jax.random.split(key, 4 + len(widths))
         size = 128
         self.embedding = NoiseEmbedding(size, key=embed_key)
+        self.code = CodeEmbedding(condition, size, key=jax.random.fold_in(embed_key, 1)) if condition else None
         self.down = Down(channels, widths, blocks, size, key=down_key)
         self.middle = ConvBlock(widths[-1], widths[-1], size, key=middle_key)
         below = (*widths[1:], widths[-1])
@@ -182,8 +197,10 @@ class UNet(eqx.Module):
         self.exit = Conv3x3(widths[0], channels, key=exit_key)
         self.patch = patch
 
-    def __call__(self, x: Float[Array, "c h w"], log_snr: Float[Array, ""]) -> Float[Array, "c h w"]:
-        embedding = self.embedding(log_snr)
+    def __call__(
+        self, x: Float[Array, "c h w"], log_snr: Float[Array, ""], z: Float[Array, " D"] | None = None
+    ) -> Float[Array, "c h w"]:
+        embedding = modulation(self.embedding, self.code, log_snr, z)
         maps = self.down(to_patches(x, self.patch), embedding)
         h = self.middle(maps[-1], embedding)
         for i, (block, skip) in enumerate(zip(self.up, reversed(maps), strict=True)):
@@ -229,6 +246,48 @@ class HalfUNet(eqx.Module):
         embedding = embed(self.embedding, log_snr)
         bottom = self.down(to_patches(x, self.patch), embedding)[-1]
         return self.exit(jax.nn.silu(self.norm(bottom)).reshape(-1))
+
+
+class AscendingUNet(eqx.Module):
+    """The ascending half of a U-Net, from a code (D,) to an image (channels, size, size); it knows of no noise level.
+
+    Called as (z, log_snr), of which the second counts nothing.
+    """
+
+    entry: eqx.nn.Linear
+    up: list[ConvBlock]
+    norm: GroupNorm
+    exit: Conv3x3
+    bottom: int = eqx.field(static=True)
+    blocks: int = eqx.field(static=True)
+    patch: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        codes: int,
+        out_shape: tuple[int, int, int],
+        *,
+        widths: tuple[int, ...] = (32, 64),
+        blocks: int = 1,
+        patch: int = 2,
+        key: Key[Array, ""],
+    ):
+        channels = check_image_shape(out_shape, patch, len(widths)) * patch * patch
+        entry_key, exit_key, *keys = jax.random.split(key, 2 + len(widths) * blocks)
+        self.bottom = out_shape[-1] // patch // 2 ** (len(widths) - 1)
+        self.entry = eqx.nn.Linear(codes, widths[-1] * self.bottom**2, key=entry_key)
+        rising = [width for width in reversed(widths) for _ in range(blocks)]
+        before = [rising[0], *rising[:-1]]
+        self.up = [ConvBlock(b, width, None, key=k) for b, width, k in zip(before, rising, keys, strict=True)]
+        self.norm = GroupNorm(widths[0])
+        self.exit = Conv3x3(widths[0], channels, key=exit_key)
+        self.blocks, self.patch = blocks, patch
+
+    def __call__(self, z: Float[Array, " D"], log_snr: Float[Array, ""] | None = None) -> Float[Array, "c h w"]:
+        h = self.entry(z).reshape(self.bottom, self.bottom, -1)
+        for i, block in enumerate(self.up):
+            h = block(_upsample(h) if i and i % self.blocks == 0 else h, None)
+        return from_patches(self.exit(jax.nn.silu(self.norm(h))), self.patch)
 
 
 def check_image_shape(in_shape: tuple[int, ...], patch: int, levels: int) -> int:

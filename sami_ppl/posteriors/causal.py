@@ -25,7 +25,6 @@ import xarray as xr
 
 from sami_ppl._util.chunks import padded_chunks
 from sami_ppl._util.keys import check_key
-from sami_ppl.decoders.guidance import GuidedDenoiser
 from sami_ppl.diffusion.inversion import check_deterministic, from_noise, to_noise
 from sami_ppl.diffusion.sampler import AbstractSampler, Heun
 from sami_ppl.distributions.supports import unwrapped
@@ -122,7 +121,7 @@ def _counterfactual(
     latents, moved = program.latents, descendants(program.latents, do)
 
     def image(x: Array, z: Array, new: Array) -> Array:
-        given_z, given_new = (GuidedDenoiser(program.denoiser, program.encoder, code) for code in (z, new))
+        given_z, given_new = program.decoder(z), program.decoder(new)
         return from_noise(sampler, given_new, to_noise(sampler, given_z, x))
 
     def one(inputs: tuple) -> tuple:

@@ -178,8 +178,8 @@ def _tabulated_bound(
 
 
 def _can_tabulate(program: Program, draws: int) -> bool:
-    """Whether the encoder's parameters are no more than the draws; not for sequences, whose frames may be missing."""
-    return not program.of_sequences and parameter_count(program.encoder) <= draws
+    """Whether the encoder guides, by no more parameters than there are draws; of sequences frames may be missing."""
+    return program.guided and not program.of_sequences and parameter_count(program.encoder) <= draws
 
 
 def _tabulate(program: Program, x: Array, levels: int) -> Table:

@@ -10,7 +10,7 @@ import numpy as np
 
 from sami_ppl._util.chunks import padded_chunks
 from sami_ppl._util.keys import check_key
-from sami_ppl.decoders.guidance import GuidedDenoiser
+from sami_ppl.decoders.guidance import given
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
 from sami_ppl.diagnostics.gain import draw_code
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
@@ -59,7 +59,7 @@ def decode(
 
 @eqx.filter_jit
 def _decode(sampler: AbstractSampler, denoiser: AbstractDenoiser, encoder: AbstractEncoder, keys: Array, z: Array):
-    return jax.vmap(lambda key, z: sampler.sample(GuidedDenoiser(denoiser, encoder, z), key))(keys, z)
+    return jax.vmap(lambda key, z: sampler.sample(given(denoiser, encoder, z), key))(keys, z)
 
 
 @eqx.filter_jit
@@ -102,7 +102,8 @@ def generate(
         The samples.
 
     Raises:
-        ValueError: not one of the three is given, `guided=False` with z or x.
+        ValueError: not one of the three is given, `guided=False` with z or x, or with a Gaussian decoder, which has no
+            denoiser alone.
     """
     check_key(key)
     if sum(given is not None for given in (z, x, size)) != 1:

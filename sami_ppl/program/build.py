@@ -5,7 +5,7 @@ Everything that is guessed is said in one line each, and everything can be given
 
 from collections.abc import Callable, Mapping
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 from jaxtyping import Array, Key
@@ -15,11 +15,13 @@ import xarray as xr
 from sami_ppl._util.keys import check_key
 from sami_ppl.data.checks import as_array, as_floats, check_spread, check_variable, prior_variables, training_part
 from sami_ppl.data.layout import Layout, arranged, layout_of
-from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
+from sami_ppl.decoders.conditional import ConditionedDenoiser, IsotropicDenoiser
+from sami_ppl.decoders.guidance import check_guided
+from sami_ppl.diffusion.denoiser import AbstractDenoiser, PreconditionedDenoiser
 from sami_ppl.diffusion.sampler import AbstractSampler
 from sami_ppl.diffusion.schedule import AbstractSchedule, VariancePreserving
 from sami_ppl.encoders.encoder import AbstractRotation, NetworkEncoder, Noise, encoder_for
-from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
+from sami_ppl.nn import AscendingUNet, HalfUNet, ResidualMLP, UNet
 from sami_ppl.priors.read import Given, Prior, prior_arguments, read_prior
 from sami_ppl.program.guide import GlobalGuide
 from sami_ppl.program.program import Program
@@ -32,6 +34,7 @@ MOST_GIVEN = 4096
 """Observations whose variables a prior p(z | u) is read from, at most."""
 
 Network = Literal["mlp", "unet"]
+Decoder = Literal["guided", "conditioned", "gaussian"]
 
 
 class Networks(NamedTuple):
@@ -46,6 +49,7 @@ def autoencoder(
     prior: Prior,
     data: xr.Dataset | Array | np.ndarray,
     *,
+    decoder: Decoder = "guided",
     network: Network | tuple[Callable, Callable] | None = None,
     size: Mapping[str, Any] | None = None,
     features: int = FEATURES,
@@ -75,20 +79,24 @@ def autoencoder(
         data: observations x, an array (obs, *event), or a Dataset with the variable x on obs, and with the variables
             that the prior takes. Images may have their channels first or last, or none where they are grey; 8-bit ones
             are scaled from 0 … 255 to [−1, 1]; floating-point ones should have about unit scale.
+        decoder: the likelihood p(x | z): "guided", a denoiser guided by the encoder's gradient; "conditioned", a
+            denoiser whose blocks z modulates; "gaussian", N(m(z), s² I) with a network for the mean and one learned s,
+            a variational autoencoder's.
         network: "mlp", a residual perceptron, for vectors and small images; "unet", a U-Net with half a U-Net as
             encoder, for larger ones; or your own pair (denoiser network, encoder trunk), called as (x, log_snr); the
-            first gives the shape of x, the second a vector of features. Default: by the shape of the data.
+            first gives the shape of x, the second a vector of features. That of a conditioned decoder is called as
+            (x, log_snr, z) too, of a Gaussian one as (z, None). Default: by the shape of the data.
         size: arguments of these networks, such as {"width": 256, "depth": 4} or {"widths": (32, 64), "patch": 2}.
         features: length of the vector of features on which the encoder's last layers stand.
         families: site name → family of posteriors, as for `encoder_for`.
         given: values of the variables that the prior takes, as for `Program`; default those of the data.
         mean: mean that the networks take the observations to have; default that of the data.
         std: the same of their standard deviation.
-        noise: what of the encoder may depend on the noise level, see `NetworkEncoder`.
+        noise: what of the encoder may depend on the noise level, see `NetworkEncoder`; of guided decoders only.
         min_scale: least posterior standard deviation, in units of the prior's spread.
         schedule: noise levels; default `VariancePreserving()`.
         predict: what the denoiser's network puts out, see `PreconditionedDenoiser`; default "data" of a perceptron,
-            "noise" of a U-Net.
+            "noise" of a U-Net. A Gaussian decoder predicts nothing else than its mean.
         sampler: of reverse diffusion; default as for `Program`.
         global_guide: guide of global sites, as for `Program`.
         progress: print what is guessed.
@@ -100,10 +108,11 @@ def autoencoder(
     Raises:
         TypeError: observations that are no numbers, a prior that is no function.
         ValueError: fewer than two observations, none that differ, values that are not finite or far from unit scale,
-            integers that are no pixels, a `size` that the networks do not take; and what `read_prior` and `Program`
-            raise.
+            integers that are no pixels, a `size` that the networks do not take, another word for the decoder, settings
+            that it does not have; and what `read_prior` and `Program` raise.
     """
     check_key(key)
+    _check_decoder(decoder, noise, predict)
     say = print if progress else _silent
     data = as_data(data)
     part = training_part(data)
@@ -123,14 +132,22 @@ def autoencoder(
     say(f"prior: {', '.join(site.name for site in latents.sites)}; code of {latents.size} numbers")
 
     denoiser_key, trunk_key, encoder_key = jax.random.split(key, 3)
-    made = _networks(layout, network, dict(size or {}), features, noise, denoiser_key, trunk_key)
+    codes = (decoder, latents.size)
+    made = _networks(layout, network, dict(size or {}), features, noise, codes, denoiser_key, trunk_key)
     say(f"networks: {made.description}")
     schedule = VariancePreserving() if schedule is None else schedule
     if predict is None:
         predict = "noise" if isinstance(made.denoiser, UNet) else "data"
+    denoiser: AbstractDenoiser
+    if decoder == "gaussian":
+        denoiser = IsotropicDenoiser(made.denoiser, schedule, shape, latents.size, **statistics)
+    elif decoder == "conditioned":
+        denoiser = ConditionedDenoiser(made.denoiser, schedule, shape, latents.size, **statistics, predict=predict)
+    else:
+        denoiser = PreconditionedDenoiser(made.denoiser, schedule, shape, **statistics, predict=predict)
     return Program(
         prior,
-        PreconditionedDenoiser(made.denoiser, schedule, shape, **statistics, predict=predict),
+        denoiser,
         encoder_for(
             prior, made.trunk, schedule, shape,
             families=families, given=given, noise=noise, min_scale=min_scale, **statistics, key=encoder_key,
@@ -167,9 +184,11 @@ def with_prior(
         The program, with its denoiser and the features of its encoder as they were.
 
     Raises:
-        ValueError: an encoder that is not built on a network, such as one of sequences; and what `encoder_for` raises.
+        ValueError: a decoder that is not guided, an encoder that is not built on a network, such as one of sequences;
+            and what `encoder_for` raises.
     """
     check_key(key)
+    check_guided(program.denoiser, "with_prior, which keeps the denoiser,")
     encoder = program.encoder
     while isinstance(encoder, AbstractRotation):
         encoder = encoder.base
@@ -236,11 +255,24 @@ def _scaling(dtype: np.dtype) -> str:
     return "8-bit pixels 0 … 255 scaled to [−1, 1]" if dtype == np.uint8 else ""
 
 
+def _check_decoder(decoder: str, noise: str, predict: str | None) -> None:
+    if decoder not in get_args(Decoder):
+        raise ValueError(f"decoder must be one of {get_args(Decoder)}, got {decoder!r}")
+    if decoder != "guided" and noise != "full":
+        raise ValueError(
+            f"noise={noise!r} is of noisy posteriors, which a {decoder} decoder leaves untrained: leave it out, or "
+            'write decoder="guided"'
+        )
+    if decoder == "gaussian" and predict == "noise":
+        raise ValueError("predict='noise' is of denoising networks, a gaussian decoder predicts its mean: leave it out")
+
+
 def _networks(
-    layout: Layout, network: Any, size: dict[str, Any], features: int, noise: Noise, denoiser_key: Array,
-    trunk_key: Array,
+    layout: Layout, network: Any, size: dict[str, Any], features: int, noise: Noise, codes: tuple[str, int],
+    denoiser_key: Array, trunk_key: Array,
 ) -> Networks:  # fmt: skip
-    shape = layout.event_shape
+    shape, (decoder, code) = layout.event_shape, codes
+    condition: Any = {"condition": code} if decoder == "conditioned" else {}
     if isinstance(network, tuple):
         if len(network) != 2 or not all(map(callable, network)) or size:
             raise ValueError("a network of your own is a pair (denoiser network, encoder trunk), without size")
@@ -254,7 +286,9 @@ def _networks(
         image: Any = shape
         try:
             pair = (
-                UNet(image, **chosen, key=denoiser_key),
+                AscendingUNet(code, image, **chosen, key=denoiser_key)
+                if decoder == "gaussian"
+                else UNet(image, **chosen, **condition, key=denoiser_key),
                 HalfUNet(image, (features,), **chosen, noise=sees, key=trunk_key),
             )
         except TypeError as error:
@@ -266,7 +300,9 @@ def _networks(
         chosen = {"width": 512 if math.prod(shape) >= 64 else 256, "depth": 3, **size}
         try:
             pair = (
-                ResidualMLP(shape, shape, **chosen, key=denoiser_key),
+                ResidualMLP((code,), shape, **chosen, noise=False, key=denoiser_key)
+                if decoder == "gaussian"
+                else ResidualMLP(shape, shape, **chosen, **condition, key=denoiser_key),
                 ResidualMLP(shape, (features,), **chosen, noise=sees, key=trunk_key),
             )
         except TypeError as error:

@@ -18,7 +18,7 @@ from sami_ppl._util.chunks import by_chunks
 from sami_ppl.data.checks import as_numbers
 from sami_ppl.data.layout import default_event_dims
 from sami_ppl.decoders.decoder import ScoreDecoder
-from sami_ppl.decoders.guidance import check_pair
+from sami_ppl.decoders.guidance import check_pair, given, is_guided
 from sami_ppl.decoders.training import BOUND, Objective, refuse
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.diffusion.sampler import AbstractSampler, StochasticDPMSolver
@@ -127,6 +127,15 @@ class Program(Readable, WithObservations, WithPosterior):
     def of_sequences(self) -> bool:
         """Whether observations are sequences, whose frames may be missing."""
         return self.encoder.single is not self.encoder
+
+    @property
+    def guided(self) -> bool:
+        """Whether the encoder guides the denoiser, at every noise level; other denoisers take the code themselves."""
+        return is_guided(self.denoiser)
+
+    def decoder(self, z: Float[Array, " D"]) -> AbstractDenoiser:
+        """The denoiser of p(x | z), for one code z."""
+        return given(self.denoiser, self.encoder, z)
 
     def replace(self, **changes: Any) -> "Program":
         """A copy with some of its attributes replaced, under the names that `Program` takes.

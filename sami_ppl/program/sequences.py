@@ -7,6 +7,7 @@ import numpyro
 from numpyro import distributions as dist
 import xarray as xr
 
+from sami_ppl.decoders.guidance import check_guided
 from sami_ppl.encoders.frames import FramewiseDenoiser, FramewiseEncoder
 from sami_ppl.priors.read import Given, Prior, read_prior
 from sami_ppl.priors.sites import Process
@@ -27,11 +28,13 @@ def over_time(program: Program, prior: Prior, *, given: Given | None = None) -> 
     (`framewise`). Fitting trains the prior's parameters, and the networks unless they are left out. `given` as for
     `Program`: `times`, for instance, may be a variable of the data.
 
-    Raises ValueError unless the frames have the prior N(0, I) and `prior` has one site, a `Matern` process over as many
-    factors; TypeError for an encoder of frames that is not Gaussian; and what `read_prior` raises.
+    Raises ValueError unless the decoder is guided, the frames have the prior N(0, I) and `prior` has one site, a
+    `Matern` process over as many factors; TypeError for an encoder of frames that is not Gaussian; and what
+    `read_prior` raises.
     """
     if program.of_sequences:
         raise ValueError("program is one of sequences already: give one of single frames, frames_of(program)")
+    check_guided(program.denoiser, "a program of sequences")
     if other := [site.name for site in program.latents.sites if not site.standard]:
         raise ValueError(
             f"the frames' prior must be Normal, so that each code has the marginal N(0, 1) of a process, but site "

@@ -1,8 +1,9 @@
 """log p(z) + bound on log p(x | z) of one observation as a fixed function of z: what refinement takes for log p(x, z).
 
 The bound's noise is drawn once, so that samplers and optimisers see a smooth function: noise levels at the midpoints of
-equal shares of a density of levels, and at each ε and −ε, which cancels what is linear in ε. All that does not depend
-on z is computed beforehand (`tabulated`): an evaluation costs some products of small matrices.
+equal shares of a density of levels, and at each ε and −ε, which cancels what is linear in ε. Of guided decoders all
+that does not depend on z is computed beforehand (`tabulated`): an evaluation costs some products of small matrices. One
+that takes the code itself is called at every level.
 """
 
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ import xarray as xr
 
 from sami_ppl._util.errors import UserError
 from sami_ppl._util.tables import readable
+from sami_ppl.decoders.bound import bound
 from sami_ppl.diffusion.schedule import NoiseLevels
 from sami_ppl.evidence import importance_proposal
 from sami_ppl.priors.sites import Direction, Discrete, Process
@@ -30,17 +32,26 @@ from sami_ppl.program.tabulated import Table, ends, noise_terms, tabulated_log_l
 GLOBAL_DRAWS = 64
 
 
+class NoiseSet(NamedTuple):
+    """An observation, and the noise at which a decoder is called: a row for every noise level and sign of ε."""
+
+    x: Float[Array, "*event"]
+    log_snr: Float[Array, " rows"]
+    weight: Float[Array, " rows"]
+    eps: Float[Array, "rows *event"]
+
+
 @readable
 class Target(NamedTuple):
     """What log p(x, z) needs of one observation: the bound on log p(x | z) as a table, a row for every noise level and
-    sign of ε.
+    sign of ε, or the noise set where there is none.
 
     `loc` and `factor` A: amortised mean and a root of the covariance, so that u in z = loc + A u is near N(0, I).
     `given`: the variables that the prior takes, of this observation; `global_values`: draws of the global sites,
     (draw, …).
     """
 
-    table: Table
+    table: Table | NoiseSet
     loc: Float[Array, " D"]
     factor: Float[Array, "D D"]
     given: Mapping[str, Array]
@@ -104,10 +115,13 @@ def _target(
 ) -> Target:
     encoder = program.encoder
     log_snr, eps = _noise(levels, x, key)
-    terms = jax.lax.map(lambda row: noise_terms(program.denoiser, encoder, x, *row), (log_snr, eps))
     q = encoder.distribution(encoder.parameters(*encoder.clean(x)))
     root = jnp.diag(jnp.sqrt(jnp.asarray(q.variance))) if q.root is None else q.root
-    table = Table(terms, jnp.tile(levels.weight, 2) / len(log_snr), ends(encoder, x))
+    weight = jnp.tile(levels.weight, 2)
+    table: Table | NoiseSet = NoiseSet(x, log_snr, weight, eps)
+    if program.guided:
+        terms = jax.lax.map(lambda row: noise_terms(program.denoiser, encoder, x, *row), (log_snr, eps))
+        table = Table(terms, weight / len(log_snr), ends(encoder, x))
     return Target(table, jnp.asarray(q.mean), jnp.linalg.cholesky(root @ root.T), given, global_values)
 
 
@@ -154,4 +168,12 @@ def log_prior(
 def log_joint(program: Program, target: Target, z: Float[Array, " D"]) -> Float[Array, ""]:
     """log p(z) + bound on log p(x | z), in nats."""
     prior = log_prior(program, z, target.given, target.global_values)
-    return prior + tabulated_log_likelihood(program.encoder, target.table, z)
+    return prior + log_likelihood(program, target.table, z)
+
+
+def log_likelihood(program: Program, table: Table | NoiseSet, z: Float[Array, " D"]) -> Float[Array, ""]:
+    """Minus the bound on −log p(x | z) at the noise that is kept, in nats; of a Gaussian decoder, log p(x | z)."""
+    if isinstance(table, Table):
+        return tabulated_log_likelihood(program.encoder, table, z)
+    one = lambda *row: bound(program.denoiser, program.encoder, table.x, z, *row).total  # noqa: E731
+    return -jnp.mean(jax.vmap(one)(table.log_snr, table.weight, table.eps))

@@ -52,7 +52,7 @@ def run(
     model: str,
     /,
     *,
-    with_: Annotated[str, Parameter(name="--with")] = "two_stage",
+    with_: Annotated[str | None, Parameter(name="--with")] = None,
     data: Path | None = None,
     set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None,
     seed: int = 0,
@@ -69,7 +69,7 @@ def run(
     model
         Name of a program (`sami ls`) or path of a program file.
     with_
-        Name or path of an inference.
+        Name or path of an inference; default, two_stage, or what suits the program's setting decoder.
     data
         Your own data: a .npz, .nc or .zarr with a variable x, or a folder of images; default, the program's own.
     set_

@@ -44,7 +44,7 @@ def evidence_run(
     Of other `data` the files are named after theirs, `evidence_mine.nc` for `mine.npz`: the report shows the run's own.
 
     `evidence.nc` holds the bound of each observation, by its parts; where they were asked for, the importance-weighted
-    bounds and the flow's densities of the first observations; and the information spectrum.
+    bounds and the flow's densities of the first observations; and, of a guided decoder, the information spectrum.
 
     Raises UserError where the folder holds no finished run, an option is out of range, or the data do not fit the
     program.
@@ -69,7 +69,8 @@ def evidence_figures(
 ) -> tuple[dict[str, Any], xr.DataTree]:
     """All estimates of the evidence of observations under a run's program: figures in nats, and labelled arrays.
 
-    Of a program of sequences, the flow's density and the information are those of single frames, under N(0, I).
+    Of a program of sequences, the flow's density and the information are those of single frames, under N(0, I). Raises
+    UserError for a flow where the decoder has no denoiser without a code.
     """
     program, (x, _) = run.program, run.program.observations(data)
     single, each = program.single(x)
@@ -91,13 +92,18 @@ def evidence_figures(
             "pareto_k_above_07": float((tight["pareto_k"] > 0.7).mean()),
             "ess": float(tight["ess"].median()), "weight_noise": float(tight["weight_noise"].mean()),
         }  # fmt: skip
+    if flow and not single.denoiser.marginal:
+        raise UserError(
+            f"flow={flow}: the density is that of a denoiser without a code, which a Gaussian decoder has not"
+        )
     if flow:
         density = flow_log_prob(single.denoiser, each[:flow], key=flow_key)
         groups["flow"] = xr.Dataset({"log_prob": ("obs", density)}, attrs={"units": "nats", "note": FLOW_NOTE})
         figures["flow"] = {"observations": len(density), "negative_log_density": mean_and_error(-density)}
-    spectrum = information_spectrum(single, each[:JUDGED], key=information_key, levels=24)
-    groups["information"] = spectrum
-    figures["information"] = {name: spectrum.attrs[name] for name in ("information", "gain", "kl", "gap")}
+    if program.guided:
+        spectrum = information_spectrum(single, each[:JUDGED], key=information_key, levels=24)
+        groups["information"] = spectrum
+        figures["information"] = {name: spectrum.attrs[name] for name in ("information", "gain", "kl", "gap")}
     if run.own_data and hasattr(run.module, "exact"):
         truth = -np.asarray(jax.vmap(run.module.exact(run.config).log_prob)(jnp.asarray(x)))
         groups["exact"] = xr.Dataset({"negative_log_evidence": ("obs", truth)}, attrs={"units": "nats"})
@@ -139,9 +145,11 @@ def table(figures: dict[str, Any]) -> str:
     if (flow := figures.get("flow")) is not None:
         lines += [f"{FLOW_NOTE}, the first {flow['observations']} observations",
                   line("−log density", flow["negative_log_density"])]  # fmt: skip
-    told = figures["information"]
-    lines.append(
-        f"information in z: {told['information']:.2f} nats by the energy of the guidance, which lowers the denoising "
-        f"error by {told['gain']:.2f}; KL of the code {told['kl']:.2f}"
-    )
+    if (told := figures.get("information")) is None:
+        lines.append("information in z by noise level: left out, it needs a guided decoder")
+    else:
+        lines.append(
+            f"information in z: {told['information']:.2f} nats by the energy of the guidance, which lowers the "
+            f"denoising error by {told['gain']:.2f}; KL of the code {told['kl']:.2f}"
+        )
     return "\n".join(lines)

@@ -46,11 +46,13 @@ from sami_ppl.saving.save import LoadError, load, save
 
 AFTER_THE_FIT = ("settings.inference.draws:", "settings.inference.posterior_obs:")
 """Settings that no checkpoint depends on."""
+INFERENCES = {"conditioned": "joint", "gaussian": "vae"}
+"""Inferences of programs whose decoder takes the code, which two stages cannot fit."""
 
 
 def run(
     model: str,
-    inference: str = "two_stage",
+    inference: str | None = None,
     *,
     data: Path | None = None,
     settings: dict[str, str] | None = None,
@@ -62,16 +64,19 @@ def run(
 ) -> xr.DataTree:
     """Fit a program file under an inference file and write everything to `out`; returns the DataTree.
 
-    `devices`: over how many batches are split; None leaves them whole. Of several processes, which make the same call
-    and use all devices, the first writes.
+    `inference`: by default the one that suits the setting `decoder` (`INFERENCES`), where the program has it, else
+    two_stage. `devices`: over how many batches are split; None leaves them whole. Of several processes, which make the
+    same call and use all devices, the first writes.
 
     Raises UserError for unknown names or settings, data that do not fit, an `out` that holds another run, or this one
     without `resume`, and for a loss that is not finite.
     """
     out = Path(out)
     began = time.perf_counter()
-    model_file, inference_file = programs.find(model, "models"), programs.find(inference, "inference")
-    model_module, inference_module = programs.load_file(model_file), programs.load_file(inference_file)
+    model_file = programs.find(model, "models")
+    model_module = programs.load_file(model_file)
+    inference_file = programs.find(inference or _default_inference(model_module, settings or {}), "inference")
+    inference_module = programs.load_file(inference_file)
     configs = default_configs(model_module, inference_module, settings or {})
     data_key, build_key, run_key, figure_key, posterior_key = jax.random.split(seed_key(seed), 5)
     ending = configs["inference"]
@@ -117,6 +122,11 @@ def run(
     metrics["seconds"] |= {"report": seconds["report"], "total": time.perf_counter() - began}
     write_json(out / "metrics.json", metrics)
     return tree
+
+
+def _default_inference(model: ModuleType, settings: dict[str, str]) -> str:
+    decoder = getattr(model.Config(), "decoder", "guided")
+    return INFERENCES.get(settings.get("model.decoder", settings.get("decoder", decoder)), "two_stage")
 
 
 def _saved_posterior(program: Program, out: Path, *, data: xr.Dataset, draws: int, key: jax.Array) -> xr.DataTree:

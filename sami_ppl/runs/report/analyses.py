@@ -38,17 +38,23 @@ class Findings(NamedTuple):
 
 
 def examine(program: Program, m: Material, *, key: Key[Array, ""], evidence: Path | None = None) -> Findings:
-    """Run what applies. `evidence`: an `evidence.nc` of `sami evidence`, whose information spectrum is then taken."""
+    """Run what applies: of noisy posteriors nothing unless the decoder is guided.
+
+    `evidence`: an `evidence.nc` of `sami evidence`, whose information spectrum is then taken.
+    """
     noise_key, information_key, association_key = jax.random.split(key, 3)
     if len(m.test) < 2:
         return Findings(None, None, None, None)
+    activity, matched = axis_activity(program, m.test), _association(program, m, association_key)
+    if not program.guided:
+        return Findings(None, None, activity, matched)
     noise = posterior_by_noise(program, m.test[:NOISY], key=noise_key, levels=LEVELS)
     if evidence is not None and evidence.exists():
         with xr.open_datatree(evidence, engine="h5netcdf") as tree:
             information = tree["information"].to_dataset().load()
     else:
         information = information_spectrum(program, m.test[:SPOKEN], key=information_key, levels=STEPS)
-    return Findings(noise, information, axis_activity(program, m.test), _association(program, m, association_key))
+    return Findings(noise, information, activity, matched)
 
 
 def _association(program: Program, m: Material, key: Array) -> xr.Dataset | None:

@@ -107,7 +107,7 @@ def gather(
         conditional=first.reshape(shown, DRAWS, *event),
         prior=second,
         moved=third.reshape(len(active), len(STEPS), *event),
-        marginal=generate(program, key=alone_key, size=ALONE, guided=False),
+        marginal=generate(program, key=alone_key, size=ALONE, guided=False) if program.denoiser.marginal else None,
     )
 
 

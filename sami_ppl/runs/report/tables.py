@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Mapping, Sequence
+from html import escape
 from itertools import product
 from pathlib import Path
 import sys
@@ -83,6 +84,16 @@ def fitted(program: Program, data: xr.Dataset, tree: xr.DataTree) -> list[str]:
         table(("part", "class", "parameters"), rows, "Parts of the program"),
         table((), facts, "Data"),
     ]
+
+
+def left_out(program: Program) -> str:
+    """A line on what the decoder does not allow to be examined."""
+    if program.guided:
+        return ""
+    told = ["noisy posteriors, the information spectrum and the noisy end need a guided decoder"]
+    if not program.denoiser.marginal:
+        told.append("samples without a code a denoiser without one")
+    return f"<p>Left out, the decoder being a {escape(type(program.denoiser).__name__)}: {escape('; '.join(told))}.</p>"
 
 
 def _global_values(program: Program, tree: xr.DataTree) -> str:

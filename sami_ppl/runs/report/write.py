@@ -56,6 +56,7 @@ def write_report(
     drawn = {part: [picture for make in makers if (picture := make(material))] for part, makers in PICTURES.items()}
     drawn["code"][1:1] = analyses.pictures(found)
     cards = {part: [_save(picture, out / "figures") for picture in pictures] for part, pictures in drawn.items()}
+    held = analyses.axes_table(found)
     trust_tables, trust_figures = trust(out, metrics, tree)
     name, sentence = tables.identity(program, config, out)
     load = (
@@ -70,7 +71,7 @@ def write_report(
         tables.verdict(metrics),
         page.section("Measures", tables=tables.measures(metrics)),
         page.section("Samples", figures=cards["samples"]),
-        page.section("What the code holds", tables=[analyses.axes_table(found)], figures=cards["code"]),
+        page.section("What the code holds", tables=[tables.left_out(program), held], figures=cards["code"]),
         page.section("May it be believed?", tables=trust_tables, figures=trust_figures),
         page.section("How it went", tables=[tables.seconds(metrics, log)], figures=cards["course"]),
         page.section("Use it", rest=page.code(load)),
