@@ -160,9 +160,8 @@ def test_what_32_bits_hold_passes():
         np.testing.assert_array_equal(found, values)
 
 
-def test_labels_that_the_program_never_saw_are_warned_of(tiny_program):
-    """An index beyond the end is clamped where parameters are looked up, and −1 is the last one."""
-    prior = lambda u: numpyro.sample("z", dist.Normal(jnp.zeros((3, 2))[u], 1).to_event(1))  # noqa: E731
+def test_whole_numbers_that_the_program_never_saw_are_warned_of(tiny_program):
+    prior = lambda u: numpyro.sample("z", dist.Normal(0.1 * u[:, None] * jnp.ones(2), 1).to_event(1))  # noqa: E731
     program = tiny_program().replace(prior=prior, given={"u": np.arange(12) % 3})
     data = xr.Dataset({"x": (("obs", "feature"), X), "u": ("obs", np.arange(12) % 3)})
     program.observations(data)

@@ -276,8 +276,8 @@ def prior_variables(
 def as_numbers(name: str, values: Any, seen: Array | np.ndarray | None = None) -> Shaped[np.ndarray, "obs ..."]:
     """A variable that the prior takes, as finite numbers that 32 bits hold.
 
-    `seen`: its values where the program was built. A warning names whole numbers outside their range: a prior that
-    looks its parameters up by a label answers with those of another one. Raises ValueError for what is no number, NaN
+    `seen`: its values where the program was built. A warning names whole numbers outside their range: where they are
+    labels, the prior has no law for them. Raises ValueError for what is no number, NaN
     or infinite, and for numbers whose differences would be lost in 32 bits, such as milliseconds since 1970.
     """
     array = as_array(values, name)
@@ -304,7 +304,7 @@ def as_numbers(name: str, values: Any, seen: Array | np.ndarray | None = None) -
     if spread and array.dtype.kind in "iu" and (low < known.min() or high > known.max()):
         warnings.warn(
             f"{name!r} holds whole numbers from {low} to {high}, but where the program was built they were from "
-            f"{known.min()} to {known.max()} (given): for labels outside, a prior that looks them up takes another one",
+            f"{known.min()} to {known.max()} (given): if they are labels, the prior has no law for those outside",
             stacklevel=3,
         )
     return array

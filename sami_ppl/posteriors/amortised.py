@@ -98,6 +98,7 @@ def posterior(
     if place is not None:
         check_labels(source, zarr=True)
     count = source.sizes["obs"]
+    program.variables(source, count)  # all of them, before the first is computed
     size = min(chunk, count)
     sampler = Sampler(program, size, key=key, draws=draws, predictive=predictive, levels=levels)
     common = root_attrs(program, attrs or {})

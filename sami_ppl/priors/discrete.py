@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import jax
+from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array
 import numpy as np
@@ -92,21 +93,19 @@ def check_combinations(sizes: dict[str, int]) -> None:
 
 
 def labels(trace: dict[str, Any], latents: Latents) -> dict[str, np.ndarray]:
-    """Known values (obs,) of partly observed sites in a prior's trace, −1 where there is none.
+    """Known values (obs,) of partly observed sites in a prior's trace, −1 where there is none."""
+    known = {site.name: trace[site.name].get("known") for site in latents.discrete}
+    return {name: np.asarray(values) for name, values in known.items() if values is not None}
 
-    Raises ValueError for values that a site has not.
-    """
-    found = {}
-    for site in latents.discrete:
-        if "known" not in trace[site.name]:
-            continue
-        found[site.name] = known = np.asarray(trace[site.name]["known"])
-        if wrong := sorted(set(known[~np.isin(known, np.arange(-1, site.categories))].tolist())):
-            raise ValueError(
-                f"known values of prior site {site.name!r} must be 0 … {site.categories - 1}, the others masked out, "
-                f"got {wrong[0]}: number labels from 0, −1 where there is none, and write obs_mask=label >= 0"
-            )
-    return found
+
+def _check_known(name: str, known: Array, fn: Any) -> None:
+    if isinstance(known, Tracer) or not (count := categories(name, fn, type(fn).__name__)):
+        return
+    if wrong := sorted(set(np.asarray(known)[~np.isin(known, np.arange(-1, count))].tolist())):
+        raise ValueError(
+            f"known values of prior site {name!r} must be 0 … {count - 1}, the others masked out, got {wrong[0]}: "
+            "number labels from 0, −1 where there is none, and write obs_mask=label >= 0"
+        )
 
 
 class partly_observed(Messenger):
@@ -114,7 +113,8 @@ class partly_observed(Messenger):
 
     NumPyro splits it into `name_observed`, `name_unobserved` and their merger `name`. Here the site `name` keeps its
     own values, and its `known` holds the labels, −1 where there is none: guide and code then have one site, and
-    it is the objective that gives all weight to the label where it is known.
+    it is the objective that gives all weight to the label where it is known. ValueError for labels that the site has
+    not, but while they are traced.
     """
 
     def __init__(self):
@@ -127,7 +127,9 @@ class partly_observed(Messenger):
         mask = msg["fn"]._mask if isinstance(msg.get("fn"), dist.MaskedDistribution) else None
         if mask is not None and msg["is_observed"] and msg["name"].endswith("_observed"):
             name = msg["name"].removesuffix("_observed")
-            self._labels = (name, jnp.where(mask, msg["value"], -1), msg["fn"].base_dist)
+            known = jnp.where(mask, msg["value"], -1)
+            _check_known(name, known, msg["fn"].base_dist)
+            self._labels = (name, known, msg["fn"].base_dist)
             msg["stop"] = True
         elif self._labels is not None and msg["name"] == f"{self._labels[0]}_unobserved":
             name, known, msg["fn"] = self._labels

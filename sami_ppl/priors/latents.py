@@ -29,7 +29,7 @@ class Latents:
     `global_sites`: those outside the plate over observations; they are no part of z. `params`: what the prior learns,
     by the name of its `numpyro.param`, as it begins. `arguments`: the variables of the data that the prior takes.
     `derived`: what the prior computes from its sites. `by_rows`: whether the prior, being one of a single observation,
-    runs for one at a time.
+    runs for one at a time. `tables`: of a variable by which the prior looks up the rows of a table, their number.
     """
 
     sites: tuple[LatentSite, ...]
@@ -38,6 +38,7 @@ class Latents:
     arguments: tuple[str, ...] = ()
     derived: tuple[Derived, ...] = ()
     by_rows: bool = False
+    tables: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def size(self) -> int:

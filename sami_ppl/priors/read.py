@@ -31,6 +31,7 @@ from sami_ppl.priors.dependence import Dependence, Names, dependences
 from sami_ppl.priors.discrete import OneHotTransform, categories, check_combinations
 from sami_ppl.priors.factors import default_dims
 from sami_ppl.priors.latents import Derived, Latents, check_site_dims
+from sami_ppl.priors.lookups import check_lookups, table_rows
 from sami_ppl.priors.run import Given, Prior, check_event, check_latent, class_name, prior_arguments
 from sami_ppl.priors.run import sample_prior as sample_prior
 from sami_ppl.priors.several import run, runs_by_rows
@@ -42,8 +43,8 @@ def read_prior(prior: Prior, given: "Given | GivenValues | None" = None) -> Late
 
     `given`: for a prior p(z | u), the u of some observations, over which the code is centred and scaled. Raises
     TypeError if it is no function or takes an argument that is not given, ValueError if it has no site, an observed
-    one, a discrete one that cannot be summed over, or one whose support has no bijection from unconstrained space. The
-    message names the site.
+    one, a discrete one that cannot be summed over, or one whose support has no bijection from unconstrained space, and
+    for labels in `given` outside the table that the prior looks up by them. The message names the site or variable.
     """
     if not callable(prior) or isinstance(prior, dist.Distribution):
         raise TypeError(
@@ -99,6 +100,10 @@ def _read(prior: Prior, given: GivenValues) -> Latents:
     by_rows = runs_by_rows(prior, given)
     run_once = functools.partial(run, prior, 1, by_rows=by_rows)
     trace, params, computed = _trace(run_once, given)
+    tables = table_rows(lambda rows: [site["value"] for site in run_once(rows).values()], given.rows(slice(1)))
+    check_lookups(dict(zip(given.names, given.arrays, strict=True)), tables)
+    if any("known" in site for site in trace.values()):
+        run(prior, len(given), given.rows(slice(None)), by_rows=by_rows)  # refuses labels that a site has not
     is_global = {name: not site["cond_indep_stack"] for name, site in trace.items()}
     if all(is_global.values()):
         plate = "    with obs:\n    " if is_global else ""
@@ -123,7 +128,7 @@ def _read(prior: Prior, given: GivenValues) -> Latents:
         start += 0 if is_global[name] else site.size
     derived = [_derived(name, site, bool(global_sites)) for name, site in computed.items()]
     check_site_dims((*sites, *global_sites, *derived))
-    return Latents(tuple(sites), tuple(global_sites), params, given.names, tuple(derived), by_rows)
+    return Latents(tuple(sites), tuple(global_sites), params, given.names, tuple(derived), by_rows, tables)
 
 
 def _trace(run_once: Any, given: GivenValues) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

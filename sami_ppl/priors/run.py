@@ -130,7 +130,7 @@ def _sample_rows(prior: Prior, size: int, given: Given) -> None:
         told: dict[str, Any] = {}
         if known is not None:
             known = jnp.reshape(known, (size,))
-            told = {"obs": jnp.maximum(known, 0), "obs_mask": known >= 0}
+            told = {"obs": known, "obs_mask": known != -1}
         drawn: Any = numpyro.sample(site["name"], fn, infer=dict(site["infer"]), **told)
         values[site["name"]] = drawn
 

@@ -17,6 +17,7 @@ from sami_ppl.data.layout import arranged
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.priors.discrete import labels
 from sami_ppl.priors.latents import Latents
+from sami_ppl.priors.lookups import check_lookups
 from sami_ppl.priors.read import Given, GivenValues
 
 
@@ -76,13 +77,19 @@ class WithObservations(eqx.Module):
         return x, self.variables(data, len(x))
 
     def variables(self, data: xr.Dataset | Array | np.ndarray, size: int) -> Given:
-        """The variables that the prior takes, of `size` observations; raises as `observations` does."""
-        given = prior_variables(data, self.latents.arguments, self.given.rows(slice(None)))
+        """The variables that the prior takes, of `size` observations. Raises as `observations` does, and for labels
+        outside the table that the prior looks up by them.
+        """
+        numbers = {n: v for n, v in self.given.rows(slice(None)).items() if n not in self.latents.tables}
+        given = prior_variables(data, self.latents.arguments, numbers)
+        check_lookups(given, self.latents.tables)
         self.known_values(given, size)
         return given
 
     def known_values(self, given: Given, size: int) -> dict[str, np.ndarray]:
-        """Of partly observed discrete sites: the value, −1 where unknown, (obs,). Raises what `labels` raises."""
+        """Of partly observed discrete sites: the value, −1 where unknown, (obs,). Raises ValueError for values that a
+        site has not.
+        """
         if not self.latents.discrete or not self.latents.arguments:
             return {}
         run = handlers.seed(self.sample_prior, jax.random.key(0))

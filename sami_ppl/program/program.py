@@ -25,6 +25,7 @@ from sami_ppl.diffusion.sampler import AbstractSampler, StochasticDPMSolver
 from sami_ppl.encoders.encoder import AbstractEncoder
 from sami_ppl.encoders.law import CodeLaw
 from sami_ppl.priors.latents import Latents, check_event_dims
+from sami_ppl.priors.lookups import check_lookups
 from sami_ppl.priors.read import Given, GivenValues, Prior, read_prior, sample_prior
 from sami_ppl.program.guide import (
     Beta,
@@ -240,7 +241,8 @@ class Program(Readable, WithObservations, WithPosterior):
     def sample_prior(self, plate: Any, size: int, given: Given | None = None) -> None:
         """Sample all sites of the prior, at its fitted parameters, for the `size` observations of a plate.
 
-        Raises ValueError where a variable that the prior takes is not in `given`, or not with `size` rows.
+        Raises ValueError where a variable that the prior takes is not in `given`, or not with `size` rows, and for
+        labels outside the table that the prior looks up by them.
         """
         for name in self.latents.arguments:
             found = jnp.shape(given[name]) if given is not None and name in given else None
@@ -250,6 +252,7 @@ class Program(Readable, WithObservations, WithPosterior):
                     f"the prior takes {name!r}: pass given={{{name!r}: array of shape ({size}, ...)}}, one row for "
                     f"each observation; got {got}"
                 )
+        check_lookups(given or {}, self.latents.tables)
         with handlers.substitute(data=self.prior_params):
             sample_prior(self.prior, plate, given, by_rows=self.latents.by_rows)
 
@@ -353,8 +356,11 @@ class Program(Readable, WithObservations, WithPosterior):
             x: observations, an array (obs, *event) or a Dataset; for a store beyond memory see `sami_ppl.encode`.
             given: of sequences, the variables that the prior takes, each (obs, ...).
             chunk: observations at a time.
+
+        Raises what `observed` raises, and ValueError for labels outside the table that the prior looks up by them.
         """
         given = {name: as_numbers(name, value) for name, value in (given or {}).items()}
+        check_lookups(given, self.latents.tables)
         return by_chunks(partial(compiled_moments, self), chunk, self.observed(x), given)
 
     def params(self) -> dict[str, Any]:
