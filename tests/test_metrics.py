@@ -5,6 +5,7 @@ import json
 import jaxtyping
 import numpy as np
 import pytest
+from scipy import stats
 
 from sami_ppl.metrics import (
     axis_factor_correlation,
@@ -125,7 +126,8 @@ def test_bins_are_equal_width_for_codes_and_quantiles_for_factors():
     factor = np.arange(1000.0)[:, None] + 0.5
     assert normalised_information(factor, factor)[0, 0] == pytest.approx(1)
     # exp stretches the code: 20 bins of equal width see its upper tail only
-    assert normalised_information(np.exp(factor / 50), factor)[0, 0] < 0.5
+    with pytest.warns(UserWarning, match=r"axis 0 of the code has tails so long .* see 0\.[01]\d of factor 'age'"):
+        assert normalised_information(np.exp(factor / 50), factor, names=["age"])[0, 0] < 0.5
     # ... but a factor is cut by rank, so that stretching it changes nothing
     assert normalised_information(factor, np.exp(factor / 500))[0, 0] == pytest.approx(1)
     # integers are labels however many there are: 20 bins for 40 levels cap the score at log 20 / log 40
@@ -227,3 +229,22 @@ def test_whole_degrees_are_no_classes():
     with pytest.warns(UserWarning, match="whole numbers") as told:
         assert mig(codes, degrees, names=["angle", "turn"]) == pytest.approx(fractions, abs=0.05)
     assert [str(w.message)[:20] for w in told] == ["factor 'angle' holds", "factor 'turn' holds "]
+
+
+def test_a_perfect_code_of_labels_with_gaps_reaches_one():
+    """Bins of equal width would put the values 0 and 1 of 0 … 50 into one."""
+    rng = np.random.default_rng(0)
+    gaps = rng.choice([0.0, 1.0, 7.0, 50.0], (5000, 1))
+    codes = np.column_stack([gaps**2, rng.normal(size=(5000, 2))])
+    assert mig(codes, gaps) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("law", ["uniform", "norm", "cauchy", "lognorm"])
+def test_ranks_of_a_perfect_code_reach_the_ceiling(law):
+    """1 − (B − 1)²/2n nats of the idle axis over log B, however the axis that follows the factor is stretched."""
+    n, bins = 20_000, 20
+    factor = np.random.default_rng(0).uniform(size=(n, 1))
+    stretched = stats.lognorm(1).ppf(factor) if law == "lognorm" else getattr(stats, law).ppf(factor)
+    codes = np.column_stack([stretched, np.random.default_rng(1).normal(size=n)])
+    ceiling = 1 - (bins - 1) ** 2 / (2 * n) / np.log(bins)
+    assert mig(stats.rankdata(codes, axis=0), factor, bins=bins) == pytest.approx(ceiling, abs=2e-3)

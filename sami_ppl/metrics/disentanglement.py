@@ -12,8 +12,10 @@ order: leave labels without one out.
 - MIG (Chen et al. 2018): mean over factors of (m₁ − m₂)/H(y), with m₁ and m₂ the largest and second largest mutual
   information of a code with factor y. Plug-in entropies in nats on histograms: codes in equal-width bins, as in
   disentanglement_lib; factors with more than `bins` different values in quantile bins, unless these are classes: whole
-  numbers, at most 100 of them, each of ten observations in the mean. The information of an independent code is not 0
-  but about (B − 1)(K − 1)/2n nats, with B and K bins.
+  numbers, at most 100 of them, each of ten observations in the mean. Codes and factors of at most `bins` different
+  values are labels, each a bin of its own. The information of an independent code is not 0 but about
+  (B − 1)(K − 1)/2n nats, with B and K bins. Equal-width bins see little of an axis with long tails, of which a warning
+  tells; the scores of ranks, `scipy.stats.rankdata(codes, axis=0)`, do not depend on how an axis is stretched.
 - DCI (Eastwood & Williams 2018): with R_ij the importance of code i for predicting factor j,
   D = Σ_i ρ_i (1 − H_F(R_i· / Σ_j R_ij)) and C = Σ_j ρ_j (1 − H_D(R_·j / Σ_i R_ij)), where H_k is the entropy with
   logarithms to base k and ρ the share of a row or column in the sum of R. Values depend on the regressor: compare
@@ -33,6 +35,8 @@ Codes = Float[np.ndarray, "n D"]
 Factors = Float[np.ndarray, "n F"] | Int[np.ndarray, "n F"]
 
 DCI_REGRESSOR = "RandomForestRegressor(n_estimators=50)"
+LEAST = 0.3
+"""Share of a factor's entropy below which nothing is said of what bins miss."""
 
 
 class DCI(NamedTuple):
@@ -75,16 +79,29 @@ def normalised_information(
 ) -> Float[np.ndarray, "D F"]:
     """Plug-in mutual information of each code and each factor, over the factor's entropy. Raises as `linear_r2`.
 
-    Warns of factors whose values, whole numbers, are too many to be classes; `names` are those that it tells.
+    Warns of factors whose values, whole numbers, are too many to be classes, and of codes with tails so long that the
+    bins see less than half of their information; `names` are those that it tells.
     """
     from sklearn.metrics import mutual_info_score
 
     _check(codes, factors)
     _warn_of_classes(factors, bins, names)
-    cells = [_equal_width(code, bins) for code in codes.T]
     labels = [_labels(factor, bins) for factor in factors.T]
     entropy = np.array([mutual_info_score(y, y) for y in labels])
-    return np.array([[mutual_info_score(cell, y) for y in labels] for cell in cells]) / entropy
+
+    def shares(cells: list[np.ndarray]) -> Float[np.ndarray, "D F"]:
+        return np.array([[mutual_info_score(cell, y) for y in labels] for cell in cells]) / entropy
+
+    information = shares([_equal_width(code, bins) for code in codes.T])
+    ranked = shares([_quantile_bins(code, bins) for code in codes.T])
+    for i, j in np.argwhere((ranked > LEAST) & (ranked > 2 * information))[:1]:
+        warnings.warn(
+            f"axis {i} of the code has tails so long that {bins} bins of equal width see {information[i, j]:.2f} of "
+            f"factor {j if names is None else names[j]!r} and bins of ranks {ranked[i, j]:.2f}: for scores of ranks "
+            "write codes = scipy.stats.rankdata(codes, axis=0)",
+            stacklevel=3,
+        )
+    return information
 
 
 def mig(codes: Codes, factors: Factors, *, bins: int = 20, names: Sequence[str] | None = None) -> float:
@@ -207,6 +224,9 @@ def _r2(forests: list, codes: np.ndarray, factors: np.ndarray) -> Float[np.ndarr
 
 
 def _equal_width(code: np.ndarray, bins: int) -> Int[np.ndarray, " n"]:
+    values, labels = np.unique(code, return_inverse=True)
+    if len(values) <= bins:
+        return labels
     # In double precision, so that the range of a nearly constant code can still be cut.
     code = code.astype(np.float64)
     return np.digitize(code, np.histogram(code, bins)[1][:-1])
@@ -231,9 +251,14 @@ def _are_classes(values: np.ndarray, count: int) -> bool:
 
 def _labels(factor: np.ndarray, bins: int) -> Int[np.ndarray, " n"]:
     values, labels = np.unique(factor, return_inverse=True)
-    if len(values) <= bins or _are_classes(values, len(factor)):
+    return labels if _are_classes(values, len(factor)) else _quantile_bins(factor, bins)
+
+
+def _quantile_bins(values: np.ndarray, bins: int) -> Int[np.ndarray, " n"]:
+    different, labels = np.unique(values, return_inverse=True)
+    if len(different) <= bins:
         return labels
-    return np.searchsorted(np.quantile(factor, np.arange(1, bins) / bins), factor, side="right")
+    return np.searchsorted(np.quantile(values, np.arange(1, bins) / bins), values, side="right")
 
 
 def _concentration(importances: np.ndarray) -> float:
