@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl import plots
+from sami_ppl._util.keys import check_key
 from sami_ppl.analyses.codes import ACTIVE_VARIANCE, axis_dataset, posterior_means
 from sami_ppl.data.factors import factor_names
 from sami_ppl.program.program import Program
@@ -53,6 +54,7 @@ def attribute_sparsity(
     (means that vary by less than .05) are not probed and have weight 0. Raises ValueError where there is no such
     attribute, for one that has not exactly two values in both parts, and if all axes have collapsed.
     """
+    check_key(key)
     from sklearn.preprocessing import StandardScaler
 
     names = _binary(data, attributes)

@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 import xarray as xr
 
 from sami_ppl import plots
+from sami_ppl._util.keys import check_key
 from sami_ppl.analyses.codes import (
     ACTIVE_VARIANCE,
     CODE_UNITS,
@@ -160,6 +161,7 @@ def association(
     `factors`: names, default all real-valued ones. A factor that goes round counts as two, cosine and sine. Raises
     ValueError where there are none, for constant ones, if all axes have collapsed, and for fewer than 40 observations.
     """
+    check_key(key)
     values, names = read_factors(data, factors)
     x = program.observed(data["x"].values, at_least=40, why="a fit and its score on the other half")
     if constant := [name for name, column in zip(names, values.T, strict=True) if np.ptp(column) == 0]:

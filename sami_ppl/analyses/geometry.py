@@ -23,6 +23,7 @@ import xarray as xr
 
 from sami_ppl import plots
 from sami_ppl._util.chunks import by_chunks, padded_chunks
+from sami_ppl._util.keys import check_key
 from sami_ppl.analyses.codes import CHUNK, CODE_UNITS, axis_dataset
 from sami_ppl.decoders.guidance import check_guided
 from sami_ppl.diffusion.sampler import AbstractSampler
@@ -46,6 +47,7 @@ def posterior_covariance_spectrum(
     length 1, its largest coordinate positive; `mean` (obs, axis). A Gaussian posterior has its covariance in closed
     form; of another it is that of 4,096 draws, as `attrs["from"]` says.
     """
+    check_key(key)
     x = program.observed(x)
     means, closed = program.encode(x)[0], gaussian(program.encoder)
     if closed:
@@ -146,6 +148,7 @@ def coherence(
 
     Raises ValueError for fewer than 2 observations, and where no axis changes any.
     """
+    check_key(key)
     x = program.observed(x, at_least=2, why="a mean over pairs of observations")
     means, size = program.encode(x)[0], program.latents.size
     codes = means[:, None] + step * np.concatenate([np.zeros((1, size)), np.eye(size)])[None]
@@ -195,6 +198,7 @@ def axis_geometry(
     `coherence`, `coherence_se` and `change` from the first `pairs_of` observations. Raises what `coherence` raises, and
     ValueError unless the decoder is guided: others leave the noisy posteriors untrained.
     """
+    check_key(key)
     check_guided(program.denoiser, "axis_geometry")
     x = program.observed(x, at_least=2, why="a variance over observations")
     noise_key, sample_key = jax.random.split(key)

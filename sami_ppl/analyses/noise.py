@@ -12,6 +12,7 @@ import xarray as xr
 
 from sami_ppl import plots
 from sami_ppl._util.chunks import padded_chunks
+from sami_ppl._util.keys import check_key
 from sami_ppl.analyses.codes import CHUNK, CODE_UNITS, axis_dataset, draw_codes
 from sami_ppl.decoders.guidance import check_guided
 from sami_ppl.program.program import Program
@@ -73,6 +74,7 @@ def posterior_by_noise(
     so, from 1. One noise ε per observation, the same at all levels. Raises ValueError for fewer than 2 observations,
     and unless the decoder is guided: others leave the noisy posteriors untrained.
     """
+    check_key(key)
     check_guided(program.denoiser, "posterior_by_noise")
     x = program.observed(x, at_least=2, why="a variance over observations")
     lam = noise_levels(program, levels)
@@ -158,6 +160,7 @@ def variance_reduction(
 
     Raises ValueError for fewer than 2 observations, and with a Gaussian decoder, which has no denoiser without z.
     """
+    check_key(key)
     x = program.observed(x, at_least=2, why="another observation's code")
     lam = noise_levels(program, levels)
     code_key, noise_key = jax.random.split(key)

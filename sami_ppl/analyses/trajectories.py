@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl import plots
+from sami_ppl._util.keys import check_key
 from sami_ppl.analyses.codes import posterior_means
 from sami_ppl.program.program import Program
 
@@ -58,6 +59,7 @@ def straightness(
     `clips`: as `data.moving_disks(key, 100)["x"].values`. Raises ValueError for another shape, fewer than 3 frames,
     and if all axes have collapsed.
     """
+    check_key(key)
     clips = np.asarray(clips, np.float32)
     if clips.ndim != 2 + len(program.event_shape) or clips.shape[2:] != program.event_shape:
         raise ValueError(

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl import plots
+from sami_ppl._util.keys import check_key
 from sami_ppl.analyses.codes import CODE_UNITS
 from sami_ppl.diffusion.sampler import AbstractSampler
 from sami_ppl.posteriors.generate import decode, generate
@@ -88,6 +89,7 @@ def traverse(
 
     Raises ValueError for an unknown axis, a direction of another size, and an observation of another shape.
     """
+    check_key(key)
     if isinstance(directions, str | Mapping) or (isinstance(directions, np.ndarray) and directions.ndim == 1):
         directions = [directions]
     vectors, labels = zip(*(direction_vector(program.latents, d) for d in directions), strict=True)
@@ -112,6 +114,7 @@ def interpolate(
     `step` runs from 0, the code of `x_from`, to 1, that of `x_to`; `start` and `end` are the two. Raises ValueError for
     fewer than 2 steps and observations of another shape.
     """
+    check_key(key)
     if steps < 2:
         raise ValueError(f"steps must be at least 2, the two ends, got {steps}")
     ends = program.observed(np.stack([np.asarray(x_from), np.asarray(x_to)]))
@@ -171,6 +174,7 @@ def conditional_samples(
 
     `x` (obs, draw, *event) and `start` (obs, *event), the observations. Raises ValueError for fewer than 1 draw.
     """
+    check_key(key)
     x = program.observed(x)
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")

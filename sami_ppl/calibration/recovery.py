@@ -9,6 +9,7 @@ from jaxtyping import Array, Key
 import numpy as np
 import xarray as xr
 
+from sami_ppl._util.keys import check_key
 from sami_ppl.calibration.ranks import LEVELS
 from sami_ppl.data import real_factors, unrolled, unrolled_names
 from sami_ppl.diagnostics.gain import draw_code
@@ -39,6 +40,7 @@ def factor_recovery(
     A warning names variables that are left out, since they are not finite or constant. Raises ValueError where none is
     left.
     """
+    check_key(key)
     from sklearn.kernel_ridge import KernelRidge
 
     names = real_factors(test, train)

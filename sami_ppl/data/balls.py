@@ -13,6 +13,8 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 import xarray as xr
 
+from sami_ppl._util.keys import check_key
+
 AXES = ("light_x", "light_y", "light_z")
 RADIUS = 0.45
 
@@ -37,6 +39,7 @@ def lit_balls(key: Key[Array, ""], n: int, *, resolution: int = 16) -> xr.Datase
     Returns x (obs, channel, row, column) and the components of the direction, `light_x`, `light_y`, `light_z` (obs).
     Raises ValueError where an argument is out of range.
     """
+    check_key(key)
     if n < 1:
         raise ValueError(f"n must be at least 1 image, got {n}")
     if resolution < 2:

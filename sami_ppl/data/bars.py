@@ -15,6 +15,8 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 import xarray as xr
 
+from sami_ppl._util.keys import check_key
+
 
 def render_bars(
     angle: ArrayLike, background: ArrayLike, *, resolution: int = 16, length: float = 0.7, width: float = 0.15
@@ -48,6 +50,7 @@ def bars(
     (obs) in [−π/2, π/2), with `attrs["period"]` = π, and `background`. Raises ValueError where an argument is out of
     range.
     """
+    check_key(key)
     if n < 1:
         raise ValueError(f"n must be at least 1 image, got {n}")
     if resolution < 2:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Key
 import numpy as np
 import xarray as xr
 
+from sami_ppl._util.keys import check_key
 from sami_ppl.data.disks import FACTORS, render
 
 PARENT = {"centre_x": None, "centre_y": "centre_x", "background": "centre_y"}
@@ -36,6 +37,7 @@ def causal_disks(key: Key[Array, ""], n: int, *, resolution: int = 16, radius: f
 
     Centres and radius are in image widths, backgrounds are intensities. Raises ValueError for fewer than one image.
     """
+    check_key(key)
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     noise: dict[str, Any] = dict(zip(FACTORS, jax.random.uniform(key, (3, n), minval=-1.0), strict=True))

@@ -20,6 +20,8 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 import xarray as xr
 
+from sami_ppl._util.keys import check_key
+
 FACTORS = ("centre_x", "centre_y", "background")
 
 
@@ -57,6 +59,7 @@ def disks(
     `background` is a range of intensities. Returns x (obs, channel, row, column) and the factors centre_x, centre_y,
     background (obs), float32. Raises ValueError where an argument is out of range.
     """
+    check_key(key)
     if n < 1:
         raise ValueError(f"n must be at least 1 image, got {n}")
     if resolution < 2:
@@ -95,6 +98,7 @@ def moving_disks(
     mirror. Returns x (clip, frame, channel, row, column), centre_x and centre_y (clip, frame), background (clip).
     Raises ValueError where an argument is out of range, as `disks` does.
     """
+    check_key(key)
     if frames < 2 or not speed >= 0:
         raise ValueError(f"frames must be at least 2 and speed not negative, got frames={frames}, speed={speed}")
     start_key, direction_key = jax.random.split(key)

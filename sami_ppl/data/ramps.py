@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 import xarray as xr
 
+from sami_ppl._util.keys import check_key
 from sami_ppl.data.bars import render_bars
 
 SLOPE = 0.7
@@ -36,6 +37,7 @@ def ramps(key: Key[Array, ""], n: int, *, resolution: int = 16) -> xr.Dataset:
     Returns x (obs, channel, row, column) and the factors `bar` in [−π/2, π/2) and `ramp` in [−π, π) (obs), radians,
     with `attrs["period"]` = π and 2π. Raises ValueError where an argument is out of range.
     """
+    check_key(key)
     if n < 1:
         raise ValueError(f"n must be at least 1 image, got {n}")
     if resolution < 2:

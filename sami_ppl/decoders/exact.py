@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 from numpyro import distributions as dist
 
+from sami_ppl._util.keys import check_key
 from sami_ppl.decoders.bound import Bound, prior_loss, reconstruction_loss
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.diffusion.schedule import AbstractSchedule
@@ -238,12 +239,14 @@ class LinearGaussian(AbstractExactModel):
         return parts, kl
 
     def sample(self, key: Key[Array, ""], size: int) -> tuple[Float[Array, "size d"], Float[Array, "size D"]]:
+        check_key(key)
         z_key, x_key = jax.random.split(key)
         z = jax.random.normal(z_key, (size, self.shape[1]), self.weights.dtype)
         return self.sample_given(x_key, z), z
 
     def sample_given(self, key: Key[Array, ""], z: Float[Array, "size D"]) -> Float[Array, "size d"]:
         """Draws of x given z."""
+        check_key(key)
         noise = jax.random.normal(key, (len(z), self.shape[0]), self.weights.dtype)
         return self.mean[None] + z @ self.weights.T + self.noise_std * noise
 
@@ -360,6 +363,7 @@ class LinearMixture(AbstractExactModel):
         return self.locs + self.scales * means, covs * self.scales[:, :, None] * self.scales[:, None, :]
 
     def sample(self, key: Key[Array, ""], size: int) -> tuple[Float[Array, "size d"], Float[Array, "size D"]]:
+        check_key(key)
         k_key, u_key, x_key = jax.random.split(key, 3)
         k = jax.random.categorical(k_key, self.log_probs, shape=(size,))
         u = jax.random.normal(u_key, (size, self.shape[1]), self.locs.dtype)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
 
+from sami_ppl._util.keys import check_key
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 
 WHOLE = 1024
@@ -27,6 +28,7 @@ def manifold_dimension(
     and the Jacobian on the 64 directions that it favours, found by random projection (Halko, Martinsson & Tropp 2011,
     algorithm 4.4 with one power iteration): 64 then stands for 64 or more.
     """
+    check_key(key)
     x = jnp.asarray(x)
     x = x[:FEW] if x[0].size > WHOLE else x
     level = jnp.asarray(log_snr, dtype=jnp.result_type(float))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from sami_ppl._util.keys import check_key
 from sami_ppl._util.tables import readable
 from sami_ppl.priors.read import Given
 from sami_ppl.program.program import Program
@@ -42,6 +43,7 @@ def draw_code(
     program: Program, x: Float[Array, "obs *event"], key: Key[Array, ""], given: Given | None = None
 ) -> Float[Array, "obs D"]:
     """One draw of the code z from each observation's posterior."""
+    check_key(key)
     return jnp.asarray(program.code_law(x, given).sample(key))
 
 
@@ -54,6 +56,7 @@ def noise_errors(
     given: Given | None = None,
 ) -> NoiseErrors:
     """Denoising errors per band of noise levels, on the same noise for all three; the shuffled z is the neighbour's."""
+    check_key(key)
     schedule = program.denoiser.schedule
     z_key, level_key, noise_key = jax.random.split(key, 3)
     edges = jnp.linspace(schedule.log_snr_min, schedule.log_snr_max, BANDS + 1)

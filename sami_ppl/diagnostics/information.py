@@ -21,6 +21,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl._util.chunks import by_chunks
+from sami_ppl._util.keys import check_key
 from sami_ppl.decoders.guidance import check_guided, guidance
 from sami_ppl.diagnostics.gain import draw_code
 from sami_ppl.encoders.frames import check_single
@@ -97,6 +98,7 @@ def information_spectrum(
 
     Raises ValueError for observations of another shape, for programs of sequences, and unless the decoder is guided.
     """
+    check_key(key)
     check_guided(program.denoiser, "information_spectrum")
     check_single(program.encoder, "information_spectrum")
     program.check_observations(x)

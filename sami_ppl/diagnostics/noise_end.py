@@ -12,6 +12,7 @@ import numpyro
 from numpyro import handlers
 import xarray as xr
 
+from sami_ppl._util.keys import check_key
 from sami_ppl.decoders.guidance import check_guided
 from sami_ppl.encoders.frames import check_single
 from sami_ppl.program.guide import sample_latents
@@ -35,6 +36,7 @@ def noise_end_kl(
     Raises ValueError for programs of sequences, whose frames are guided under N(0, I), not under the prior over time,
     and unless the decoder is guided: others leave the noisy posteriors untrained.
     """
+    check_key(key)
     check_guided(program.denoiser, "noise_end_kl")
     check_single(program.encoder, "noise_end_kl")
     observed, given = program.observations(data)

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from sami_ppl._util.keys import check_key
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.diffusion.schedule import AbstractSchedule
 
@@ -69,6 +70,7 @@ class AbstractSampler(eqx.Module):
         self, denoiser: AbstractDenoiser, key: Key[Array, ""], start: Float[Array, "*event"] | None = None
     ) -> Float[Array, "*event"]:
         """One sample of the denoiser's `event_shape`; `start` replaces the Gaussian draw at λmin."""
+        check_key(key)
         schedule = denoiser.schedule
         start_key, noise_key = jax.random.split(key)
         if start is None:
@@ -85,6 +87,7 @@ class AbstractSampler(eqx.Module):
         key: Key[Array, ""],
     ) -> Float[Array, "*event"]:
         """From x at one noise level to another; towards more noise too, if the sampler is deterministic."""
+        check_key(key)
         steps = (self.evaluations - 1) // self.evaluations_per_step
         levels = jnp.linspace(log_snr, to_log_snr, steps + 1)
 

@@ -179,6 +179,7 @@ class DiagonalEncoder(NetworkEncoder):
         min_scale: float = 0.03,
         key: Key[Array, ""],
     ):
+        check_key(key)
         check_min_scale(min_scale)
         if noise not in ("full", "variance", "blind"):
             raise ValueError(f"noise must be 'full', 'variance' or 'blind', got {noise!r}")
@@ -242,6 +243,7 @@ class FamilyEncoder(NetworkEncoder):
         std: float = 1.0,
         key: Key[Array, ""],
     ):
+        check_key(key)
         if noise not in ("full", "blind"):
             raise ValueError(f"noise must be 'full' or 'blind' with families of your own, got {noise!r}")
         self.network, self.schedule, self.event_shape, self.noise = network, schedule, tuple(event_shape), noise

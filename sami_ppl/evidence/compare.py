@@ -53,6 +53,7 @@ def compare(
     error over observations. Raises ValueError for fewer than two programs, or observations of another shape or that
     are not the same for all.
     """
+    check_key(key)
     import arviz as az
 
     if len(programs) < 2:

@@ -165,6 +165,7 @@ def importance_proposal(
     it, of one observation's error (Neyman allocation), measured on two levels in every bin; a share `floor` is spread
     evenly, which keeps the weights bounded. Estimates stay unbiased whatever is measured.
     """
+    check_key(key)
     x, given = program.observations(first(data, pilot))
     return _fitted(program, x, given, key, bins, floor)
 

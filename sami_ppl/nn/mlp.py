@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from sami_ppl._util.keys import check_key
 from sami_ppl.nn.embed import AbstractResidual, CodeEmbedding, NoiseEmbedding, modulation, zero_init
 
 
@@ -64,6 +65,7 @@ class ResidualMLP(eqx.Module):
         condition: int = 0,
         key: Key[Array, ""],
     ):
+        check_key(key)
         embed_key, entry_key, exit_key, *block_keys = jax.random.split(key, 3 + depth)
         embedding = 128 if noise or condition else None
         self.embedding = NoiseEmbedding(128, key=embed_key) if noise else None

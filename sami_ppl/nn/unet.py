@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from sami_ppl._util.keys import check_key
 from sami_ppl.nn.embed import (
     AbstractResidual,
     CodeEmbedding,
@@ -182,6 +183,7 @@ class UNet(eqx.Module):
         condition: int = 0,
         key: Key[Array, ""],
     ):
+        check_key(key)
         channels = check_image_shape(in_shape, patch, len(widths)) * patch * patch
         embed_key, down_key, middle_key, exit_key, *up_keys = jax.random.split(key, 4 + len(widths))
         size = 128
@@ -232,6 +234,7 @@ class HalfUNet(eqx.Module):
         noise: bool = True,
         key: Key[Array, ""],
     ):
+        check_key(key)
         channels = check_image_shape(in_shape, patch, len(widths)) * patch * patch
         embed_key, down_key, exit_key = jax.random.split(key, 3)
         size = 128 if noise else None

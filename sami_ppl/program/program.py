@@ -15,6 +15,7 @@ from numpyro import handlers
 from numpyro.contrib.module import eqx_module
 
 from sami_ppl._util.chunks import by_chunks
+from sami_ppl._util.keys import check_key
 from sami_ppl.data.checks import as_numbers
 from sami_ppl.data.layout import default_event_dims
 from sami_ppl.decoders.decoder import ScoreDecoder
@@ -282,6 +283,7 @@ class Program(Readable, WithObservations, WithPosterior):
         A prior p(z | u) is drawn at the u of observations in `self.given`, picked at random. `do`: values of sites set
         from outside; sites that depend on them feel it.
         """
+        check_key(key)
         held: dict[str, Any] = {name: jnp.asarray(value)[None] for name, value in (do or {}).items()}
 
         def one(key: Array) -> Array:

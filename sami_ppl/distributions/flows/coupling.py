@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from sami_ppl._util.keys import check_key
+
 
 def coupling_flow(
     size: int,
@@ -24,6 +26,7 @@ def coupling_flow(
     knots, which biases the derivatives of reparametrised draws. The flow is a flowjax distribution and an Equinox
     module. Raises ImportError without flowjax, and ValueError for one coordinate, which has none to be coupled to.
     """
+    check_key(key)
     for name, value in (("layers", layers), ("width", width)):
         if value < 1:
             raise ValueError(f"{name} must be positive, got {value}")
