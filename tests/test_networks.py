@@ -11,6 +11,7 @@ from numpyro.infer import SVI
 import optax
 import pytest
 
+import sami_ppl as sp
 from sami_ppl.diffusion.denoiser import GaussianDenoiser, PreconditionedDenoiser
 from sami_ppl.diffusion.sampler import DDIM
 from sami_ppl.diffusion.schedule import VarianceExploding, VariancePreserving
@@ -159,6 +160,35 @@ def test_preconditioning_refuses_wrong_options(option, message):
     """Both are named."""
     with pytest.raises(ValueError, match=message):
         PreconditionedDenoiser(lambda u, level: u, SCHEDULE, (3,), **option)
+
+
+OTHERS = {
+    "too short": (
+        lambda x, log_snr: x[:2],
+        r"denoiser network .* shape \(4,\) .* shape \(2,\): write sp.nn.ResidualMLP",
+    ),
+    "a vector more": (lambda x, log_snr: x[None], r"of the same shape, got one of shape \(1, 4\)"),
+    "of other inputs": (
+        lambda x, log_snr: jnp.ones((3, 4)) @ x + x,
+        r"denoiser network failed on .* shape \(4,\): add",
+    ),
+    "of one argument": (lambda x: x, r"failed on .*: .*positional argument.*\nIt is called as network\(x, log_snr\)"),
+    "a pair": (lambda x, log_snr: (x, x), "must put out one array for one observation .*, got tuple: take it out"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_networks_of_another_shape_are_refused_where_they_are_handed_over(name, mlp):
+    """By the denoiser, and by the front door, before anything is compiled."""
+    network, message = OTHERS[name]
+    with pytest.raises(ValueError, match=message):
+        PreconditionedDenoiser(network, SCHEDULE, (4,))
+    prior = sp.factors(z=dist.Normal(0, 1).expand([2]))
+    with pytest.raises(ValueError, match=message):
+        sp.autoencoder(prior, values((6, 4)), network=(network, mlp(4, 3, key=KEY)), key=KEY, progress=False)
+    if name != "too short":  # a vector of features may be short
+        with pytest.raises(ValueError, match=r"(?s)encoder network .*(end it with a reshape|failed on|one array)"):
+            sp.autoencoder(prior, values((6, 4)), network=(mlp(4, 4, key=KEY), network), key=KEY, progress=False)
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

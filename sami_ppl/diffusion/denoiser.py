@@ -12,9 +12,12 @@ from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import equinox as eqx
+import jax
+from jax.core import Tracer
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sami_ppl._util.networks import output_shape
 from sami_ppl.diffusion.schedule import AbstractSchedule
 
 
@@ -67,6 +70,9 @@ class PreconditionedDenoiser(AbstractDenoiser):
     - `predict="noise"`: ε̂ = (σ/v)(x_λ − α m) − (α s/√v) F(u, λ), a target of unit variance at every noise level
       (Karras et al. 2022, *Elucidating the Design Space*, sec. 5, for any α and σ). F = 0 is optimal for white data.
       The better one at high signal-to-noise ratio, so for the bound, at a high `log_snr_max`.
+
+    Raises ValueError for a network whose output has another shape than an observation, which is found without computing
+    anything, for an `std` that is not positive, and another `predict`.
     """
 
     network: Callable
@@ -85,7 +91,7 @@ class PreconditionedDenoiser(AbstractDenoiser):
         std: float = 1.0,
         predict: Literal["data", "noise"] = "data",
     ):
-        self.network, self.schedule, self.event_shape = network, schedule, event_shape
+        self.network, self.schedule, self.event_shape = network, schedule, tuple(event_shape)
         self.mean, self.std, self.predict = float(mean), float(std), predict
 
     @property
@@ -97,6 +103,14 @@ class PreconditionedDenoiser(AbstractDenoiser):
             raise ValueError(f"std must be positive, got {self.std}: give the standard deviation of the data")
         if self.predict not in ("data", "noise"):
             raise ValueError(f"predict must be 'data' or 'noise', got {self.predict!r}")
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(self.network)):
+            return  # made of another one while that is traced, as for each code: looked at once is enough
+        if (out := output_shape(self.network, self.event_shape, of="denoiser")) != self.event_shape:
+            raise ValueError(
+                f"the denoiser network must map one observation of shape {self.event_shape} to an output of the same "
+                f"shape, got one of shape {out}: write sp.nn.ResidualMLP({self.event_shape}, {self.event_shape}, "
+                "key=key), or end your own so"
+            )
 
     def __call__(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Float[Array, "*event"]:
         alpha, sigma = self.schedule.alpha(log_snr), self.schedule.sigma(log_snr)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from sami_ppl._util.keys import check_key
+from sami_ppl._util.networks import output_shape
 from sami_ppl.diffusion.schedule import AbstractSchedule
 from sami_ppl.encoders.families import (
     AbstractFamily,
@@ -129,21 +130,13 @@ class NetworkEncoder(AbstractEncoder):
 
 def feature_size(network: Callable, event_shape: tuple[int, ...], *, sees_noise: bool) -> int:
     """Length of the network's feature vector. Raises ValueError unless it maps one observation to a vector."""
-    x = jax.ShapeDtypeStruct(event_shape, jnp.float32)
-    log_snr = jax.ShapeDtypeStruct((), jnp.float32) if sees_noise else None
-    try:
-        features = jax.eval_shape(lambda x, lam: network(x, lam), x, log_snr)
-    except Exception as error:
-        raise ValueError(
-            f"the encoder network failed on one observation of shape {event_shape}"
-            f"{'' if log_snr is not None else ' with log_snr=None'}: {error}"
-        ) from error
-    if features.ndim != 1:
+    shape = output_shape(network, event_shape, of="encoder", sees_noise=sees_noise)
+    if len(shape) != 1:
         raise ValueError(
             f"the encoder network must map one observation of shape {event_shape} to a feature vector, "
-            f"got an output of shape {features.shape}: end it with a reshape(-1)"
+            f"got an output of shape {shape}: end it with a reshape(-1)"
         )
-    return features.shape[0]
+    return shape[0]
 
 
 class DiagonalEncoder(NetworkEncoder):

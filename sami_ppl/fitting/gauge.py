@@ -43,8 +43,8 @@ def align(
 
     Axes whose posterior means vary less than `active_variance` (prior variance 1) carry nothing and stay as they are.
     Raises ValueError if fewer than two axes have a fixed normal prior: other priors have no rotation symmetry; and
-    unless the decoder is guided: others know the code by the axes that it was fitted with.
-    TypeError for a seed that is no whole number.
+    unless the decoder is guided: others know the code by the axes that it was fitted with. Raises TypeError for a seed
+    that is no whole number.
     """
     if not isinstance(seed, int | np.integer):
         raise TypeError(f"align takes a whole number as seed, got {type(seed).__name__}: write seed=0")
