@@ -103,7 +103,7 @@ def test_version(sami):
 LIGHT = """
 import sys
 from sami_ppl.runs import cli
-for command in ("--help", "run --help", "evidence --help", "ls", "cp disks mine.py", "cp disk other.py"):
+for command in ("--help", "run --help", "evidence --help", "ls", "show joint", "cp disks mine.py", "cp disk other.py"):
     sys.argv = ["sami", *command.split()]
     try:
         cli.main()

@@ -4,9 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import html
 from typing import Any
 
-from jax.core import Tracer
-import numpy as np
-
 
 def table(rows: Sequence[Sequence[str]], *, indent: str = "") -> str:
     """Rows of cells, the first one the heads, as lines with aligned columns and no blanks at their ends."""
@@ -50,6 +47,10 @@ def _rows(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 def _cell(value: Any) -> str:
     """A value in one line: numbers as they are, arrays by shape and range, everything else by its first line."""
+    # Here, so that tables of text wait for neither.
+    from jax.core import Tracer
+    import numpy as np
+
     if isinstance(value, float):
         return f"{value:.4g}"
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):

@@ -31,7 +31,8 @@ class Stage:
         steps: number of steps.
         epochs: where given, passes through the data, which set the number of steps.
         batch: observations in a step.
-        learning_rate: its highest; it warms up linearly over `warmup` steps and falls to zero as a cosine.
+        learning_rate: the highest learning rate; it falls to zero as a cosine.
+        warmup: steps over which the learning rate rises linearly.
         clip: largest norm of the gradient.
         weight_decay: of the matrices and kernels of the networks (AdamW, Loshchilov & Hutter 2019), per step and unit
             of learning rate; biases, gains and the prior have none.
@@ -48,11 +49,13 @@ class Stage:
             function that is made anew is compiled anew.
         dropped: share of the observations in a step whose code is kept from a conditioned denoiser, which learns to do
             without; what is logged and reported never drops any. Other decoders have no use for it.
-        beta: weight of the KL, to which it goes linearly from `beta_start` over the first `beta_steps` steps.
+        beta: weight of the KL.
+        beta_start: where given, the weight from which it goes to `beta` linearly.
+        beta_steps: the first steps, over which β goes there.
         free_bits: floor of the KL in nats (see `ScoreELBO`), of each site by name where it is a mapping.
         site_beta: weights of single sites, times β.
-        capacity: nats C of single sites, which grow from 0 over the first `capacity_steps` steps and draw the KL to
-            them, β |KL − C|.
+        capacity: nats C of single sites, which draw the KL to them, β |KL − C|.
+        capacity_steps: the first steps, over which they grow from 0.
         label_weight: teaches discrete sites the values that are known (see `ScoreELBO`).
         validate_every: steps between two validations.
         patience: validations without a better loss after which the stage ends; None, never.

@@ -1,7 +1,7 @@
-"""The command line: `sami ls`, `sami cp`, `sami run`, `sami report`, `sami evidence`,
-`sami compare`, `sami calibrate`, `sami refine`.
+"""The command line: `sami ls`, `sami show`, `sami cp`, `sami run`, `sami report`,
+`sami evidence`, `sami compare`, `sami calibrate`, `sami refine`.
 
-What computes is imported by the command that does it: `sami --help` and `sami ls` wait for no JAX.
+What computes is imported by the command that does it: `sami --help`, `sami ls` and `sami show` wait for no JAX.
 """
 
 import inspect
@@ -39,6 +39,14 @@ def ls() -> None:
             print(f"  {name.ljust(width)}  {description}")
 
 
+@app.command(name="show")
+def show(name: str, /) -> None:
+    """Show all settings of a program or inference NAME, or of a file of your own: type, default, meaning."""
+    from sami_ppl.runs.show import settings_table
+
+    print(settings_table(name))
+
+
 @app.command(name="cp")
 def cp(name: str, file: Path, /) -> None:
     """Copy a program or inference file NAME to FILE, to be edited. Never overwrites."""
@@ -74,6 +82,7 @@ def run(
         Your own data: a .npz, .nc or .zarr with a variable x, or a folder of images; default, the program's own.
     set_
         A setting KEY=VALUE of the program or the inference, such as latents=6 or encoder.steps=2000; may be repeated.
+        `sami show` lists them.
     seed
         Seed of everything random.
     out

@@ -82,13 +82,18 @@ def find(name: str, kind: str) -> Path:
     )
 
 
+def find_any(name: str) -> Path:
+    """The file of a program or an inference, by name or path. Raises UserError as `find` does."""
+    inferences = list_files("inference").keys() - list_files("models").keys()
+    return find(name, "inference" if Path(name).stem in inferences else "models")
+
+
 def copy(name: str, target: str | Path) -> Path:
     """Copy a model or inference file for editing; returns the copy.
 
     Raises UserError for an unknown name, an existing target, one that is no .py file, and a folder that is not there.
     """
-    inferences = list_files("inference").keys() - list_files("models").keys()
-    source = find(name, "inference" if Path(name).stem in inferences else "models")
+    source = find_any(name)
     target = Path(target)
     if target.is_dir():
         target = target / source.name
