@@ -151,3 +151,19 @@ def test_more_panels_than_arviz_draws(trees, monkeypatch):
     with pytest.raises(ValueError, match=r"Requested 18 subplots, which exceeds rcParams\['plot.max_subplots'\]=9"):
         az.plot_dist(trees["all"], backend="none")
     assert az.plot_dist(trees["all"].isel(obs=slice(3)), backend="none") is not None
+
+
+@pytest.mark.parametrize("call", [az.loo, lambda tree: az.compare({"one": tree, "other": tree})])
+def test_leave_one_out_of_a_tree_warns(trees, call):
+    """Its weights would have to reach the prior; where they do not the figure is too high, and ArviZ says so."""
+    with pytest.warns(UserWarning, match="shape parameter of Pareto distribution is greater than"):
+        found = call(trees["all"])
+    if call is az.loo:
+        assert found.elpd > trees["elpd"]["elpd"].max() + N
+
+
+def test_one_fit_has_no_ranks_to_compare(trees):
+    with pytest.raises(ValueError, match="at least 2 chains"):
+        az.plot_rank(trees["tree"], backend="none")
+    with pytest.raises(KeyError, match="prior_sbc"):
+        az.plot_ecdf_pit(trees["tree"], backend="none")

@@ -1,5 +1,8 @@
 """A program under NumPyro: traces, Predictive, messages."""
 
+import copy
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +18,20 @@ from sami_ppl.decoders.decoder import ScoreDecoder
 from sami_ppl.diffusion.sampler import DDIM
 from sami_ppl.diffusion.schedule import VariancePreserving
 from sami_ppl.fitting.objective import ScoreELBO
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_a_copy_has_the_structure_of_its_program(name, program):
+    """So that trees of the two can be averaged, or told apart."""
+    p = program(name)
+    copied = copy.deepcopy(p)
+    same = jax.tree.map(lambda a, b: a is not b and np.array_equal(a, b), *map(arrays_of, (p, copied)))
+    assert all(jax.tree.leaves(same))
+
+
+def arrays_of(program):
+    return eqx.filter(program, eqx.is_array)
+
 
 # --- a NumPyro model and guide ----------------------------------------------------------------------------------------
 

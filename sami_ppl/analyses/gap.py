@@ -22,7 +22,7 @@ def amortisation_gap(
     steps: int = 300,
     levels: int = 64,
 ) -> xr.Dataset:
-    """How many nats the bound on log p(x) of each observation gains by a posterior of its own (Cremer et al., 2018).
+    """How many nats the bound on −log p(x) of each observation falls by a posterior of its own (Cremer et al., 2018).
 
     Variables on `obs`, in nats: `amortised` and `refined`, the bounds under the encoder's posterior and under the full
     Gaussian of the code that `refinement.svi` fits in `steps`; `gap`, their difference, and `gap_se`, its Monte-Carlo
@@ -36,8 +36,8 @@ def amortisation_gap(
     """
     found = svi(program, data, key=key, draws=DRAWS, steps=steps, levels=levels)["agreement"].to_dataset()
     told = {
-        "amortised": (found["bound"], "bound on log p(x) under the amortised posterior"),
-        "refined": (found["bound"] + found["gain"], "bound on log p(x) under a posterior of its own"),
+        "amortised": (found["bound"], "upper bound on −log p(x) under the amortised posterior"),
+        "refined": (found["bound"] - found["gain"], "upper bound on −log p(x) under a posterior of its own"),
         "gap": (found["gain"], "amortisation gap"),
         "gap_se": (found["gain_se"], "its Monte-Carlo standard error"),
     }
@@ -65,7 +65,7 @@ def plot_amortisation_gap(found: xr.Dataset) -> Figure:
     panel.set_yticks(places, [str(label) for label in shown["obs"].values], fontsize=6)
     panel.set_ylim(len(places) - 0.5, -0.5)
     panel.set_ylabel("observation", fontsize=plots.SMALL)
-    panel.set_xlabel("refined − amortised bound on log p(x), nats", fontsize=plots.SMALL)
+    panel.set_xlabel("amortised − refined bound on −log p(x), nats", fontsize=plots.SMALL)
     # Above the axes: inside them there are bars wherever a legend could be.
     panel.legend(fontsize=plots.SMALL, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1)
     return figure

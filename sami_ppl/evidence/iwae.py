@@ -58,17 +58,17 @@ def importance_weighted_bound(
     proposal: NoiseProposal | Literal["fitted"] | None = None,
     chunk: int = 16,
 ) -> xr.Dataset:
-    """Bounds on log p(x) from K = 1, 2, 4 … `draws` draws of z (Burda et al. 2016), in nats, and their diagnostics.
+    """Bounds on −log p(x) from K = 1, 2, 4 … `draws` draws of z (Burda et al. 2016), in nats, and their diagnostics.
 
     log w = log p(x | z) + log p(z) − log q(z | x), where log p(x | z) is minus the diffusion bound on one fixed set of
-    noise levels and noise per observation, the same for all draws. An estimate inside an exponential pushes such
-    bounds up: `weight_noise` says by how much they may be trusted.
+    noise levels and noise per observation, the same for all draws. An estimate inside an exponential pulls such
+    bounds down: `weight_noise` says by how much they may be trusted.
 
-    Variables: `bound` (obs, particles), for each K the mean over disjoint groups of K draws, so that it never falls
-    with K; `pareto_k` (obs,), the shape of the weights' tail (below .5 good, above .7 the bound at large K and the
-    guide's moments are not to be trusted); `ess` (obs,), effective number of draws; `weight_noise` (obs,), the
-    variance of log w between draws that is owed to the noise set, estimated from a second one: about half of it is
-    the upward bias at large K, in nats; `log_weight` (draw, obs).
+    Variables: `bound` (obs, particles), as that of `evidence_bound` an upper bound on −log p(x), for each K the mean
+    over disjoint groups of K draws, so that it never rises with K; `pareto_k` (obs,), the shape of the weights' tail
+    (below .5 good, above .7 the bound at large K and the guide's moments are not to be trusted); `ess` (obs,),
+    effective number of draws; `weight_noise` (obs,), the variance of log w between draws that is owed to the noise set,
+    estimated from a second one: about half of it is the downward bias at large K, in nats; `log_weight` (draw, obs).
 
     `proposal`: density of the noise levels, as for `evidence_bound`. Raises ValueError for observations of another
     shape, and unless `draws` is a power of two, at least 32.
@@ -91,13 +91,13 @@ def importance_weighted_bound(
     particles = [2**i for i in range(draws.bit_length())]
     pareto_k, ess = weight_tails(log_weight)
     variables = {
-        "bound": (("obs", "particles"), np.stack([nested_bound(log_weight, k) for k in particles], axis=1)),
+        "bound": (("obs", "particles"), -np.stack([nested_log_mean(log_weight, k) for k in particles], axis=1)),
         "pareto_k": ("obs", pareto_k),
         "ess": ("obs", ess),
         "weight_noise": ("obs", 0.5 * (log_weight - other).var(0, ddof=1)),
         "log_weight": (("draw", "obs"), log_weight),
     }
-    attrs = {"units": "nats", "levels": levels, "long_name": "lower bound on log p(x)"}
+    attrs = {"units": "nats", "levels": levels, "long_name": "upper bound on −log p(x)"}
     return xr.Dataset(variables, coords={"particles": particles}, attrs=attrs)
 
 
@@ -118,7 +118,7 @@ def weight_tails(
     return np.asarray(array_stats.psislw(-log_weight.T, axis=-1)[1]), ess
 
 
-def nested_bound(log_weight: Float[np.ndarray, "draw obs"], particles: int) -> Float[np.ndarray, " obs"]:
+def nested_log_mean(log_weight: Float[np.ndarray, "draw obs"], particles: int) -> Float[np.ndarray, " obs"]:
     """The mean over disjoint groups of `particles` draws of log mean w: monotone in `particles` over powers of two."""
     groups = log_weight.reshape(-1, particles, log_weight.shape[1])
     return (logsumexp(groups, axis=1) - np.log(particles)).mean(0)

@@ -50,8 +50,8 @@ def posterior(
       its posterior is made up of no more numbers than there are draws), else 8. `log_prior`: log density of every
       site, on its own support, in nats.
     - `sample_stats`: `kl` (site) and `kl_axis` (axis), KL(q ‖ p) of each observation in nats, `kl_global` of global
-      sites; and from the same draws `lp`, the bound on log p(x, z), `log_weight`, lp − log q(z | x), `pareto_k` of
-      these weights (NaN for fewer than 32 draws) and `importance_ess`, the effective number of draws.
+      sites; and from the same draws `lp`, a lower bound on log p(x, z), `log_weight`, lp − log q(z | x), `pareto_k`
+      of these weights (NaN for fewer than 32 draws) and `importance_ess`, the effective number of draws.
     - `observed_data`; `constant_data`, the other variables of `data` on obs, such as true factors.
 
     Draws are independent, so effective sample sizes of ArviZ only say how many there are. Weights are those of an

@@ -24,8 +24,8 @@ STATS = {
     "kl": ("KL(q ‖ p) of each site", "nats"),
     "kl_axis": ("KL(q ‖ p) of each axis of the code", "nats"),
     "kl_global": ("KL(q ‖ p) of each global site, of all observations", "nats"),
-    "lp": (f"bound on log p(x, z), {OWN_WEIGHT}", "nats"),
-    "log_weight": (f"bound on log p(x, z) − log q(z | x), {OWN_WEIGHT}", "nats"),
+    "lp": (f"lower bound on log p(x, z), {OWN_WEIGHT}", "nats"),
+    "log_weight": (f"lower bound on log p(x, z) − log q(z | x), {OWN_WEIGHT}", "nats"),
     "pareto_k": ("Pareto k-hat of the weights; above .7 the posterior's moments are not to be trusted", "1"),
     "importance_ess": ("effective number of draws by the weights", "draws"),
 }
@@ -94,7 +94,8 @@ def _describe(program: Program, groups: dict[str, xr.Dataset], levels: int) -> N
     if "log_likelihood" in groups:
         groups["log_likelihood"]["x"].attrs |= {
             "long_name": "lower bound on log p(x | z)", "units": "nats", "noise_levels": levels,
-            "note": "an evidence bound of the diffusion decoder, not a likelihood",
+            "note": "an evidence bound of the diffusion decoder, not a likelihood; not for az.loo, whose estimate from "
+            "posteriors as narrow as these does not converge: compare programs by sami_ppl.compare",
         }  # fmt: skip
 
 

@@ -40,6 +40,10 @@ class Latents:
     by_rows: bool = False
     tables: Mapping[str, int] = field(default_factory=dict)
 
+    def __deepcopy__(self, memo: Any) -> "Latents":
+        """Itself, being immutable: a copied program keeps the structure of the one it is of."""
+        return self
+
     @property
     def size(self) -> int:
         """D, the number of coordinates of z."""

@@ -31,8 +31,8 @@ def result(
     `unconstrained_posterior`, the refined `code` (…, axis); `agreement`; `observed_data`.
 
     `agreement`, on (obs, axis): `mean_shift`, refined minus amortised mean of the code in amortised standard
-    deviations, and `sd_ratio`, refined over amortised; on obs `bound`, that on log p(x) under the amortised posterior,
-    and `gain`, by how many nats it rises when the Gaussian of the refined mean and covariance stands for it, with its
+    deviations, and `sd_ratio`, refined over amortised; on obs `bound`, that on −log p(x) under the amortised posterior,
+    and `gain`, by how many nats it falls when the Gaussian of the refined mean and covariance stands for it, with its
     Monte-Carlo error `gain_se`, on a noise set that neither has seen.
     """
     import arviz as az
@@ -63,11 +63,11 @@ def result(
         _gain(program, target, jnp.asarray(one), jnp.asarray(mean[i]), jnp.asarray(_root(flat[:, i], sd[i])), gain_key)
         for i, (one, target) in enumerate(zip(x, found, strict=True))
     ]
-    bound, gain, gain_se = np.asarray(gains, float).T
+    joint, gain, gain_se = np.asarray(gains, float).T
     variables = {
         "mean_shift": (("obs", "axis"), (mean - loc) / sd),
         "sd_ratio": (("obs", "axis"), flat.std(0, ddof=1) / sd),
-        "bound": ("obs", bound, {"units": "nats"}),
+        "bound": ("obs", -joint, {"units": "nats", "long_name": "upper bound on −log p(x)"}),
         "gain": ("obs", gain, {"units": "nats"}),
         "gain_se": ("obs", gain_se, {"units": "nats"}),
     }
@@ -93,7 +93,7 @@ def _root(z: Float[np.ndarray, "draws D"], sd: Float[np.ndarray, " D"]) -> Float
 
 @eqx.filter_jit
 def _gain(program: Program, target: Target, x: Array, mean: Array, root: Array, key: Array) -> tuple[Array, ...]:
-    """The bound under the amortised posterior, what it gains by N(mean, root rootᵀ), in nats, its standard error."""
+    """Minus the bound of the amortised posterior, the gain of N(mean, root rootᵀ), in nats, its standard error."""
     encoder = program.encoder
     refined_key, amortised_key = jax.random.split(key)
     q = encoder.distribution(encoder.parameters(*encoder.clean(x)))

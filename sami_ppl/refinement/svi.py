@@ -28,7 +28,7 @@ def svi(
     levels: int = 64,
     progress: bool = False,
 ) -> xr.DataTree:
-    """The posterior of each observation by the full Gaussian of the code that maximises the bound on log p(x).
+    """The posterior of each observation by the full Gaussian of the code that minimises the bound on −log p(x).
 
     `steps` of Adam, with rates that fall to zero, on z = loc + A (m + L e), e ~ N(0, I): loc and A are mean and root of
     the covariance of the amortised posterior, m = 0 and L = I at the start. Gradients leave out the score of the

@@ -1,4 +1,4 @@
-"""log p(z) + bound on log p(x | z) of one observation as a fixed function of z: what refinement takes for log p(x, z).
+"""log p(z) + lower bound on log p(x | z) of one observation as a fixed function of z: for refinement log p(x, z).
 
 The bound's noise is drawn once, so that samplers and optimisers see a smooth function: noise levels at the midpoints of
 equal shares of a density of levels, and at each ε and −ε, which cancels what is linear in ε. Of guided decoders all
@@ -166,7 +166,7 @@ def log_prior(
 
 
 def log_joint(program: Program, target: Target, z: Float[Array, " D"]) -> Float[Array, ""]:
-    """log p(z) + bound on log p(x | z), in nats."""
+    """log p(z) + lower bound on log p(x | z), in nats."""
     prior = log_prior(program, z, target.given, target.global_values)
     return prior + log_likelihood(program, target.table, z)
 

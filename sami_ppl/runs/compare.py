@@ -58,7 +58,7 @@ def _observations(data: xr.Dataset, limit: int, *, whole: bool) -> xr.Dataset:
 
 def _text(table: pd.DataFrame, count: int, levels: int) -> str:
     width = max(map(len, map(str, table.index)))
-    lines = [f"bound on log p(x), nats per observation: {count} held-out observations, {levels} noise levels each"]
+    lines = [f"elpd, log p(x) ≥ elpd, nats per observation: {count} held-out observations, {levels} noise levels each"]
     for name, row in table.iterrows():
         behind, error = (abs(cast(float, row[column])) / count for column in ("elpd_diff", "dse"))
         gap = f"   {behind:.3f} ± {error:.3f} below the best" if name != table.index[0] else ""

@@ -87,8 +87,8 @@ def evidence_figures(
         groups["importance_weighted"] = tight
         last = tight["bound"].isel(particles=-1).values
         figures["importance_weighted"] = {
-            "observations": len(last), "draws": draws, "bound": mean_and_error(-last),
-            "bound_one_draw": mean_and_error(-tight["bound"].isel(particles=0).values),
+            "observations": len(last), "draws": draws, "bound": mean_and_error(last),
+            "bound_one_draw": mean_and_error(tight["bound"].isel(particles=0).values),
             "pareto_k_above_07": float((tight["pareto_k"] > 0.7).mean()),
             "ess": float(tight["ess"].median()), "weight_noise": float(tight["weight_noise"].mean()),
         }  # fmt: skip
