@@ -128,7 +128,7 @@ def circular_figures(program: Program, codes: Float[np.ndarray, "obs D"], data: 
     `circular_corr` is the absolute value. `largest_jump` is that of the code of each site, see `metrics.largest_jump`;
     none where the data do not go all the way round.
     """
-    found: dict[str, dict] = {"circular_corr": {}, "largest_jump": {}}
+    figures: dict[str, dict] = {"circular_corr": {}, "largest_jump": {}}
     for name, factor in data.data_vars.items():
         if "period" not in factor.attrs or not np.isfinite(factor.values).all():
             continue
@@ -138,29 +138,29 @@ def circular_figures(program: Program, codes: Float[np.ndarray, "obs D"], data: 
             site.name: np.arctan2(*codes[:, site.code].T[::-1]) for site in program.latents.sites
             if isinstance(site, Direction) and site.manifold == "circle" and site.size == 2
         }  # fmt: skip
-        found["circular_corr"][name] = {site: abs(circular_correlation(turn, a)) for site, a in angles.items()}
+        figures["circular_corr"][name] = {site: abs(circular_correlation(turn, a)) for site, a in angles.items()}
         bins = min(64, max(4, len(turn) // 20))
         try:
             jumps = {site: largest_jump(code, turn, bins=bins) for site, code in sites.items()}
         except ValueError:  # some angles have no observations
             jumps = {}
-        found["largest_jump"][name] = jumps
-    return found if found["circular_corr"] else {}
+        figures["largest_jump"][name] = jumps
+    return figures if figures["circular_corr"] else {}
 
 
 def factor_figures(program: Program, codes: tuple, factors: tuple, names: list[str]) -> dict[str, Any]:
     """Recovery of known factors; axis scores beside those of a rotated code and, after gauge fixing, before it."""
 
     def scores(codes: tuple) -> dict[str, Any]:
-        found = disentanglement_report(codes[0], factors[0], codes[1], factors[1], names, seed=0)
-        values = np.array([found["correlation"][name] for name in names]).T.tolist()
+        report = disentanglement_report(codes[0], factors[0], codes[1], factors[1], names, seed=0)
+        values = np.array([report["correlation"][name] for name in names]).T.tolist()
         return {
-            "linear_r2": found["linear_r2"], "forest_r2": found["forest_r2"], "mig": found["mig"],
+            "linear_r2": report["linear_r2"], "forest_r2": report["forest_r2"], "mig": report["mig"],
             "mean_correlation": mean_correlation(codes[1], factors[1]),
-            "dci_disentanglement": found["dci"]["disentanglement"], "dci_regressor": found["dci"]["regressor"],
+            "dci_disentanglement": report["dci"]["disentanglement"], "dci_regressor": report["dci"]["regressor"],
             "corr": {"axes": list(program.latents.axes), "factors": names, "values": values},
-            "rotated_control": {"mig": found["rotated"]["mig"],
-                                "dci_disentanglement": found["rotated"]["dci"]["disentanglement"]},
+            "rotated_control": {"mig": report["rotated"]["mig"],
+                                "dci_disentanglement": report["rotated"]["dci"]["disentanglement"]},
         }  # fmt: skip
 
     figures = scores(codes)
@@ -184,17 +184,17 @@ def baseline_figures(
     if size > 1:
         codes = codes @ orthogonal_ica(codes, seed=0).T
     cut = len(pixels[0])
-    found = disentanglement_report(codes[:cut], factors[0], codes[cut:], factors[1], names, seed=0)
-    best = {name: float(np.abs(found["correlation"][name]).max()) for name in names}
-    return {"linear_r2": found["linear_r2"], "forest_r2": found["forest_r2"], "best_corr": best,
-            "dci_disentanglement": found["dci"]["disentanglement"]}  # fmt: skip
+    report = disentanglement_report(codes[:cut], factors[0], codes[cut:], factors[1], names, seed=0)
+    best = {name: float(np.abs(report["correlation"][name]).max()) for name in names}
+    return {"linear_r2": report["linear_r2"], "forest_r2": report["forest_r2"], "best_corr": best,
+            "dci_disentanglement": report["dci"]["disentanglement"]}  # fmt: skip
 
 
 def bound_figures(program: Program, data: xr.Dataset, *, key: Key[Array, ""], levels: int = 16) -> dict[str, Any]:
     """The bound on −log p(x) in nats and bits per dim, with standard errors over observations, and the KL per axis."""
-    found = evidence_bound(program, data, key=key, levels=levels)
-    figures = summarise(found, program.observed(data))
-    kl = found["kl_axis"].mean("obs")
+    bound = evidence_bound(program, data, key=key, levels=levels)
+    figures = summarise(bound, program.observed(data))
+    kl = bound["kl_axis"].mean("obs")
     return {
         "bound_nats": figures["bound"],
         "bits_per_dim": figures["bits_per_dim"],
@@ -211,7 +211,7 @@ def marginal_kl(program: Program, x: Float[np.ndarray, "obs *event"]) -> dict[st
     are the terms of the bound; where a rotation has correlated the axes, their sum is less than the KL in the bound.
     """
     loc, scale = program.encode(x)
-    found: dict[str, float] = {}
+    kl_by_axis: dict[str, float] = {}
     for site in gaussian_sites(program):
         mean, spread = loc[:, site.code], scale[:, site.code]
         if site.standard:
@@ -224,8 +224,8 @@ def marginal_kl(program: Program, x: Float[np.ndarray, "obs *event"]) -> dict[st
             kl = -0.5 * np.log(2 * np.pi * np.e) - np.log(spread) - cross
         else:
             continue
-        found |= dict(zip(site.axes, kl.mean(0).tolist(), strict=True))
-    return found
+        kl_by_axis |= dict(zip(site.axes, kl.mean(0).tolist(), strict=True))
+    return kl_by_axis
 
 
 def gaussian_sites(program: Program) -> list[LatentSite]:
@@ -275,17 +275,19 @@ def cluster_figures(
 
     train, test = (x.reshape(len(x), -1) for x in pixels)
     pca = PCA(min(program.latents.size, train.shape[1]), random_state=0).fit(train)
-    found: dict[str, Any] = {}
-    for site, own in clusters(program, data).items():
+    agreement: dict[str, Any] = {}
+    for site, components in clusters(program, data).items():
         count = next(s.clusters for s in program.latents.sites if s.name == site)
         others = {"k_means_pca": KMeans(count, random_state=0),
                   "gaussian_mixture_pca": GaussianMixture(count, n_init=5, random_state=0)}  # fmt: skip
-        each = {f"sami[{site}]": own} | {
+        groupings = {f"sami[{site}]": components} | {
             name: model.fit(pca.transform(train)).predict(pca.transform(test)) for name, model in others.items()
         }
         for name in names:
-            found.setdefault(name, {}).update({k: float(adjusted_rand_score(data[name], v)) for k, v in each.items()})
-    return found
+            agreement.setdefault(name, {}).update(
+                {k: float(adjusted_rand_score(data[name], v)) for k, v in groupings.items()}
+            )
+    return agreement
 
 
 def probes(codes: tuple, pixels: tuple, labels: tuple) -> dict[str, float]:
@@ -299,12 +301,12 @@ def probes(codes: tuple, pixels: tuple, labels: tuple) -> dict[str, float]:
     size = min(codes[0].shape[1], pixels[0].reshape(len(pixels[0]), -1).shape[1])
     flat = tuple(p.reshape(len(p), -1) for p in pixels)
     pca = PCA(size, random_state=0).fit(flat[0])
-    found = {}
+    accuracy = {}
     for name, features in (("sami", codes), ("pca", tuple(pca.transform(f) for f in flat))):
         for probe, model in (("knn", KNeighborsClassifier(5)), ("linear", LogisticRegression(max_iter=2000))):
             fitted = make_pipeline(StandardScaler(), model).fit(features[0], labels[0])
-            found[f"{probe}_{name}"] = float(fitted.score(features[1], labels[1]))
-    return found
+            accuracy[f"{probe}_{name}"] = float(fitted.score(features[1], labels[1]))
+    return accuracy
 
 
 def sample_figures(

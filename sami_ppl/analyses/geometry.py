@@ -88,12 +88,12 @@ def _covariances(program: Program, x: Array, keys: Array) -> Array:
     return jax.lax.map(covariance, (x, keys))
 
 
-def plot_posterior_covariance_spectrum(found: xr.Dataset) -> Figure:
+def plot_posterior_covariance_spectrum(spectrum: xr.Dataset) -> Figure:
     """Posterior standard deviations along the components: a thin line per observation, the median in bold."""
     figure = plots.Picture(figsize=(plots.WIDTH, 2.4), layout="constrained")
     panel = plots.style(figure.subplots())
-    spread = np.sqrt(np.maximum(found["eigenvalue"].values, 0))
-    component = found["component"].values
+    spread = np.sqrt(np.maximum(spectrum["eigenvalue"].values, 0))
+    component = spectrum["component"].values
     panel.plot(component, spread[:256].T, color=plots.GRAY, lw=0.6, alpha=0.3 if len(spread) > 8 else 0.8)
     label = "median" if len(spread) > 1 else "this observation"
     panel.plot(component, np.median(spread, axis=0), color=plots.BLUE, lw=1.6, marker="o", ms=3.5, label=label)
@@ -157,8 +157,8 @@ def coherence(
     samples = decode(program, codes.reshape(-1, size), keys, sampler=sampler)
     samples = samples.reshape(len(x), size + 1, -1).astype(np.float64)
     changes = samples[:, 1:] - samples[:, :1]
-    found = [_mean_cosine(changes[:, j], NEGLIGIBLE * np.linalg.norm(samples[:, 0], axis=1)) for j in range(size)]
-    value, se = np.array(found).T
+    cosines = [_mean_cosine(changes[:, j], NEGLIGIBLE * np.linalg.norm(samples[:, 0], axis=1)) for j in range(size)]
+    value, se = np.array(cosines).T
     if np.isnan(value).all():
         raise ValueError(
             "all axes have collapsed: a step along none of them changes the samples; see diagnostics.collapse.ADVICE"
@@ -210,11 +210,11 @@ def axis_geometry(
         "posterior_variance": ("axis", (scale**2).mean(0), squared, "mean posterior variance"),
         "noisy_variance": ("axis", noisy, squared, f"mean posterior variance at log-SNR {log_snr:g}"),
     }
-    found = axis_dataset(program, variables, log_snr=log_snr, observations=len(x))
-    found["sensitivity"] = sensitivity(program, x)["sensitivity"].mean("obs", keep_attrs=True)
-    found = found.merge(coherence(program, x[:pairs_of], key=sample_key, sampler=sampler), combine_attrs="drop")
-    found.attrs = {"log_snr": log_snr, "observations": len(x), "pairs_of": min(pairs_of, len(x))}
-    return found.isel(axis=np.argsort(-found["coherence"].values, kind="stable"))  # NaN comes last
+    geometry = axis_dataset(program, variables, log_snr=log_snr, observations=len(x))
+    geometry["sensitivity"] = sensitivity(program, x)["sensitivity"].mean("obs", keep_attrs=True)
+    geometry = geometry.merge(coherence(program, x[:pairs_of], key=sample_key, sampler=sampler), combine_attrs="drop")
+    geometry.attrs = {"log_snr": log_snr, "observations": len(x), "pairs_of": min(pairs_of, len(x))}
+    return geometry.isel(axis=np.argsort(-geometry["coherence"].values, kind="stable"))  # NaN comes last
 
 
 def _noisy_variance(program: Program, x: np.ndarray, key: Array, log_snr: float) -> Float[np.ndarray, " D"]:
@@ -232,32 +232,32 @@ def _noisy_variances(program: Program, level: Array, x: Array, key: Array) -> Ar
     return jax.vmap(program.encoder, in_axes=(0, None))(x_noisy, level)[1] ** 2
 
 
-def plot_axis_geometry(found: xr.Dataset) -> Figure:
+def plot_axis_geometry(geometry: xr.Dataset) -> Figure:
     """One row per axis, the most coherent first: coherence with its ±2 standard errors, variances, sensitivity."""
     columns = [
         ("coherence", "coherence"),
         ("mean_variance", "variance\nof means"),
-        ("noisy_variance", f"posterior variance\nat log-SNR {found.attrs['log_snr']:g}"),
+        ("noisy_variance", f"posterior variance\nat log-SNR {geometry.attrs['log_snr']:g}"),
         ("sensitivity", "sensitivity"),
     ]
-    count = found.sizes["axis"]
+    count = geometry.sizes["axis"]
     figure = plots.Picture(figsize=(1.4 * plots.WIDTH, 0.9 + 0.28 * count), layout="constrained")
     panels = figure.subplots(1, len(columns), sharey=True)
     for (name, title), panel in zip(columns, panels, strict=True):
         plots.style(panel)
-        values = found[name].values
+        values = geometry[name].values
         power = int(np.floor(np.log10(max(float(np.nanmax(np.abs(values))), 1e-12))))
         if name != "coherence" and not -2 < power < 4:  # a common power of ten goes to the title
             values, title = values / 10.0**power, f"{title}, 10{str(power).translate(RAISED)}"
         panel.barh(range(count), np.nan_to_num(values), height=0.65, color=plots.BLUE)
         if name == "coherence":
             panel.errorbar(
-                values, range(count), xerr=2 * found["coherence_se"].values, fmt="none", ecolor=plots.INK, lw=1
+                values, range(count), xerr=2 * geometry["coherence_se"].values, fmt="none", ecolor=plots.INK, lw=1
             )
             panel.set_xlim(min(0.0, 1.1 * float(np.nanmin(values))), 1.0)
         panel.set_title(title, fontsize=plots.SMALL, color=plots.INK)
         panel.axvline(0, color=plots.GRAY, lw=0.8)
         panel.locator_params(axis="x", nbins=3)
-    panels[0].set_yticks(range(count), found["axis"].values, fontsize=plots.NORMAL)
+    panels[0].set_yticks(range(count), geometry["axis"].values, fontsize=plots.NORMAL)
     panels[0].invert_yaxis()
     return figure

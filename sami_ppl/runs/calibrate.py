@@ -61,10 +61,10 @@ def calibrate_run(
     rank_key, factor_key, typical_key, weight_key = jax.random.split(seed_key(seed), 4)
 
     tree = simulation_based_calibration(program, key=rank_key, simulations=simulations, draws=draws, progress=progress)
-    found = calibration_table(tree)
-    tree["table"] = xr.DataTree(found)
-    lines = [describe(found)]
-    figures: dict[str, Any] = {"calibration": _plain(found) | found.attrs}
+    calibration = calibration_table(tree)
+    tree["table"] = xr.DataTree(calibration)
+    lines = [describe(calibration)]
+    figures: dict[str, Any] = {"calibration": _plain(calibration) | calibration.attrs}
 
     cut = [part.isel(obs=slice(count)) for part, count in ((train, TRAIN), (test, limit))]
     if real_factors(*reversed(cut)):
@@ -74,12 +74,12 @@ def calibrate_run(
         figures["factors"] = _plain(recovered.drop_dims("obs")) | recovered.attrs
 
     observed = first(observed, limit)
-    each = typicality(program, observed, first(reference, REFERENCE), key=typical_key)
+    judged = typicality(program, observed, first(reference, REFERENCE), key=typical_key)
     if weighted:
         weights = _weights(program, first(observed, weighted), key=weight_key)
-        each = each.merge(weights.reindex(obs=range(observed.sizes["obs"])))
-    tree["observations"] = xr.DataTree(each)
-    figures["observations"] = _observation_figures(each)
+        judged = judged.merge(weights.reindex(obs=range(observed.sizes["obs"])))
+    tree["observations"] = xr.DataTree(judged)
+    figures["observations"] = _observation_figures(judged)
     lines.append(_observation_lines(figures["observations"], "training" if data is None else "held-out"))
 
     folder = Path(out) / "calibration"
@@ -95,49 +95,49 @@ def _weights(program: Program, data: xr.Dataset, *, key: jax.Array) -> xr.Datase
     return weights[["pareto_k", "ess", "weight_noise"]].assign_coords(obs=range(data.sizes["obs"]))
 
 
-def _observation_figures(each: xr.Dataset) -> dict[str, Any]:
-    level = max(ODD, 2 / (each.attrs["reference"] + 1))  # no p-value is smaller
-    odd = np.flatnonzero(each["p_value"].values <= level)
+def _observation_figures(judged: xr.Dataset) -> dict[str, Any]:
+    level = max(ODD, 2 / (judged.attrs["reference"] + 1))  # no p-value is smaller
+    odd = np.flatnonzero(judged["p_value"].values <= level)
     figures: dict[str, Any] = {
-        "observations": each.sizes["obs"], "reference": each.attrs["reference"], "odd_level": level,
-        "median_bound": float(each["bound"].median()), "odd": odd[np.argsort(each["p_value"].values[odd])].tolist(),
+        "observations": judged.sizes["obs"], "reference": judged.attrs["reference"], "odd_level": level,
+        "median_bound": float(judged["bound"].median()), "odd": odd[np.argsort(judged["p_value"].values[odd])].tolist(),
     }  # fmt: skip
-    if "pareto_k" in each:
-        k = each["pareto_k"].dropna("obs")
+    if "pareto_k" in judged:
+        k = judged["pareto_k"].dropna("obs")
         figures |= {
             "weighted": len(k), "pareto_k_median": float(k.median()), "pareto_k_above_07": float((k > 0.7).mean()),
-            "weight_noise": float(each["weight_noise"].mean()),
+            "weight_noise": float(judged["weight_noise"].mean()),
         }  # fmt: skip
     return figures
 
 
-def _observation_lines(found: dict[str, Any], beside: str) -> str:
-    count, odd = found["observations"], found["odd"]
+def _observation_lines(figures: dict[str, Any], beside: str) -> str:
+    count, odd = figures["observations"], figures["odd"]
     shown = ", ".join(map(str, odd[:8])) + (", …" if len(odd) > 8 else "")
     lines = [
-        f"{count} observations beside {found['reference']} {beside} ones: the bounds of {len(odd)} are among the "
-        f"{100 * found['odd_level']:.2g}% most unusual; {found['odd_level'] * count:.0f} would be by chance"
+        f"{count} observations beside {figures['reference']} {beside} ones: the bounds of {len(odd)} are among the "
+        f"{100 * figures['odd_level']:.2g}% most unusual; {figures['odd_level'] * count:.0f} would be by chance"
         + (f" (obs {shown})" if odd else "")
     ]
-    if "weighted" in found:
+    if "weighted" in figures:
         lines.append(
-            f"Pareto k̂ of the importance weights of {found['weighted']} of them: median "
-            f"{found['pareto_k_median']:.2f}, above .7 for {found['pareto_k_above_07']:.0%}; variance of log weights "
-            f"owed to noise {found['weight_noise']:.2f} nats²"
+            f"Pareto k̂ of the importance weights of {figures['weighted']} of them: median "
+            f"{figures['pareto_k_median']:.2f}, above .7 for {figures['pareto_k_above_07']:.0%}; variance of log "
+            f"weights owed to noise {figures['weight_noise']:.2f} nats²"
         )
     return "\n".join(lines)
 
 
-def _factor_lines(found: xr.Dataset) -> str:
-    levels = ", ".join(f"{level:.0%}" for level in found["level"].values)
-    width = max(len(str(name)) for name in found["factor"].values)
+def _factor_lines(recovery: xr.Dataset) -> str:
+    levels = ", ".join(f"{level:.0%}" for level in recovery["level"].values)
+    width = max(len(str(name)) for name in recovery["factor"].values)
     lines = [
         "true factors, by kernel ridge regression on the code; width and coverage are of posterior draws through that "
         "map, whose own error they leave out",
         f"  {'':<{width}}{'R²':>9}{'corr':>9}{'error':>9}{'width':>9}  coverage of {levels}",
     ]
-    for name in found["factor"].values:
-        row: Any = found.sel(factor=name)
+    for name in recovery["factor"].values:
+        row: Any = recovery.sel(factor=name)
         covered = ", ".join(f"{float(value):.0%}" for value in row["coverage"].values)
         lines.append(
             f"  {name:<{width}}{float(row['r2']):>9.4f}{float(row['correlation']):>9.4f}{float(row['error']):>9.4f}"
@@ -146,9 +146,9 @@ def _factor_lines(found: xr.Dataset) -> str:
     return "\n".join(lines)
 
 
-def _plain(found: xr.Dataset) -> dict[str, Any]:
+def _plain(values: xr.Dataset) -> dict[str, Any]:
     """A data set as JSON: numbers that are not defined are null."""
-    return {str(name): _null(v.values.tolist()) for name, v in {**found.coords, **found.data_vars}.items()}
+    return {str(name): _null(v.values.tolist()) for name, v in {**values.coords, **values.data_vars}.items()}
 
 
 def _null(value: Any) -> Any:
@@ -166,9 +166,9 @@ def _pictures(tree: xr.DataTree, folder: Path) -> None:
     codes = (simulated[name].values for name in ("z", "mean", "sd"))
     drawn["recovery"] = pictures.recovery(*codes, names=axes)
     if "factors" in tree.children:
-        found = tree["factors"].to_dataset()
-        factors = (found[name].values for name in ("truth", "predicted", "sd"))
-        drawn["factors"] = pictures.recovery(*factors, names=[str(name) for name in found["factor"].values])
+        recovery = tree["factors"].to_dataset()
+        factors = (recovery[name].values for name in ("truth", "predicted", "sd"))
+        drawn["factors"] = pictures.recovery(*factors, names=[str(name) for name in recovery["factor"].values])
     for name, figure in drawn.items():
         figure.savefig(folder / f"{name}.png", dpi=150)
     plot: Any = az.plot_ecdf_pit(tree, coords={"axis": shown}, visuals={"p_value_text": False}, backend="matplotlib")

@@ -192,13 +192,13 @@ def check_at_least(least: int, **options: int) -> None:
 def report(out: Path, *, data: xr.Dataset | None = None) -> Path:
     """Write `report.html` and its figures from the results in a folder; returns the page."""
     out = Path(out)
-    found = open_run(out, data=data)
+    run = open_run(out, data=data)
     with xr.open_datatree(out / "posterior.nc", engine="h5netcdf") as opened:
         tree = opened.load()
     metrics = json.loads((out / "metrics.json").read_text())
-    distance = _distance(found.module, found.config, own_data=found.own_data)
-    program, single = found.program.single(found.data)
-    return write_report(out, program, single, tree, metrics, key=found.key, distance=distance)
+    distance = _distance(run.module, run.config, own_data=run.own_data)
+    program, single = run.program.single(run.data)
+    return write_report(out, program, single, tree, metrics, key=run.key, distance=distance)
 
 
 def summary(metrics: dict[str, Any]) -> str:
@@ -228,8 +228,8 @@ def summary(metrics: dict[str, Any]) -> str:
             f"for comparison, principal components of blurred images: forest/linear R² {scores}; "
             f"DCI {start['dci_disentanglement']:.2f}"
         )
-    for name, found in metrics.get("circular_corr", {}).items():
-        scores = "; ".join(f"{site} {corr:.3f}" for site, corr in found.items()) or "no angle in the prior"
+    for name, angles in metrics.get("circular_corr", {}).items():
+        scores = "; ".join(f"{site} {corr:.3f}" for site, corr in angles.items()) or "no angle in the prior"
         jumps = "; ".join(f"{site} {jump:.1f}" for site, jump in metrics["largest_jump"][name].items())
         steps = f"; largest step of the code, over the mean step: {jumps}" if jumps else ""
         lines.append(f"circular correlation of {name}: {scores}{steps}")
@@ -237,19 +237,20 @@ def summary(metrics: dict[str, Any]) -> str:
         lines.append(f"held-out accuracy for {label}: " + ", ".join(f"{k} {v:.3f}" for k, v in accuracies.items()))
     lines.append("KL per axis (nats): " + "  ".join(f"{a} {v:.2f}" for a, v in metrics["kl_nats"].items()))
     if (end := metrics.get("noise_end_kl")) is not None:
-        each = "  ".join(f"{site} {kl:.2f}" for site, kl in end.items())
-        lines.append(f"KL of q(z | x at the noisiest level) from the prior (nats): {each}")
+        by_site = "  ".join(f"{site} {kl:.2f}" for site, kl in end.items())
+        lines.append(f"KL of q(z | x at the noisiest level) from the prior (nats): {by_site}")
     lines.append(
         f"active axes {metrics['active_latents']}; own z against shuffled z {metrics['z_gain']:.1f} nats; bound "
         f"{metrics['bound_nats']['mean']:.1f} ± {metrics['bound_nats']['se']:.1f} nats per observation"
     )
-    found = metrics["samples"]
+    samples = metrics["samples"]
     lines.append(
-        f"samples ({found['sampler']}, {found['evaluations']} evaluations): squared error to the own image "
-        f"{found['mse_own']:.3f}, to another {found['mse_other']:.3f}, of the mean image {found['mse_mean_image']:.3f}"
+        f"samples ({samples['sampler']}, {samples['evaluations']} evaluations): squared error to the own image "
+        f"{samples['mse_own']:.3f}, to another {samples['mse_other']:.3f}, "
+        f"of the mean image {samples['mse_mean_image']:.3f}"
     )
     for kind in ("conditional", "unconditional"):
-        if (rms := found.get(f"rms_{kind}")) is not None:
+        if (rms := samples.get(f"rms_{kind}")) is not None:
             lines.append(
                 f"{kind} samples to the nearest true image: median {rms['median']:.3f}, 90 % {rms['p90']:.3f} (rms)"
             )
@@ -291,8 +292,8 @@ def use_compilation_cache() -> None:
 def _load(module: ModuleType, config: Any, data: Path | None, *, key: jax.Array) -> xr.Dataset:
     if data is None:
         return check_data(module.load(config, key=key))
-    found = read_data(data)
-    return found if "split" in found.coords else split(found, key=key)
+    loaded = read_data(data)
+    return loaded if "split" in loaded.coords else split(loaded, key=key)
 
 
 def _distance(module: ModuleType, config: Any, *, own_data: bool) -> Callable[[np.ndarray], np.ndarray] | None:
@@ -332,12 +333,12 @@ def _claim(out: Path, description: dict[str, Any], *, resume: bool) -> None:
     file = out / "config.json"
     plain = json.loads(json.dumps(description))
     if not file.exists():
-        if any(found.name != LOCK for found in out.iterdir()):
+        if any(entry.name != LOCK for entry in out.iterdir()):
             raise UserError(_FOREIGN.format(out))
         write_json(file, plain)
         return
-    found = json.loads(file.read_text())
-    different = sorted(d for d in _differences(found, plain) if not d.startswith(AFTER_THE_FIT))
+    there = json.loads(file.read_text())
+    different = sorted(d for d in _differences(there, plain) if not d.startswith(AFTER_THE_FIT))
     if different:
         raise UserError(
             f"out={out} holds a run with other settings:\n  " + "\n  ".join(different) + "\nchoose another out="
@@ -347,11 +348,11 @@ def _claim(out: Path, description: dict[str, Any], *, resume: bool) -> None:
     write_json(file, plain)
 
 
-def _differences(found: Any, wanted: Any, path: str = "") -> list[str]:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        keys = {**found, **wanted}
-        return [d for k in keys for d in _differences(found.get(k), wanted.get(k), f"{path}.{k}" if path else k)]
-    return [] if found == wanted else [f"{path}: {found!r} there, {wanted!r} here"]
+def _differences(there: Any, wanted: Any, path: str = "") -> list[str]:
+    if isinstance(there, dict) and isinstance(wanted, dict):
+        keys = {**there, **wanted}
+        return [d for k in keys for d in _differences(there.get(k), wanted.get(k), f"{path}.{k}" if path else k)]
+    return [] if there == wanted else [f"{path}: {there!r} there, {wanted!r} here"]
 
 
 def _stage_seconds(file: Path) -> dict[str, float]:

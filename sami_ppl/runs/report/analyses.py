@@ -68,56 +68,60 @@ def _association(program: Program, m: Material, key: Array) -> xr.Dataset | None
     return association(program, data, key=key, draws=DRAWS, resamples=RESAMPLES)
 
 
-def pictures(found: Findings) -> list[Picture]:
+def pictures(findings: Findings) -> list[Picture]:
     """The pictures of those analyses that apply."""
     drawn = []
-    if found.association is not None:
-        most = found.association["r2"].max("factor").argsort()[::-1][:AXES].sortby("axis")
-        shown = found.association.isel(axis=np.sort(most.values))
+    if findings.association is not None:
+        most = findings.association["r2"].max("factor").argsort()[::-1][:AXES].sortby("axis")
+        shown = findings.association.isel(axis=np.sort(most.values))
         drawn.append(Picture(
             "association", "Which axis is which factor",
             "Left, the share of a factor's variance that a spline of one axis predicts on held-out observations; "
             "right, mutual information, which few observations raise: near chance it lies above its interval. "
             "Intervals are of 90 %, over observations; framed pairs are the one-to-one matching of largest R². "
-            f"{found.association.attrs['observations']} observations.",
+            f"{findings.association.attrs['observations']} observations.",
             plot_association(shown),
         ))  # fmt: skip
-    if found.noise is not None:
+    if findings.noise is not None:
         drawn.append(Picture(
             "posterior_by_noise", "What survives noise",
             "Above, how much posterior means differ between observations, below, how wide posteriors are, as noise "
             "grows to the left. Axes in the order in which they survive the largest noise: rank 1 is the coarsest. "
-            f"{found.noise.attrs['observations']} observations.",
-            plot_posterior_by_noise(found.noise),
+            f"{findings.noise.attrs['observations']} observations.",
+            plot_posterior_by_noise(findings.noise),
         ))  # fmt: skip
-    if found.information is not None:
-        told = found.information.attrs
+    if findings.information is not None:
+        told = findings.information.attrs
         drawn.append(Picture(
             "information", "Information spectrum",
             f"At which noise level each axis speaks: {told['information']:.1f} nats by the energy of the guidance, "
             f"{told['kl']:.1f} by the KL. The dashed line, by how much guidance really lowers the denoising error, "
             f"lies on the total where the noisy posterior is right. {told['observations']} observations.",
-            plots.spectrum(found.information),
+            plots.spectrum(findings.information),
         ))  # fmt: skip
     return drawn
 
 
-def axes_table(found: Findings) -> str:
+def axes_table(findings: Findings) -> str:
     """One row for each axis: how it is used, what is left of it at the largest noise, which factor it is matched to."""
-    if found.noise is None or found.information is None or found.activity is None:
+    if findings.noise is None or findings.information is None or findings.activity is None:
         return ""
-    matched = {} if found.association is None else {
+    matched = {} if findings.association is None else {
         str(axis): f"{factor} ({share:.0%})"
-        for factor, axis, share in zip(*(found.association[n].values for n in ("factor", "matched", "matched_share")),
-                                       strict=True)
+        for factor, axis, share in zip(
+            *(findings.association[n].values for n in ("factor", "matched", "matched_share")), strict=True
+        )
     }  # fmt: skip
     rows = []
-    for axis in found.activity["axis"].values:
-        own, last = found.noise.sel(axis=axis).isel(log_snr=0), found.information.sel(axis=axis).isel(log_snr=-1)
+    for axis in findings.activity["axis"].values:
+        noisy, last = (
+            findings.noise.sel(axis=axis).isel(log_snr=0),
+            findings.information.sel(axis=axis).isel(log_snr=-1),
+        )
         rows.append((
-            axis, str(found.activity["kind"].sel(axis=axis).item()), float(found.activity["mean"].sel(axis=axis)),
-            float(last["axis_information"]), int(own["rank"]),
-            {"mean": 100 * float(own["explained"]), "se": 100 * float(own["explained_se"])},
+            axis, str(findings.activity["kind"].sel(axis=axis).item()), float(findings.activity["mean"].sel(axis=axis)),
+            float(last["axis_information"]), int(noisy["rank"]),
+            {"mean": 100 * float(noisy["explained"]), "se": 100 * float(noisy["explained_se"])},
             *([matched.get(str(axis), "–")] if matched else []),
         ))  # fmt: skip
     head = ("axis", "kind", "posterior variance", "nats", "rank in noise", "% told at λmin")
