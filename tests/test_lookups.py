@@ -61,7 +61,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("label", [3, -1])
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", [pytest.param(name, marks=[pytest.mark.slow] * (name == "fit")) for name in CALLS])
 def test_classes_without_a_row_are_refused(tiny_program, call, label):
     program = tiny_program().replace(prior=by_class, given={"u": U[:1]})
     program.observations(dataset(u=U))  # classes that the few given have not are known all the same
@@ -77,7 +77,7 @@ def kinds(label):
 
 
 @pytest.mark.parametrize("prior", [labelled, kinds])
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", [pytest.param(name, marks=[pytest.mark.slow] * (name == "fit")) for name in CALLS])
 def test_labels_that_a_site_has_not_are_refused(build, call, prior):
     program, known = build(prior, given={"label": np.zeros(1, int)}), np.where(U == 1, -1, U)
     program.observations(dataset(label=known))
