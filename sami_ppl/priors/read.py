@@ -27,6 +27,7 @@ from sami_ppl.data.checks import as_numbers
 from sami_ppl.distributions.matern import Matern
 from sami_ppl.distributions.relaxed import RelaxedOneHotCategorical
 from sami_ppl.distributions.supports import described, manifold, mixture_components, normal_base, unwrapped
+from sami_ppl.priors.alike import first_alike
 from sami_ppl.priors.dependence import Dependence, Names, dependences
 from sami_ppl.priors.discrete import OneHotTransform, categories, check_combinations
 from sami_ppl.priors.factors import default_dims
@@ -39,7 +40,7 @@ from sami_ppl.priors.sites import Direction, Discrete, Euclidean, LatentSite, Pr
 
 
 def read_prior(prior: Prior, given: "Given | GivenValues | None" = None) -> Latents:
-    """Read a prior from its trace; reading the same function again gives the same object.
+    """Read a prior from its trace; reading the same function again, or one written alike, gives the same object.
 
     `given`: for a prior p(z | u), the u of some observations, over which the code is centred and scaled. Raises
     TypeError if it is no function or takes an argument that is not given, ValueError if it has no site, an observed
@@ -51,6 +52,7 @@ def read_prior(prior: Prior, given: "Given | GivenValues | None" = None) -> Late
             f"prior must be a function that calls numpyro.sample, got {type(prior).__name__}; write for instance\n"
             '    def prior():\n        numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1))'
         )
+    prior = first_alike(prior)
     arguments = prior_arguments(prior)
     frozen = given if isinstance(given, GivenValues) else GivenValues.of(given or {})
     if missing := [name for name in arguments if name not in frozen.names]:

@@ -25,6 +25,7 @@ from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.diffusion.sampler import AbstractSampler, StochasticDPMSolver
 from sami_ppl.encoders.encoder import AbstractEncoder
 from sami_ppl.encoders.law import CodeLaw
+from sami_ppl.priors.alike import first_alike
 from sami_ppl.priors.latents import Latents, check_event_dims
 from sami_ppl.priors.lookups import check_lookups
 from sami_ppl.priors.read import Given, GivenValues, Prior, read_prior, sample_prior
@@ -97,7 +98,7 @@ class Program(Readable, WithObservations, WithPosterior):
     ):
         refuse("Program", unknown)
         self.given = given if isinstance(given, GivenValues) else GivenValues.of(given or {})
-        self.prior, self.latents = prior, read_prior(prior, self.given)
+        self.prior, self.latents = first_alike(prior), read_prior(prior, self.given)
         self.denoiser, self.encoder = denoiser, encoder
         self.global_guide = global_guide
         self.prior_params = self._initial_params() | (prior_params or {})
