@@ -33,7 +33,8 @@ def public():
 
 EXCEPTIONS = {
     sp.ScoreDecoder,  # takes several
-    nn.NoiseEmbedding,  # part of a network, whose key is split
+    nn.CodeEmbedding,  # parts of a network, whose key is split
+    nn.NoiseEmbedding,
     evidence.importance_proposal,  # looks at the data first
 }
 

@@ -275,6 +275,7 @@ class AscendingUNet(eqx.Module):
         patch: int = 2,
         key: Key[Array, ""],
     ):
+        check_key(key)
         channels = check_image_shape(out_shape, patch, len(widths)) * patch * patch
         entry_key, exit_key, *keys = jax.random.split(key, 2 + len(widths) * blocks)
         self.bottom = out_shape[-1] // patch // 2 ** (len(widths) - 1)
