@@ -22,8 +22,8 @@ import xarray as xr
 
 from sami_ppl._util.chunks import padded_chunks
 from sami_ppl._util.errors import UserError
-from sami_ppl._util.history import progress_bar
 from sami_ppl._util.keys import check_key
+from sami_ppl._util.progress import progress_bar
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
 from sami_ppl.diffusion.sampler import AbstractSampler
 from sami_ppl.priors.sites import Process
@@ -68,7 +68,7 @@ def simulation_based_calibration(
     truth = program.prior_codes(prior_key, simulations)
     keys = jax.random.split(image_key, simulations)
     parts = []
-    with progress_bar(simulations, 0, "simulations", show=progress) as bar:
+    with progress_bar(simulations, "simulations", show=progress, unit="image") as bar:
         for i, (rows, count) in enumerate(padded_chunks(simulations, chunk)):
             found = _ranks(program, sampler, truth[rows], keys[rows], jax.random.fold_in(rank_key, i), draws)
             parts.append(tuple(np.asarray(value, float)[:count] for value in found))

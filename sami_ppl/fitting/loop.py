@@ -18,7 +18,8 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl._util import parallel
-from sami_ppl._util.history import History, progress_bar, summary_line
+from sami_ppl._util.history import History, summary_line
+from sami_ppl._util.progress import progress_bar
 from sami_ppl.data.checks import training_part
 from sami_ppl.diagnostics.collapse import CollapseWarning, collapse_warning
 from sami_ppl.fitting.checkpoint import Checkpoints
@@ -79,20 +80,24 @@ def fit_stage(
     if not parallel.is_first_process():
         out, progress = None, False
     loop = Loop(program, stage, *_parts(program, data, held_out), key=key, name=name, callback=callback)
-    state = loop.init(None if out is None else Path(out), resume=resume)
-    with progress_bar(loop.steps, int(state.step), name, show=progress) as bar, stop_requests() as stopped:
-        try:
-            while loop.goes_on(state) and not stopped:
-                before = state
-                state = loop.run_block(before)
-                bar.update(int(state.step) - int(before.step))
-                if loop.is_validated(state):
-                    state = loop.validate(state)
-                    bar.set_postfix_str(summary_line(loop.history.records[-1]))
-                elif time.monotonic() - loop.kept > KEPT_EVERY:
-                    loop.keep(state)
-        except KeyboardInterrupt:  # a second signal, or one that the caller handles
-            stopped.append(signal.SIGINT)
+    with progress_bar(loop.steps, name, show=progress, unit="step") as bar:
+        state = loop.init(None if out is None else Path(out), resume=resume)
+        bar.initial = bar.n = int(state.step)
+        with stop_requests() as stopped:
+            try:
+                while loop.goes_on(state) and not stopped:
+                    before = state
+                    state = loop.run_block(before)
+                    bar.update(int(state.step) - int(before.step))
+                    if loop.is_validated(state):
+                        if not loop.history.stage_records():
+                            bar.set_postfix_str("compiling what looks at held-out observations")
+                        state = loop.validate(state)
+                        bar.set_postfix_str(summary_line(loop.history.records[-1]))
+                    elif time.monotonic() - loop.kept > KEPT_EVERY:
+                        loop.keep(state)
+            except KeyboardInterrupt:  # a second signal, or one that the caller handles
+                stopped.append(signal.SIGINT)
     if stopped:
         loop.keep(state)
         raise loop.interrupted(state, stopped[0])

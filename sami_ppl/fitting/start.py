@@ -19,10 +19,10 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 import optax
 from scipy.ndimage import gaussian_filter
-from tqdm.auto import trange
 import xarray as xr
 
 from sami_ppl._util.keys import check_key
+from sami_ppl._util.progress import phase, progress_bar, telling
 from sami_ppl.diagnostics.dimension import manifold_dimension
 from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
 from sami_ppl.encoders.encoder import AbstractEncoder, AbstractRotation, NetworkEncoder
@@ -125,10 +125,12 @@ def fit_codes(
     seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
     observations, targets = jnp.asarray(x), jnp.asarray(codes)
     state = _optimiser(*rate).init(params)
-    for step in trange(steps, desc="warm start", disable=not progress, mininterval=1.0):
-        rows, own_key = batches(seed, len(x), batch, step, 1)[0], jax.random.fold_in(key, step)
-        inputs = (observations, targets, rows, own_key, jnp.asarray(noise))
-        params, state = _update(program.latents, static, rate, params, state, *inputs)
+    with progress_bar(steps, "warm start", show=progress, unit="step") as bar:
+        for step in range(steps):
+            rows, own_key = batches(seed, len(x), batch, step, 1)[0], jax.random.fold_in(key, step)
+            inputs = (observations, targets, rows, own_key, jnp.asarray(noise))
+            params, state = _update(program.latents, static, rate, params, state, *inputs)
+            bar.update()
     return program.replace(encoder=eqx.combine(params, static))
 
 
@@ -202,11 +204,13 @@ def warm_start(
         return with_frames(program, warm_start(single, x, key=key, steps=steps, batch=batch, progress=progress))
     dimension_key, code_key = jax.random.split(key)
     program = program.replace(encoder=_with_features(program))
-    components = max(1, manifold_dimension(program.denoiser, x[:32], key=dimension_key))
+    with telling(progress), phase("warm start: counting the dimensions that the denoiser sees in the data"):
+        components = max(1, manifold_dimension(program.denoiser, x[:32], key=dimension_key))
     spare = sum(site.size // site.dimension for site in program.latents.sites if isinstance(site, Direction))
     continuous = program.latents.size - sum(site.categories for site in program.latents.discrete)
     components = min(components + spare, continuous)
-    codes = arrange(low_pass_codes(x, program.latents.size, components), program.latents, components)
+    with telling(progress), phase(f"warm start: {components} principal components of blurred observations"):
+        codes = arrange(low_pass_codes(x, program.latents.size, components), program.latents, components)
     if clusters:
         codes = with_clusters(program, x, given, codes)
         program = fit_prior(program, codes, given)

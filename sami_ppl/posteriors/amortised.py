@@ -13,9 +13,9 @@ from jaxtyping import Array, Key
 import numpy as np
 import xarray as xr
 
-from sami_ppl._util.history import progress_bar
 from sami_ppl._util.keys import check_key
 from sami_ppl._util.maps import forget_if_many
+from sami_ppl._util.progress import progress_bar
 from sami_ppl.data.checks import warn_of_scale
 from sami_ppl.diagnostics.collapse import CollapseWarning, collapse_warning
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
@@ -105,7 +105,7 @@ def posterior(
 
     def computed() -> Iterator[tuple[xr.Dataset, Groups]]:
         nonlocal kl
-        with progress_bar(count, 0, "posterior", show=progress) as bar:
+        with progress_bar(count, "posterior", show=progress) as bar:
             for i, piece in enumerate(_pieces(program, source, size)):
                 if place is not None and i == 0:
                     warn_of_scale(piece["x"].values, program.denoiser.statistics)
