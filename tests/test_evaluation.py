@@ -9,7 +9,8 @@ import pytest
 from scipy import integrate, stats
 import xarray as xr
 
-from sami_ppl.analyses.evaluate import bound_figures, evaluate, marginal_kl, probes, sample_figures
+from sami_ppl.analyses.evaluate import bound_figures, evaluate, marginal_kl, sample_figures
+from sami_ppl.analyses.scores import probes
 from sami_ppl.diagnostics import collapse_warning, noise_errors
 from sami_ppl.diffusion.sampler import DPMSolver
 from sami_ppl.diffusion.schedule import VariancePreserving

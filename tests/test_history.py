@@ -51,4 +51,4 @@ def test_notebooks_show_pictures():
 
 def test_the_bar_names_the_sites():
     record = {"loss": 1.0, "bound": 2.0, "kl": {"place": [0.5, 0.25], "light": [1.0]}, "unguided": [3.0]}
-    assert summary_line(record) == "loss 1.0 · bound 2.0 · kl place 0.50 0.25, light 1.00 · err 3.0"
+    assert summary_line(record) == "loss 1.0 · bound 2.0 · kl place 0.50 0.25, light 1.00 · error 3.0"

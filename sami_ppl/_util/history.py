@@ -146,9 +146,9 @@ def summary_line(record: dict[str, Any]) -> str:
         parts.append("kl " + ", ".join(_site_kl(site, kl, names.get(site, ())) for site, kl in record["kl"].items()))
     parts += [f"penalty {name} {value:.2f}" for name, value in record.get("penalties", {}).items()]
     if record.get("unguided") is not None:
-        parts.append(f"err {sum(record['unguided']):.1f}")
+        parts.append(f"error {sum(record['unguided']):.1f}")
     if record.get("own") is not None:
-        parts.append(f"own {sum(record['own']):.1f} shuffled {sum(record['shuffled']):.1f}")
+        parts.append(f"with own z {sum(record['own']):.1f}, another's {sum(record['shuffled']):.1f}")
     return " · ".join(parts)
 
 

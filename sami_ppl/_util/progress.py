@@ -107,6 +107,7 @@ def progress_bar(total: int, label: str, *, show: bool | None = None, unit: str 
         def update(self, n: float | None = 1) -> bool | None:
             if not self.disable and self.postfix == COMPILING:
                 self.postfix = None
+                self.unpause()  # else a step would seem to take as long as its compilation
             return super().update(n)
 
     shown = _TELLING.get() if show is None else show

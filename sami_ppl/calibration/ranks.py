@@ -43,13 +43,14 @@ def simulation_based_calibration(
     draws: int = 200,
     sampler: AbstractSampler | None = None,
     chunk: int = 64,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> xr.DataTree:
     """Ranks of simulated codes among `draws` draws from their amortised posteriors.
 
     Groups: `prior_sbc`, PIT values as `az.plot_ecdf_pit` takes them, `code` (chain = 1, draw = simulation, axis) and
     `joint` (chain, draw), that of log q; `simulations`, the codes `z` and the posteriors' `mean` and `sd`, each
     (simulation, axis). `sampler` replaces the program's own: the posterior is calibrated for one sampler's images.
+    `progress`: show a bar.
 
     Raises ValueError for fewer than 2 simulations or draws, UserError for programs of sequences.
     """

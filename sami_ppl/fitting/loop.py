@@ -93,6 +93,7 @@ def fit_stage(
                         if not loop.history.stage_records():
                             bar.set_postfix_str("compiling what looks at held-out observations")
                         state = loop.validate(state)
+                        bar.unpause()  # steps are timed, not what is done between them
                         bar.set_postfix_str(summary_line(loop.history.records[-1]))
                     elif time.monotonic() - loop.kept > KEPT_EVERY:
                         loop.keep(state)
@@ -134,16 +135,19 @@ class Loop:
         self.program, self.stage, self.name, self.callback = program, stage, name, callback
         self.observed, self.tested, self.count = observed, tested, len(observed.x)
         self.steps = stage.count(self.count)
-        self.fit = Fit(program, stage, steps=self.steps, observations=self.count)
+        stage.check(program, self.count)
         self.init_key, data_key, self.validation_key = jax.random.split(key, 3)
         self.seed = int(jax.random.randint(data_key, (), 0, 2**31 - 1))
         # Of the steps since the last validation, by their place after it: kept with the state, as they go into the log.
-        self.losses = np.full(min(stage.validate_every, self.steps), np.nan, np.float32)
+        self.losses = self._no_losses(self.steps)
         self.pace = math.inf
+
+    def _no_losses(self, steps: int) -> np.ndarray:
+        return np.full(min(self.stage.validate_every, steps), np.nan, np.float32)
 
     def init(self, out: Path | None, *, resume: bool) -> State:
         """The first state, or, with `resume`, the latest that is kept in `out`. Raises CheckpointError."""
-        state = self.fit.init(self.init_key, jax.tree.map(jnp.asarray, self.observed.take(slice(1))))
+        ends: tuple[int, ...] = (self.steps,)
         self.checkpoints = None
         if out is not None:
             owner = signature(
@@ -151,9 +155,16 @@ class Loop:
                 name=self.name, steps=self.steps, observations=self.count, seed=self.seed,
             )  # fmt: skip
             self.checkpoints = Checkpoints(out / "checkpoints" / self.name, owner, resume=resume)
-            found = self.checkpoints.restore((state, self.losses))
+            ends = self.checkpoints.ends
+        self.fit = Fit(self.program, self.stage, steps=ends, observations=self.count)
+        state = self.fit.init(self.init_key, jax.tree.map(jnp.asarray, self.observed.take(slice(1))))
+        if self.checkpoints is not None:
+            # At its earlier end a stage was validated: there were no losses since.
+            losses = self._no_losses(self.checkpoints.ends[-2]) if self.checkpoints.extended else self.losses
+            found = self.checkpoints.restore((state, losses))
             if found is not None:
-                state, self.losses = found[0], np.array(found[1])
+                state = found[0]
+                self.losses = self.losses if self.checkpoints.extended else np.array(found[1])
         mesh = self.fit.mesh
         state = parallel.replicate(parallel.from_first_process(state), mesh)
         host = (self.observed, self.tested)

@@ -25,6 +25,7 @@ from sami_ppl._util.progress import phase, say, telling
 from sami_ppl.data.checks import training_part
 from sami_ppl.decoders.training import refuse
 from sami_ppl.diagnostics.fitted import not_fitted
+from sami_ppl.fitting.checkpoint import check_extension
 from sami_ppl.fitting.gauge import align, symmetric_axes
 from sami_ppl.fitting.loop import fit_stage
 from sami_ppl.fitting.sizes import denoiser_stage, encoder_stage, joint_stage, prior_stage
@@ -293,7 +294,8 @@ def fit(
         held_out: observations for validation; default the last tenth of the training part, not trained on then.
         name: of a single stage, in the log and for its checkpoints.
         out: folder for checkpoints, `out/checkpoints/<stage>`, and the log, `out/log.jsonl`; None writes nothing.
-        resume: go on from the latest checkpoints in `out`, of the same settings, data and prior.
+        resume: go on from the latest checkpoints in `out`, of the same settings, data and prior. A stage that has come
+            to its end, and that no later one was built on, may be given more steps: its learning rate rises once more.
         progress: say on stderr what is fitted to what, and what is done, with progress bars.
         callback: receives every record of the log.
         **unknown: nothing else is taken; what is trained, `target` and `train`, is said by the `Stage`.
@@ -340,7 +342,10 @@ def fit(
     plan.check(program, run.count)
     alone = nullcontext() if out is None or not is_first_process() else held(Path(out) / "checkpoints")
     with alone, telling(progress and is_first_process()):
-        say(run.header(program, {name: plan} if isinstance(plan, Stage) else plan.stages))
+        stages = {name: plan} if isinstance(plan, Stage) else plan.stages
+        if resume and out is not None and is_first_process():
+            check_extension(Path(out), {name: stage.count(run.count) for name, stage in stages.items()})
+        say(run.header(program, stages))
         if isinstance(plan, Stage):
             return run.stage(program, plan, name, key=key)
         program, histories = plan.run(program, run, key=key)
