@@ -102,7 +102,7 @@ def _run(
             observations = _load(model_module, configs["model"], data, key=data_key)
         with phase("building the program"):
             program = programs.build_program(model_file, configs["model"], observations, key=build_key)
-            check_data(observations, event_shape=program.event_shape)
+            check_shape(observations, event_shape=program.event_shape)
             check_labels(observations)
     description = {
         "model": str(model_file), "inference": str(inference_file),
