@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
 import optax
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter1d
 import xarray as xr
 
 from sami_ppl._util.keys import check_key
@@ -63,9 +63,7 @@ def low_pass_codes(
     flat = np.asarray(x, dtype=np.float32)
     if flat.ndim == 4:
         pixels = width * flat.shape[-1]
-        flat = gaussian_filter(flat, (0, 0, pixels, pixels), mode="nearest")
-        step = max(1, int(pixels / 4))  # a blurred image holds nothing finer
-        flat = flat[..., ::step, ::step]
+        flat = np.concatenate([_blurred(flat[i : i + 1024], pixels) for i in range(0, len(flat), 1024)])
     flat = flat.reshape(len(flat), -1)
     components = min(components, size, *flat.shape)
     centred = flat - flat.mean(0)
@@ -78,6 +76,13 @@ def low_pass_codes(
     else:
         codes[:, :components] = centred @ vectors[:, leading] / np.sqrt(np.maximum(values[leading], 1e-12))
     return codes.astype(np.float32)
+
+
+def _blurred(images: Float[np.ndarray, "n c h w"], pixels: float) -> Float[np.ndarray, "n c rows columns"]:
+    """Images under a Gaussian blur of so many pixels, every few of their rows and columns."""
+    step = max(1, int(pixels / 4))  # a blurred image holds nothing finer
+    rows = gaussian_filter1d(images, pixels, axis=2, mode="nearest")[:, :, ::step]
+    return gaussian_filter1d(rows, pixels, axis=3, mode="nearest")[..., ::step]
 
 
 def arrange(codes: Float[np.ndarray, "obs D"], latents: Latents, components: int) -> Float[np.ndarray, "obs D"]:
