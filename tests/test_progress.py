@@ -1,9 +1,13 @@
 """What people see while they wait: phases with their times, bars, and nothing where nobody asked."""
 
+import os
+
+import jax
 import pytest
 
 from sami_ppl._util import progress
 from sami_ppl._util.progress import advance, duration, phase, progress_bar, say, telling
+from sami_ppl.fitting.header import header
 
 
 @pytest.fixture
@@ -50,7 +54,9 @@ def test_a_long_phase_says_how_far_it_is(capsys, clock):
         for done in range(1, 5):
             clock[0] += 6
             advance(done, 4)
-    assert capsys.readouterr().err == "bound … 50% 24 s\n"
+        clock[0] += 20
+        advance(1, 4)
+    assert capsys.readouterr().err == "bound … 50% 44 s\n", "what another loop has done is no share of the phase"
 
 
 @pytest.mark.parametrize(
@@ -76,3 +82,20 @@ def test_a_bar_says_that_it_compiles_until_it_moves(capsys):
         bar.refresh()
         assert "2/3" in (said := capsys.readouterr().err)
         assert "compiling" not in said
+
+
+def test_a_fit_begins_with_what_is_fitted_to_what(tiny_program):
+    """And with what is written, or that nothing is."""
+    program = tiny_program()
+    lines = header(
+        program, {"denoiser": 2500, "encoder": 6}, observations=14_400, held_out=5, out="runs/a"
+    ).splitlines()
+    assert lines[0] == f"device: CPU ({os.cpu_count()} cores)"
+    assert lines[1] == "data: 14,400 observations to fit, 5 held out, of feature 4"
+    weights = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in program.params().items()}
+    denoiser, encoder = (f"{name} {weights[f'{name}$params']:,}" for name in ("denoiser", "encoder"))
+    assert {*lines[2].removeprefix("parameters: ").split(", ")} == {denoiser, encoder}
+    assert lines[3] == "stages: denoiser (2,500 steps), encoder (6 steps)"
+    assert lines[4].startswith("checkpoints and log: runs/a/checkpoints, ".replace("/", os.sep))
+    nowhere = header(program, {"fit": 1}, observations=2, held_out=1, out=None)
+    assert nowhere.endswith("nothing is written: give out= to go on after an interruption")

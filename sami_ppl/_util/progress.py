@@ -25,7 +25,7 @@ class _Line:
 
     def __init__(self, text: str):
         self.text, self.broken, self.began = text, False, time.monotonic()
-        self.share_at = self.began + SHARES_EVERY
+        self.share, self.share_at = 0.0, self.began + SHARES_EVERY
 
 
 _unfinished: list[_Line] = []
@@ -72,10 +72,14 @@ def phase(text: str) -> Iterator[None]:
 
 
 def advance(done: int, total: int) -> None:
-    """Add to the line of the phase under way how much of it is done, where it has taken a while."""
-    if _unfinished and not _unfinished[-1].broken and done < total and time.monotonic() > _unfinished[-1].share_at:
-        _unfinished[-1].share_at = time.monotonic() + SHARES_EVERY
-        _write(f"{done / total:.0%} ")
+    """Add to the line of the phase under way how much of it is done, where it has taken a while.
+
+    Of several loops in one phase, a share that is less than one already written is left out.
+    """
+    line, now = _unfinished[-1] if _unfinished else None, time.monotonic()
+    if line is not None and not line.broken and line.share < done / total < 1 and now > line.share_at:
+        line.share, line.share_at = done / total, now + SHARES_EVERY
+        _write(f"{line.share:.0%} ")
 
 
 def fresh_line() -> str:

@@ -20,13 +20,14 @@ from sami_ppl._util.history import History
 from sami_ppl._util.keys import check_key
 from sami_ppl._util.locks import held
 from sami_ppl._util.maps import forget_if_many
-from sami_ppl._util.parallel import devices_in_words, is_first_process
+from sami_ppl._util.parallel import is_first_process
 from sami_ppl._util.progress import phase, say, telling
 from sami_ppl.data.checks import training_part
 from sami_ppl.decoders.training import refuse
 from sami_ppl.diagnostics.fitted import not_fitted
 from sami_ppl.fitting.checkpoint import check_extension
 from sami_ppl.fitting.gauge import align, symmetric_axes
+from sami_ppl.fitting.header import header
 from sami_ppl.fitting.loop import fit_stage
 from sami_ppl.fitting.sizes import denoiser_stage, encoder_stage, joint_stage, prior_stage
 from sami_ppl.fitting.stage import Stage
@@ -56,21 +57,6 @@ class Run(NamedTuple):
             f"{stage.learning_rate:g}" + (f", beta (weight of the KL) {stage.beta:g}" if stage.has_codes else "")
         )
         return fit_stage(program, self.train, stage, key=key, held_out=self.held_out, name=name, **self.options)
-
-    def header(self, program: Program, stages: dict[str, Stage]) -> str:
-        """What is fitted to what, where, and what is written: some lines for who begins to wait."""
-        sizes = {name.removesuffix("$params"): part for name, part in program.params().items()}
-        counts = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in sizes.items()}
-        dims = " × ".join(f"{dim} {n}" for dim, n in zip(program.event_dims, program.event_shape, strict=True))
-        out = self.options["out"]
-        return "\n".join([
-            f"device: {devices_in_words()}",
-            f"data: {self.count:,} observations to fit, {_count(self.held_out):,} held out, of {dims}",
-            f"parameters: {', '.join(f'{name} {count:,}' for name, count in counts.items())}",
-            f"stages: {', '.join(f'{name} ({stage.count(self.count):,} steps)' for name, stage in stages.items())}",
-            "nothing is written: give out= to go on after an interruption" if out is None else
-            f"checkpoints and log: {out}/checkpoints, {out}/log.jsonl",
-        ])  # fmt: skip
 
 
 class AbstractPlan(abc.ABC):
@@ -343,9 +329,10 @@ def fit(
     alone = nullcontext() if out is None or not is_first_process() else held(Path(out) / "checkpoints")
     with alone, telling(progress and is_first_process()):
         stages = {name: plan} if isinstance(plan, Stage) else plan.stages
+        counts = {name: stage.count(run.count) for name, stage in stages.items()}
         if resume and out is not None and is_first_process():
-            check_extension(Path(out), {name: stage.count(run.count) for name, stage in stages.items()})
-        say(run.header(program, stages))
+            check_extension(Path(out), counts)
+        say(header(program, counts, observations=run.count, held_out=_count(held_out), out=out))
         if isinstance(plan, Stage):
             return run.stage(program, plan, name, key=key)
         program, histories = plan.run(program, run, key=key)
