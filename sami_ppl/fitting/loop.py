@@ -93,7 +93,6 @@ def fit_stage(
                         if not loop.history.stage_records():
                             bar.set_postfix_str("compiling what looks at held-out observations")
                         state = loop.validate(state)
-                        bar.unpause()  # steps are timed, not what is done between them
                         bar.set_postfix_str(summary_line(loop.history.records[-1]))
                     elif time.monotonic() - loop.kept > KEPT_EVERY:
                         loop.keep(state)
