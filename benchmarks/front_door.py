@@ -27,7 +27,7 @@ import sami_ppl as sp
 from sami_ppl._util.tables import table
 from sami_ppl.data import digits, disks, split, train_test
 from sami_ppl.evidence.elbo import mean_and_error
-from sami_ppl.fitting.plans import denoiser_stage, encoder_stage
+from sami_ppl.fitting.sizes import denoiser_stage, encoder_stage
 from sami_ppl.nn import ResidualMLP
 from sami_ppl.priors.read import Prior
 

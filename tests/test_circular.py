@@ -9,7 +9,7 @@ import numpyro
 from numpyro import distributions as dist
 import pytest
 
-from sami_ppl.analyses.evaluate import circular_figures
+from sami_ppl.analyses.scores import circular_figures
 from sami_ppl.data import bars, render_bars, unrolled
 from sami_ppl.fitting.start import arrange, low_pass_codes
 from sami_ppl.metrics import circular_correlation, largest_jump

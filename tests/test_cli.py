@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from sami_ppl.fitting.checkpoint import CheckpointError
 from sami_ppl.runs import cli
 from sami_ppl.runs import run as running
 from sami_ppl.saving import files as programs
@@ -211,6 +212,7 @@ def load(config, *, key):
         (["run", "unclosed.py"], "unclosed.py, line 3: SyntaxError: '(' was never closed"),
         (["run", "misspelt.py"], "misspelt.py, line 9: NameError: name 'mised' is not defined"),
         (["run", "disks", "--seed", "4294967296", *sets(*SMALL)], "--seed 4294967296: must be at least 0 and below"),
+        (["run", "disks", "--seed", str(10**30), *sets(*SMALL)], f"--seed {10**30}: must be at least 0 and below"),
         (["run", "images", "--data", "wide.npz"], "in_shape must be (channels, size, size)"),
         (["run", "disks", "--data", "nan.npz", *sets(*SMALL)], "NaN or infinite"),
         (["run", "images", "--data", "odd.npz", *sets("widths=4,4")], "image size 9"),
@@ -314,12 +316,12 @@ def test_interrupted_run_keeps_its_folder(sami, tmp_path, looked):
     code, _, err = sami(*COMMAND)
     assert code == 130
     assert "--resume continues" in err
-    assert "continue it with --resume or choose another --out" in refused(sami(*COMMAND))
+    assert "continue it with --resume or choose another --out" in refused(sami(*COMMAND, "--quiet"))
     assert sami(*COMMAND, "--resume")[0] == 130
     assert sami(*COMMAND, "--resume", *sets("draws=9", "posterior_obs=2"))[0] == 130, "no checkpoint depends on them"
     settings = json.loads((tmp_path / "out" / "config.json").read_text())["settings"]["inference"]
     assert (settings["draws"], settings["posterior_obs"]) == (9, 2)
-    other = refused(sami(*COMMAND, "--resume", "--set", "latents=2", "--seed", "4"))
+    other = refused(sami(*COMMAND, "--quiet", "--resume", "--set", "latents=2", "--seed", "4"))
     assert "settings.model.latents: 3 there, 2 here" in other
     assert "seed: 0 there, 4 here" in other
     assert "width" not in other
@@ -329,15 +331,68 @@ def test_interrupted_run_keeps_its_folder(sami, tmp_path, looked):
     assert config["versions"]["jax"] == jax.__version__
 
 
+def test_a_run_may_be_made_longer(sami, tmp_path, looked):
+    """The checkpoints say whether it is: where they do not let it, the folder is the run that it was."""
+    looked(["log.jsonl"], KeyboardInterrupt())
+    assert sami(*COMMAND)[0] == 130
+    assert sami(*COMMAND, "--resume", *sets("encoder.steps=4000"))[0] == 130
+    steps = lambda: json.loads((tmp_path / "out" / "config.json").read_text())["settings"]["inference"]["encoder"]  # noqa: E731
+    assert steps()["steps"] == 4000
+    looked(["log.jsonl"], CheckpointError("steps: 4000 there, 2 here"))
+    assert "4000 there" in refused(sami(*COMMAND, "--resume", "--quiet", *sets("encoder.steps=2")))
+    assert steps()["steps"] == 4000
+
+
+def test_a_run_goes_on_after_an_upgrade_if_told_to(sami, tmp_path, looked):
+    looked(["log.jsonl"], KeyboardInterrupt())
+    sami(*COMMAND)
+    file = tmp_path / "out" / "config.json"
+    config = json.loads(file.read_text())
+    begun = config["versions"] | {"jax": "0.1.2"}
+    file.write_text(json.dumps(config | {"versions": begun}))
+    message = refused(sami(*COMMAND, "--resume", "--quiet"))
+    assert f"begun with other versions:\n  versions.jax: '0.1.2' there, '{jax.__version__}' here\n" in message
+    assert "by --upgraded" in message
+    assert "continue it with --resume" in refused(sami(*COMMAND, "--quiet", "--upgraded"))
+    for _ in range(2):
+        assert sami(*COMMAND, "--resume", "--upgraded")[0] == 130
+    config = json.loads(file.read_text())
+    assert (config["versions"]["jax"], config["upgraded_from"]) == (jax.__version__, [begun])
+    assert sami(*COMMAND, "--resume")[0] == 130, "it is a run of these versions now"
+
+
+def test_a_full_disk_is_one_message(sami, tmp_path, looked):
+    looked(["log.jsonl"], CheckpointError("the checkpoint of step 3 cannot be written: go on with resume=True"))
+    message = refused(sami(*COMMAND, "--quiet"))
+    assert message == "sami: the checkpoint of step 3 cannot be written: go on with --resume\n"
+    looked(["log.jsonl"], OSError(28, "No space left on device"))
+    assert refused(sami(*COMMAND, "--quiet", "--resume")) == "sami: [Errno 28] No space left on device\n"
+
+
+def test_a_folder_that_cannot_be_made_is_said_first(sami, tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "read_data", lambda path: pytest.fail("the data need not be read"))
+    (tmp_path / "file").touch()
+    command = ["run", "disks", "--data", "large.npz", "--out"]
+    assert refused(sami(*command, "file/out")) == f"sami: --out file/out: {tmp_path / 'file'} is no folder\n"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # of root, nothing is refused
+    assert refused(sami(*command, "out")) == f"sami: --out out: {tmp_path} cannot be written to, choose another --out\n"
+
+
+def test_a_backend_of_pictures_that_is_not_installed_does_no_harm(sami, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.not_installed")
+    assert "no finished run" in refused(sami("report", "none", "--quiet"))
+    assert os.environ["MPLBACKEND"] == "agg"
+
+
 def test_run_that_fails_late_keeps_what_it_has(sami, tmp_path, looked):
     looked(["log.jsonl"], programs.UserError("late, for resume=True"))
-    assert refused(sami(*COMMAND)) == "sami: late, for --resume\n"
+    assert refused(sami(*COMMAND, "--quiet")) == "sami: late, for --resume\n"
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "log.jsonl"]
 
 
 def test_run_that_fails_early_leaves_no_folder(sami, tmp_path, looked):
     looked([], ValueError("early, out=x"))
-    assert refused(sami(*COMMAND)) == "sami: early, --out x\n"
+    assert refused(sami(*COMMAND, "--quiet")) == "sami: early, --out x\n"
     assert not list(tmp_path.iterdir())
 
 
@@ -346,11 +401,11 @@ def test_foreign_folder_is_not_touched(sami, tmp_path, looked):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("all of it")
     for resume in ([], ["--resume"]):
-        assert "holds something else: choose a new folder" in refused(sami(*COMMAND, *resume))
+        assert "holds something else: choose a new folder" in refused(sami(*COMMAND, "--quiet", *resume))
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.tex"]
     (tmp_path / "file").write_text("")
     arguments = ["file" if a == "out" else a for a in COMMAND]
-    assert "holds something else" in refused(sami(*arguments))
+    assert "holds something else" in refused(sami(*arguments, "--quiet"))
 
 
 def test_a_run_keeps_what_it_compiles(sami, looked, monkeypatch):
@@ -398,7 +453,7 @@ def test_a_reader_that_has_seen_enough_is_no_mistake():
 def test_a_bug_is_no_mistake_of_the_users(sami, monkeypatch, tmp_path, looked):
     """A ValueError in the midst of a run shows where it was raised, and that it is a bug."""
     looked(["log.jsonl"], ValueError("late"))
-    code, out, err = sami(*COMMAND)
+    code, out, err = sami(*COMMAND, "--quiet")
     assert (code, out) == (1, "")
     assert err.startswith("Traceback")
     assert "in inference\n" in err
@@ -411,7 +466,9 @@ def test_a_bug_is_no_mistake_of_the_users(sami, monkeypatch, tmp_path, looked):
 
 def test_a_mistake_can_be_traced(sami, monkeypatch, tmp_path):
     (tmp_path / "broken.py").write_text('"""A program."""\nlen(3)\n')
-    assert "broken.py, line 2: TypeError: object of type 'int'" in refused(sami("run", "broken.py", "--out", "out"))
+    assert "broken.py, line 2: TypeError: object of type 'int'" in refused(
+        sami("run", "broken.py", "--out", "out", "--quiet")
+    )
     monkeypatch.setenv("SAMI_TRACE", "1")
     with pytest.raises(programs.UserError) as caught:
         sami("run", "broken.py", "--out", "out")

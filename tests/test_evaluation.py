@@ -9,7 +9,8 @@ import pytest
 from scipy import integrate, stats
 import xarray as xr
 
-from sami_ppl.analyses.evaluate import bound_figures, evaluate, marginal_kl, probes, sample_figures
+from sami_ppl.analyses.evaluate import bound_figures, evaluate, marginal_kl, sample_figures
+from sami_ppl.analyses.scores import probes
 from sami_ppl.diagnostics import collapse_warning, noise_errors
 from sami_ppl.diffusion.sampler import DPMSolver
 from sami_ppl.diffusion.schedule import VariancePreserving
@@ -252,6 +253,14 @@ def test_evaluate_gathers_the_figures(exact, program, collapsed):
     assert found["low_pass_pca"]["linear_r2"]["one"] == pytest.approx(2.25 / 2.55, abs=0.06)
     chosen = evaluate(program, data, key=jax.random.key(0), samples=8, factors=["two"])
     assert (list(chosen["linear_r2"]), "probes" in chosen) == (["two"], False)
+    counts = {"train": 600, "test": 300, "bound": 300, "z_gain": 300, "noise_end_kl": 256, "samples": 64}
+    assert found["observations"] == counts
+    assert "skipped" not in found
+    hurried = evaluate(program, data, key=jax.random.key(0), samples=64, seconds=0.0)
+    assert hurried["observations"] == counts | {"bound": 256}, "the first chunk of each"
+    assert hurried["bound_nats"]["se"] > found["bound_nats"]["se"]
+    assert hurried["skipped"] == ["low_pass_pca", "probes of sign"]
+    assert not hurried.keys() & {"low_pass_pca", "probes"}
     rng = np.random.default_rng(1)
     odd = data.assign(some=("obs", np.where(z[:, 0] > 2, np.nan, z[:, 0])), still=("obs", np.zeros(900)))
     odd["quarter"] = ("obs", rng.uniform(0, 90, 900), {"period": 360.0})

@@ -64,7 +64,9 @@ def test_what_is_trained_is_said_by_the_stage_alone(tiny_program, x):
 def test_fewer_observations_than_a_batch_are_refused(tiny_program, x):
     with pytest.raises(ValueError, match=r"batch of 8 .* got 7.*batch=7"):
         fit(tiny_program(), x[:7], STAGE, key=KEY, held_out=x[:3])
-    with pytest.raises(ValueError, match="data holds 1 observation, which is held out: give more"):
+    with pytest.raises(
+        ValueError, match="data hold 1 observation for training, and one of them is held out: give more"
+    ):
         fit(tiny_program(), x[:1], replace(STAGE, batch=1), key=KEY)
 
 

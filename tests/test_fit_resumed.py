@@ -162,8 +162,54 @@ def test_finished_run_is_not_run_again(tiny_program, x, monkeypatch, tmp_path):
         assert difference in lines[1]
         assert len(lines) == 3, "only what differs is named"
 
-    with pytest.raises(CheckpointError, match=r"steps: 6 there, 8 here\n.*A stage cannot be made longer"):
-        fit(tiny_program(), x, replace(ALONE, steps=8), resume=True, **arguments)
+    with pytest.raises(CheckpointError, match=r"steps: 6 there, 4 here\n.*can be made longer, not shorter"):
+        fit(tiny_program(), x, replace(ALONE, steps=4), resume=True, **arguments)
+
+
+def test_a_finished_stage_is_made_longer(tiny_program, x, monkeypatch, tmp_path):
+    """From where it ended, its learning rate once more up and down; stopped in between it goes on to the same end."""
+    scripted(monkeypatch, [3.0] * 20)
+    longer, arguments = replace(ALONE, steps=12), {"key": KEY, "progress": False}
+    whole, cut = ({"out": tmp_path / name, **arguments} for name in ("whole", "cut"))
+    short, _ = fit(tiny_program(), x, ALONE, **whole)
+    fit(tiny_program(), x, ALONE, **cut)
+    once, history = fit(tiny_program(), x, longer, resume=True, **whole)
+    with pytest.raises(Stop):
+        fit(tiny_program(), x, longer, resume=True, callback=stop_at(8), **cut)
+    with pytest.raises(CheckpointError, match="steps: 12 there, 6 here"):
+        fit(tiny_program(), x, ALONE, resume=True, **cut)
+    with pytest.raises(CheckpointError, match=r"steps: 12 there, 14 here\n.*come to its end.*at step 8"):
+        fit(tiny_program(), x, replace(ALONE, steps=14), resume=True, **cut)
+    twice, _ = fit(tiny_program(), x, longer, resume=True, **cut)
+    assert same(once, twice)
+    assert not same(once, short)
+    assert [r["step"] for r in history.records] == [2, 4, 6, 8, 10, 12]
+
+
+def test_the_learning_rate_rises_once_more(tiny_program):
+    """Over the steps that are added as over the first: Adam's steps for a constant gradient are the learning rate."""
+    optimiser = Fit(tiny_program(), ALONE, steps=(6, 12)).recipe.optimiser()
+    ones = {"denoiser$params": jnp.ones(1)}
+    state, moved = optimiser.init(ones), []
+    for _ in range(12):
+        step, state = optimiser.update(ones, state, ones)
+        moved.append(-float(step["denoiser$params"][0]))
+    assert np.allclose(moved[:6], moved[6:], rtol=1e-3)
+    assert np.allclose(moved[:3], [0, ALONE.learning_rate / 2, ALONE.learning_rate], rtol=1e-3)
+
+
+def test_a_stage_that_others_were_built_on_is_not_made_longer(tiny_program, x, tmp_path):
+    """It is said before anything is done; the last one is made longer."""
+    arguments = {"key": KEY, "progress": False, "out": tmp_path}
+    plan = TwoStage(ALONE, replace(ALONE, target="joint", train=("encoder",)), warm_steps=0)
+    fit(tiny_program(), x, plan, **arguments)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CheckpointError, match="denoiser cannot be made longer, encoder has been fitted to it"):
+        fit(tiny_program(), x, replace(plan, denoiser=replace(ALONE, steps=8)), resume=True, **arguments)
+    assert sorted(tmp_path.rglob("*")) == before
+    encoder = replace(plan.encoder, steps=8)
+    _, history = fit(tiny_program(), x, replace(plan, encoder=encoder), resume=True, **arguments)
+    assert history.records[-1]["step"] == 8
 
 
 def laplace(centre):

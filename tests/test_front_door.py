@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 import sami_ppl as sp
-from sami_ppl.fitting.plans import denoiser_stage, encoder_stage
+from sami_ppl.fitting.sizes import denoiser_stage, encoder_stage
 from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
 from sami_ppl.program.build import unet_size
 

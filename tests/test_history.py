@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from sami_ppl import plots
-from sami_ppl._util import history as module
-from sami_ppl._util.history import History, progress_bar, summary_line
+from sami_ppl._util.history import History, summary_line
 
 
 def filled(stage, losses, kl=None):
@@ -52,12 +51,4 @@ def test_notebooks_show_pictures():
 
 def test_the_bar_names_the_sites():
     record = {"loss": 1.0, "bound": 2.0, "kl": {"place": [0.5, 0.25], "light": [1.0]}, "unguided": [3.0]}
-    assert summary_line(record) == "loss 1.0 · bound 2.0 · kl place 0.50 0.25, light 1.00 · err 3.0"
-
-
-@pytest.mark.parametrize(("notebook", "seconds"), [(True, 1.0), (False, 20.0)])
-def test_bars_of_notebooks_move_in_place(monkeypatch, notebook, seconds):
-    """Files get a line every twenty seconds."""
-    monkeypatch.setattr(module, "in_notebook", lambda: notebook)
-    with progress_bar(3, 0, "fit", show=True) as bar:
-        assert bar.mininterval == seconds
+    assert summary_line(record) == "loss 1.0 · bound 2.0 · kl place 0.50 0.25, light 1.00 · error 3.0"

@@ -1,15 +1,13 @@
-"""The log of a fit: one record per validation, the progress bar, and the optional TensorBoard writer."""
+"""The log of a fit: one record per validation, its line beside a bar, and the optional TensorBoard writer."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import json
 import math
 from pathlib import Path
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from sami_ppl._util.tables import as_html, table
 
@@ -140,22 +138,6 @@ def _plain(value: Any) -> Any:
     return np.asarray(value, dtype=float).tolist()
 
 
-@contextlib.contextmanager
-def progress_bar(total: int, start: int, label: str, *, show: bool) -> Iterator[tqdm]:
-    """A bar over steps; silent where the output is no terminal, unless `show` asks for it line by line."""
-    bar = tqdm(total=total, initial=start, desc=label, disable=not show, file=sys.stderr, dynamic_ncols=True,
-               mininterval=1.0 if sys.stderr.isatty() or in_notebook() else 20.0)  # fmt: skip
-    try:
-        yield bar
-    finally:
-        bar.close()
-
-
-def in_notebook() -> bool:
-    """Whether a notebook's kernel runs this: its bars move in place, as those of a terminal do."""
-    return "ipykernel" in sys.modules
-
-
 def summary_line(record: dict[str, Any]) -> str:
     """One line for the bar: loss, KL per axis, penalties, and errors without z, with the own, with another's."""
     parts = [f"loss {record['loss']:.1f}", f"bound {record['bound']:.1f}"]
@@ -164,9 +146,9 @@ def summary_line(record: dict[str, Any]) -> str:
         parts.append("kl " + ", ".join(_site_kl(site, kl, names.get(site, ())) for site, kl in record["kl"].items()))
     parts += [f"penalty {name} {value:.2f}" for name, value in record.get("penalties", {}).items()]
     if record.get("unguided") is not None:
-        parts.append(f"err {sum(record['unguided']):.1f}")
+        parts.append(f"error {sum(record['unguided']):.1f}")
     if record.get("own") is not None:
-        parts.append(f"own {sum(record['own']):.1f} shuffled {sum(record['shuffled']):.1f}")
+        parts.append(f"with own z {sum(record['own']):.1f}, another's {sum(record['shuffled']):.1f}")
     return " · ".join(parts)
 
 

@@ -59,6 +59,14 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
+def devices_in_words() -> str:
+    """What is computed on: `CPU (2 cores)`, `GPU (NVIDIA H200)`, `4 of 8 GPU (NVIDIA H200)`."""
+    found, mesh = jax.devices(), current_mesh()
+    used, kind = 1 if mesh is None else mesh.size, found[0].platform.upper()
+    share = "" if len(found) == 1 else f"{used} of {len(found)} "
+    return f"{share}{kind} ({f'{os.cpu_count()} cores' if kind == 'CPU' else found[0].device_kind})"
+
+
 def replicate[T](tree: T, mesh: Mesh | None) -> T:
     """The arrays of a tree on every device of the mesh. Every process must hold the same, which JAX checks."""
     if mesh is None:

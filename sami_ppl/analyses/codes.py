@@ -9,11 +9,12 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 import xarray as xr
 
-from sami_ppl._util.chunks import padded_chunks
+from sami_ppl._util.chunks import chunk_of, padded_chunks
 from sami_ppl.diagnostics.gain import draw_code
 from sami_ppl.program.program import Program
 
 CHUNK = 256
+"""Observations at a time, fewer of large ones."""
 CODE_UNITS = "spreads of the prior"
 ACTIVE_VARIANCE = 0.05
 """An axis is active if its posterior means vary by more than this; the prior's variance is 1."""
@@ -25,9 +26,10 @@ def _draw(program: Program, x: Array, key: Array) -> Array:
 
 
 def draw_codes(
-    program: Program, x: Float[np.ndarray, "obs *event"], key: Key[Array, ""], *, chunk: int = CHUNK
+    program: Program, x: Float[np.ndarray, "obs *event"], key: Key[Array, ""], *, chunk: int | None = None
 ) -> Float[np.ndarray, "obs D"]:
     """One draw of the code from the posterior of every observation."""
+    chunk = chunk_of(CHUNK, program.event_shape) if chunk is None else chunk
     parts = [
         np.asarray(_draw(program, jnp.asarray(x[rows]), jax.random.fold_in(key, i)))[:count]
         for i, (rows, count) in enumerate(padded_chunks(len(x), chunk))

@@ -5,6 +5,7 @@ whatever was trained.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -16,26 +17,29 @@ import numpyro
 from numpyro import handlers
 import xarray as xr
 
+from sami_ppl._util.budget import Budget
+from sami_ppl._util.chunks import by_chunks, chunk_of, padded_chunks
 from sami_ppl._util.keys import check_key
 from sami_ppl._util.maps import forget_if_many
-from sami_ppl.analyses.codes import ACTIVE_VARIANCE
+from sami_ppl._util.progress import phase, say, telling
+from sami_ppl._util.tables import few
+from sami_ppl.analyses.codes import ACTIVE_VARIANCE, draw_codes
+from sami_ppl.analyses.scores import baseline_figures, circular_figures, cluster_figures, factor_figures, forest, probes
 from sami_ppl.data import factor_names, real_factors, train_test, unrolled, unrolled_names
-from sami_ppl.diagnostics.clusters import clusters
 from sami_ppl.diagnostics.collapse import collapse_warning
-from sami_ppl.diagnostics.gain import draw_code, noise_errors
+from sami_ppl.diagnostics.gain import noise_errors
 from sami_ppl.diagnostics.noise_end import noise_end_kl
 from sami_ppl.distributions.gaussian import gaussian_root
 from sami_ppl.distributions.supports import is_unbounded, unwrapped
-from sami_ppl.encoders.encoder import RotatedEncoder
 from sami_ppl.evidence import evidence_bound, summarise
-from sami_ppl.fitting.gauge import orthogonal_ica
-from sami_ppl.fitting.start import low_pass_codes
-from sami_ppl.metrics import circular_correlation, correlation, disentanglement_report, largest_jump, mean_correlation
+from sami_ppl.metrics import correlation
 from sami_ppl.posteriors.generate import decode, generate
-from sami_ppl.priors.sites import Direction, LatentSite, Process
-from sami_ppl.program.program import Program
+from sami_ppl.priors.sites import LatentSite, Process
+from sami_ppl.program.program import Program, compiled_moments
 
-TRAIN, TEST = 5000, 2500
+TRAIN, TEST, GAIN, END, SAMPLES = 5000, 2500, 1024, 256, 256
+"""Observations, at most: of the training part, on which predictors are fitted; of the test part; and of those, for the
+denoising errors, the noisiest posterior, and samples."""
 
 
 def evaluate(
@@ -45,9 +49,14 @@ def evaluate(
     key: Key[Array, ""],
     distance: Callable[[np.ndarray], np.ndarray] | None = None,
     factors: list[str] | None = None,
-    samples: int = 256,
+    samples: int = SAMPLES,
+    seconds: float | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """All figures of a fitted program on a data set with train and test parts, as plain numbers.
+
+    Each is of at most so many observations (`TRAIN`, `TEST`, `GAIN`, `END`, `samples`), a chunk of them at a time, so
+    that memory stays bounded, and of fewer where time is short; `observations` among the figures says of how many.
 
     Of a program of sequences the figures are those of its single frames, under their prior N(0, I), and `sequences`,
     the bound of whole ones. What a decoder does not have is left out: `noise_end_kl` unless it is guided, and what is
@@ -60,7 +69,11 @@ def evaluate(
         key: random key.
         distance: root-mean-square distance of images to the nearest possible observation, where that is known.
         factors: names of the true factors; default all real-valued variables on `obs`.
-        samples: test observations of which samples are drawn.
+        samples: test observations of which samples are drawn, at most.
+        seconds: time in all, about; where it is short, estimates take fewer observations, and comparisons with other
+            methods are left out, as `skipped` among the figures says. Default as long as it takes: the figures are
+            then the same on any machine.
+        progress: say what is done on stderr.
 
     Returns:
         The figures by name, nested, as JSON takes them.
@@ -70,136 +83,147 @@ def evaluate(
     """
     check_key(key)
     forget_if_many()
-    single, frames = program.single(data)
-    if single is not program:
-        sequences = bound_figures(program, train_test(data)[1].isel(obs=slice(TEST // 10)), key=key)
-        figures = evaluate(single, frames, key=key, distance=distance, factors=factors, samples=samples)
-        return figures | {"sequences": {name: sequences[name] for name in ("bound_nats", "kl_total_nats")}}
+    with telling(progress):
+        single, frames = program.single(data)
+        if single is program:
+            return _figures(program, data, Budget(seconds, PARTS), key, distance, factors, samples)
+        some = train_test(data)[1].isel(obs=slice(TEST // 10))
+        with phase(f"bound of {some.sizes['obs']:,} whole sequences"):
+            sequences = bound_figures(program, some, key=key)
+        figures = _figures(single, frames, Budget(seconds, PARTS), key, distance, factors, samples)
+    figures["observations"]["sequences"] = some.sizes["obs"]
+    return figures | {"sequences": {name: sequences[name] for name in ("bound_nats", "kl_total_nats")}}
+
+
+PARTS = 6
+"""Estimates that share the time: codes of both parts, the bound, denoising errors, samples, and all the rest."""
+
+
+def _figures(
+    program: Program, data: xr.Dataset, budget: Budget, key: Array, distance: Callable | None,
+    factors: list[str] | None, samples: int,
+) -> dict[str, Any]:  # fmt: skip
+    """The figures of a program of single observations."""
     train, test = (part.isel(obs=slice(n)) for part, n in zip(train_test(data), (TRAIN, TEST), strict=True))
+    with phase(f"codes of {train.sizes['obs']:,} training and {test.sizes['obs']:,} test observations"):
+        codes = tuple(_codes(program, part, budget) for part in (train, test))
+    train, test = (part.isel(obs=slice(len(z))) for part, z in zip((train, test), codes, strict=True))
     x_train, x_test = (np.asarray(part["x"].values, np.float32) for part in (train, test))
-    codes = program.encode(x_train)[0], program.encode(x_test)[0]
     bound_key, gain_key, sample_key = jax.random.split(key, 3)
     end_key = jax.random.fold_in(key, 3)
 
-    metrics: dict[str, Any] = bound_figures(program, test, key=bound_key)
-    metrics["kl_nats"] |= marginal_kl(program, x_test)
+    counts = {"train": len(x_train), "test": len(x_test)}
+    with phase(f"bound of {len(x_test):,} test observations"):
+        metrics: dict[str, Any] = bound_figures(program, test, key=bound_key, seconds=budget.share())
+        metrics["kl_nats"] |= marginal_kl(program, x_test)
+    counts["bound"] = metrics.pop("observations")
     variance = codes[1].var(0)
     metrics["active_latents"] = int((variance > ACTIVE_VARIANCE).sum())
     metrics["mean_variance"] = dict(zip(program.latents.axes, variance.tolist(), strict=True))
-    errors: Any = eqx.filter_jit(noise_errors)(program, jnp.asarray(x_test[:1024]), gain_key)
-    metrics["z_gain"] = float(jnp.sum(errors.gain))
-    if errors.unguided is not None:
-        metrics["guidance_gain"] = float(jnp.sum(errors.unguided - errors.own))
-    metrics["noise_errors"] = {n: None if v is None else np.asarray(v).tolist() for n, v in errors._asdict().items()}
+    with phase("denoising errors, with the right code and with another"):
+        gain = gain_figures(program, x_test[:GAIN], key=gain_key, seconds=budget.share())
+    counts["z_gain"] = gain.pop("observations")
+    metrics |= gain
+
     if program.guided:
-        metrics["noise_end_kl"] = noise_end_kl(program, test.isel(obs=slice(256)), key=end_key)
+        with phase("posteriors at the noisiest level"):
+            metrics["noise_end_kl"] = noise_end_kl(program, test.isel(obs=slice(END)), key=end_key)
+        counts["noise_end_kl"] = min(END, len(x_test))
+
+    skipped = []
+
+    def compared(what: str) -> bool:
+        """Whether there is time for a comparison."""
+        if budget.spent:
+            skipped.append(what)
+            say(f"left out, for want of time: {what}")
+        return not budget.spent
 
     names = {kind: factor_names(data, kind, factors) for kind in ("real", "class")}
     names["real"] = real_factors(*(part[["x", *names["real"]]] for part in (train, test)))
     taken = program.latents.arguments
     names["class"] = [n for n in names["class"] if n not in taken and len(np.unique(train[n].values)) > 1]
-    if any(site.clusters > 1 for site in program.latents.sites):
-        metrics["clusters"] = cluster_figures(program, test, (x_train, x_test), names["class"])
+    if any(site.clusters > 1 for site in program.latents.sites) and compared("clusters"):
+        with phase("clusters, beside k-means and Gaussian mixtures"):
+            metrics["clusters"] = cluster_figures(program, test, (x_train, x_test), names["class"])
     known = None
     if names["real"]:
         train, test = (unrolled(part, names["real"]) for part in (train, test))
         names["real"] = [n for name in names["real"] for n in unrolled_names(data[name])]
         known = tuple(np.stack([part[n].values for n in names["real"]], -1) for part in (train, test))
-        metrics |= factor_figures(program, codes, known, names["real"])
-        metrics |= circular_figures(program, codes[1], test)
-        metrics["low_pass_pca"] = baseline_figures((x_train, x_test), known, names["real"], metrics["active_latents"])
+        with phase(f"scores of the code against {few(names['real'], 6)}"):
+            metrics |= factor_figures(program, codes, known, names["real"])
+            metrics |= circular_figures(program, codes[1], test)
+        if compared("low_pass_pca"):
+            with phase("the same scores of principal components of blurred observations"):
+                metrics["low_pass_pca"] = baseline_figures(
+                    (x_train, x_test), known, names["real"], metrics["active_latents"]
+                )
     for name in names["class"]:
-        metrics.setdefault("probes", {})[name] = probes(
-            codes, (x_train, x_test), (train[name].values, test[name].values)
-        )
-    metrics["samples"] = sample_figures(
-        program, x_test[:samples], key=sample_key, distance=distance, mean_image=x_train.mean(0),
-        predict=None if known is None else _forest(codes[0], known[0]),
-        factors=None if known is None else known[1][:samples], names=names["real"],
-    )  # fmt: skip
+        if compared(f"probes of {name}"):
+            with phase(f"classifiers of {name} on the code, and on principal components"):
+                labels = train[name].values, test[name].values
+                metrics.setdefault("probes", {})[name] = probes(codes, (x_train, x_test), labels)
+    with phase(f"samples of {min(samples, len(x_test)):,} test observations"):
+        metrics["samples"] = sample_figures(
+            program, x_test[:samples], key=sample_key, distance=distance, mean_image=x_train.mean(0),
+            predict=None if known is None else forest(codes[0], known[0]),
+            factors=None if known is None else known[1][:samples], names=names["real"], budget=budget,
+        )  # fmt: skip
+    counts["samples"] = metrics["samples"].pop("observations")
     warning = collapse_warning(list(metrics["kl_nats"].values()), metrics["z_gain"])
     metrics["warnings"] = [] if warning is None else [warning]
-    return metrics
+    return metrics | {"observations": counts} | ({"skipped": skipped} if skipped else {})
 
 
-def circular_figures(program: Program, codes: Float[np.ndarray, "obs D"], data: xr.Dataset) -> dict[str, Any]:
-    """Of every factor that goes round: its circular correlation with each angle of the prior, and how the code jumps.
-
-    `circular_corr` is the absolute value. `largest_jump` is that of the code of each site, see `metrics.largest_jump`;
-    none where the data do not go all the way round.
-    """
-    figures: dict[str, dict] = {"circular_corr": {}, "largest_jump": {}}
-    for name, factor in data.data_vars.items():
-        if "period" not in factor.attrs or not np.isfinite(factor.values).all():
-            continue
-        turn = 2 * np.pi * factor.values / factor.attrs["period"]
-        sites = {site.name: codes[:, site.code] for site in program.latents.sites}
-        angles = {
-            site.name: np.arctan2(*codes[:, site.code].T[::-1]) for site in program.latents.sites
-            if isinstance(site, Direction) and site.manifold == "circle" and site.size == 2
-        }  # fmt: skip
-        figures["circular_corr"][name] = {site: abs(circular_correlation(turn, a)) for site, a in angles.items()}
-        bins = min(64, max(4, len(turn) // 20))
-        try:
-            jumps = {site: largest_jump(code, turn, bins=bins) for site, code in sites.items()}
-        except ValueError:  # some angles have no observations
-            jumps = {}
-        figures["largest_jump"][name] = jumps
-    return figures if figures["circular_corr"] else {}
+def _codes(program: Program, part: xr.Dataset, budget: Budget) -> Float[np.ndarray, "obs D"]:
+    """Posterior means of the observations of a part, or of the first of them."""
+    x, size = program.observed(part), chunk_of(1024, program.event_shape)
+    return by_chunks(partial(compiled_moments, program), size, x, {}, seconds=budget.share())[0]
 
 
-def factor_figures(program: Program, codes: tuple, factors: tuple, names: list[str]) -> dict[str, Any]:
-    """Recovery of known factors; axis scores beside those of a rotated code and, after gauge fixing, before it."""
-
-    def scores(codes: tuple) -> dict[str, Any]:
-        report = disentanglement_report(codes[0], factors[0], codes[1], factors[1], names, seed=0)
-        values = np.array([report["correlation"][name] for name in names]).T.tolist()
-        return {
-            "linear_r2": report["linear_r2"], "forest_r2": report["forest_r2"], "mig": report["mig"],
-            "mean_correlation": mean_correlation(codes[1], factors[1]),
-            "dci_disentanglement": report["dci"]["disentanglement"], "dci_regressor": report["dci"]["regressor"],
-            "corr": {"axes": list(program.latents.axes), "factors": names, "values": values},
-            "rotated_control": {"mig": report["rotated"]["mig"],
-                                "dci_disentanglement": report["rotated"]["dci"]["disentanglement"]},
-        }  # fmt: skip
-
-    figures = scores(codes)
-    if isinstance(program.encoder, RotatedEncoder):
-        rotation = np.asarray(program.encoder.rotation)
-        before = scores(tuple(c @ rotation for c in codes))
-        figures["raw"] = {name: before[name] for name in ("mig", "dci_disentanglement", "corr")}
-    return figures
+LEAST = 8
+"""Observations of a chunk, at least, in which a shuffled z is another's."""
+_noise_errors = eqx.filter_jit(noise_errors)
 
 
-def baseline_figures(
-    pixels: tuple[np.ndarray, np.ndarray], factors: tuple, names: list[str], components: int
+def gain_figures(
+    program: Program, x: Float[np.ndarray, "obs *event"], *, key: Key[Array, ""], seconds: float | None = None
 ) -> dict[str, Any]:
-    """The same scores for what an encoder may have been started from: principal components of blurred observations.
+    """Denoising errors by band of noise levels, what the own z gains over a shuffled one, and guidance over none; nats.
 
-    With as many components as there are active axes, rotated by the same ICA. Without them nobody could tell what the
-    fit has found from what it was given.
+    `seconds`: after so many no further chunk of observations is begun.
     """
-    size = max(1, components)
-    codes = low_pass_codes(np.concatenate(pixels), size, size)
-    if size > 1:
-        codes = codes @ orthogonal_ica(codes, seed=0).T
-    cut = len(pixels[0])
-    report = disentanglement_report(codes[:cut], factors[0], codes[cut:], factors[1], names, seed=0)
-    best = {name: float(np.abs(report["correlation"][name]).max()) for name in names}
-    return {"linear_r2": report["linear_r2"], "forest_r2": report["forest_r2"], "best_corr": best,
-            "dci_disentanglement": report["dci"]["disentanglement"]}  # fmt: skip
+    size, parts = min(len(x), max(LEAST, chunk_of(GAIN, program.event_shape))), []
+    for i, (rows, _) in enumerate(padded_chunks(len(x) // size * size, size, seconds=seconds)):
+        parts.append(jax.device_get(_noise_errors(program, jnp.asarray(x[rows]), jax.random.fold_in(key, i))))
+    errors: Any = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *parts)
+    found = {"z_gain": float(np.sum(errors.gain))}
+    if errors.unguided is not None:
+        found["guidance_gain"] = float(np.sum(errors.unguided - errors.own))
+    return found | {
+        "noise_errors": {name: None if value is None else value.tolist() for name, value in errors._asdict().items()},
+        "observations": size * len(parts),
+    }
 
 
-def bound_figures(program: Program, data: xr.Dataset, *, key: Key[Array, ""], levels: int = 16) -> dict[str, Any]:
-    """The bound on −log p(x) in nats and bits per dim, with standard errors over observations, and the KL per axis."""
-    bound = evidence_bound(program, data, key=key, levels=levels)
-    figures = summarise(bound, program.observed(data))
-    kl = bound["kl_axis"].mean("obs")
+def bound_figures(
+    program: Program, data: xr.Dataset, *, key: Key[Array, ""], levels: int = 16, seconds: float | None = None
+) -> dict[str, Any]:
+    """The bound on −log p(x) in nats and bits per dim, with standard errors over observations, and the KL per axis.
+
+    `seconds`: as for `evidence_bound`; `observations` says of how many the figures are.
+    """
+    found = evidence_bound(program, data, key=key, levels=levels, seconds=seconds)
+    count = found.sizes["obs"]
+    figures = summarise(found, program.observed(data)[:count])
+    kl = found["kl_axis"].mean("obs")
     return {
         "bound_nats": figures["bound"],
         "bits_per_dim": figures["bits_per_dim"],
         "kl_nats": dict(zip(program.latents.axes, kl.values.tolist(), strict=True)),
         "kl_total_nats": float(kl.sum()),
+        "observations": count,
     }
 
 
@@ -261,54 +285,6 @@ def _independent_prior(program: Program, site: LatentSite) -> Any:
     return law if elementwise and is_unbounded(site.transform) else None
 
 
-def cluster_figures(
-    program: Program, data: xr.Dataset, pixels: tuple[np.ndarray, np.ndarray], names: list[str]
-) -> dict[str, Any]:
-    """Agreement (adjusted Rand index) of mixture components and discrete sites with known classes, held out.
-
-    Beside it k-means and a Gaussian mixture, fitted with as many clusters to principal components, one per axis of z.
-    """
-    from sklearn.cluster import KMeans
-    from sklearn.decomposition import PCA
-    from sklearn.metrics import adjusted_rand_score
-    from sklearn.mixture import GaussianMixture
-
-    train, test = (x.reshape(len(x), -1) for x in pixels)
-    pca = PCA(min(program.latents.size, train.shape[1]), random_state=0).fit(train)
-    agreement: dict[str, Any] = {}
-    for site, components in clusters(program, data).items():
-        count = next(s.clusters for s in program.latents.sites if s.name == site)
-        others = {"k_means_pca": KMeans(count, random_state=0),
-                  "gaussian_mixture_pca": GaussianMixture(count, n_init=5, random_state=0)}  # fmt: skip
-        groupings = {f"sami[{site}]": components} | {
-            name: model.fit(pca.transform(train)).predict(pca.transform(test)) for name, model in others.items()
-        }
-        for name in names:
-            agreement.setdefault(name, {}).update(
-                {k: float(adjusted_rand_score(data[name], v)) for k, v in groupings.items()}
-            )
-    return agreement
-
-
-def probes(codes: tuple, pixels: tuple, labels: tuple) -> dict[str, float]:
-    """Held-out accuracy of 5-nearest-neighbour and logistic classifiers on posterior means, beside PCA."""
-    from sklearn.decomposition import PCA
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.neighbors import KNeighborsClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    size = min(codes[0].shape[1], pixels[0].reshape(len(pixels[0]), -1).shape[1])
-    flat = tuple(p.reshape(len(p), -1) for p in pixels)
-    pca = PCA(size, random_state=0).fit(flat[0])
-    accuracy = {}
-    for name, features in (("sami", codes), ("pca", tuple(pca.transform(f) for f in flat))):
-        for probe, model in (("knn", KNeighborsClassifier(5)), ("linear", LogisticRegression(max_iter=2000))):
-            fitted = make_pipeline(StandardScaler(), model).fit(features[0], labels[0])
-            accuracy[f"{probe}_{name}"] = float(fitted.score(features[1], labels[1]))
-    return accuracy
-
-
 def sample_figures(
     program: Program,
     x: Float[np.ndarray, "obs *event"],
@@ -319,23 +295,24 @@ def sample_figures(
     predict: Callable | None = None,
     factors: np.ndarray | None = None,
     names: list[str] | None = None,
+    budget: Budget | None = None,
 ) -> dict[str, Any]:
     """How well samples follow the latent: scale 1, the program's own sampler.
 
     Mean squared errors per pixel of samples given z ~ q(z | x): to x itself, to another image, beside two images drawn
     at random and the mean image; correlation of re-encoded codes with those given, and of the factors predicted from
-    them with the true ones; distance to the nearest possible observation, conditional and unconditional.
+    them with the true ones; distance to the nearest possible observation, conditional and unconditional. Of `x` the
+    first are taken where the time of the `budget` is short; `observations` says how many.
     """
     code_key, given_key, free_key = jax.random.split(key, 3)
-    z = draw_code(program, jnp.asarray(x), code_key)
+    z, keys = draw_codes(program, x, code_key), jax.random.split(given_key, len(x))
 
-    conditional = decode(program, z, jax.random.split(given_key, len(x)))
-    drawn = {"conditional": conditional}
-    if program.denoiser.marginal:
-        drawn["unconditional"] = generate(program, key=free_key, size=len(x), guided=False)
+    conditional = decode(program, z, keys, seconds=None if budget is None else budget.share())
+    x, z = x[: len(conditional)], z[: len(conditional)]
     again = program.encode(conditional)[0]
     other = np.roll(x, 1, axis=0)
     figures: dict[str, Any] = {
+        "observations": len(x),
         "evaluations": program.sampler.evaluations,
         "sampler": type(program.sampler).__name__,
         "mse_own": float(np.mean((conditional - x) ** 2)),
@@ -343,28 +320,21 @@ def sample_figures(
         "mse_other": float(np.mean((conditional - other) ** 2)),
         "mse_two_images": float(np.mean((x - other) ** 2)),
         "mse_mean_image": float(np.mean((x - mean_image) ** 2)),
-        "reencoded_corr": dict(
-            zip(program.latents.axes, np.diag(correlation(again, np.asarray(z))).tolist(), strict=True)
-        ),
+        "reencoded_corr": dict(zip(program.latents.axes, np.diag(correlation(again, z)).tolist(), strict=True)),
     }
     if predict is not None and factors is not None:
+        truth = factors[: len(x)]
         figures["reencoded_factor_corr"] = dict(
-            zip(names or [], _column_correlation(predict(again), factors), strict=True)
+            zip(names or [], _column_correlation(predict(again), truth), strict=True)
         )
     if distance is not None:
+        drawn = {"conditional": conditional}
+        if program.denoiser.marginal:
+            drawn["unconditional"] = generate(program, key=free_key, size=len(x), guided=False)
         for name, images in drawn.items():
             rms = distance(images)
             figures[f"rms_{name}"] = {"median": float(np.median(rms)), "p90": float(np.quantile(rms, 0.9))}
     return figures
-
-
-def _forest(codes: np.ndarray, factors: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    # scikit-learn takes and gives a single target as a vector.
-    from sklearn.ensemble import RandomForestRegressor
-
-    target = factors[:, 0] if factors.shape[1] == 1 else factors
-    forest = RandomForestRegressor(100, random_state=0, n_jobs=-1).fit(codes, target)
-    return lambda codes: forest.predict(codes).reshape(len(codes), -1)
 
 
 def _column_correlation(a: np.ndarray, b: np.ndarray) -> list[float]:

@@ -22,8 +22,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl import plots
-from sami_ppl._util.chunks import by_chunks, padded_chunks
-from sami_ppl._util.keys import check_key
+from sami_ppl._util.chunks import by_chunks, chunk_of, padded_chunks
 from sami_ppl.analyses.codes import CHUNK, CODE_UNITS, axis_dataset
 from sami_ppl.decoders.guidance import check_guided
 from sami_ppl.diffusion.sampler import AbstractSampler
@@ -51,7 +50,7 @@ def posterior_covariance_spectrum(
     x = program.observed(x)
     means, closed = program.encode(x)[0], gaussian(program.encoder)
     if closed:
-        root = by_chunks(partial(posterior_roots, program), CHUNK, x)
+        root = by_chunks(partial(posterior_roots, program), chunk_of(CHUNK, program.event_shape), x)
         covariance = root @ np.swapaxes(root, 1, 2)
     else:
         covariance = _sampled_covariance(program, x, key)
@@ -120,9 +119,12 @@ def _variance_gradients(program: Program, x: Array) -> Array:
     return jax.vmap(norms)(x)
 
 
-def sensitivity(program: Program, x: Float[Array | np.ndarray, "obs *event"], *, chunk: int = CHUNK) -> xr.Dataset:
+def sensitivity(
+    program: Program, x: Float[Array | np.ndarray, "obs *event"], *, chunk: int | None = None
+) -> xr.Dataset:
     """`sensitivity` (obs, axis): ‖∇_x Var_q(z_j | x)‖, in squared spreads of the prior per unit of x."""
     x = program.observed(x)
+    chunk = chunk_of(CHUNK, program.event_shape) if chunk is None else chunk
     parts = [
         np.asarray(_variance_gradients(program, jnp.asarray(x[rows])))[:n] for rows, n in padded_chunks(len(x), chunk)
     ]
@@ -221,7 +223,7 @@ def _noisy_variance(program: Program, x: np.ndarray, key: Array, log_snr: float)
     level = jnp.asarray(log_snr, jnp.float32)
     parts = [
         np.asarray(_noisy_variances(program, level, jnp.asarray(x[rows]), jax.random.fold_in(key, i)))[:count]
-        for i, (rows, count) in enumerate(padded_chunks(len(x), CHUNK))
+        for i, (rows, count) in enumerate(padded_chunks(len(x), chunk_of(CHUNK, program.event_shape)))
     ]
     return np.concatenate(parts).mean(0)
 

@@ -11,8 +11,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl import plots
-from sami_ppl._util.chunks import padded_chunks
-from sami_ppl._util.keys import check_key
+from sami_ppl._util.chunks import chunk_of, padded_chunks
 from sami_ppl.analyses.codes import CHUNK, CODE_UNITS, axis_dataset, draw_codes
 from sami_ppl.decoders.guidance import check_guided
 from sami_ppl.program.program import Program
@@ -29,10 +28,10 @@ def noise_levels(program: Program, levels: int) -> Float[Array, " levels"]:
 
 
 def _by_level(
-    function: Callable[..., tuple[Array, ...]], key: Array, chunk: int, *values: np.ndarray
+    function: Callable[..., tuple[Array, ...]], key: Array, chunk: int | None, *values: np.ndarray
 ) -> list[Float[np.ndarray, "levels obs *rest"]]:
     """What `function(key, *batch)` gives at every noise level, chunk by chunk of observations, in double precision."""
-    parts = []
+    parts, chunk = [], chunk_of(CHUNK, values[0].shape[1:]) if chunk is None else chunk
     for i, (rows, count) in enumerate(padded_chunks(len(values[0]), chunk)):
         found = jax.device_get(function(jax.random.fold_in(key, i), *(jnp.asarray(value[rows]) for value in values)))
         parts.append([leaf[:, :count] for leaf in found])
@@ -58,7 +57,7 @@ def posterior_by_noise(
     *,
     key: Key[Array, ""],
     levels: int = 25,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> xr.Dataset:
     """Which axes survive how much noise: the noisy posterior q(z | x_λ, λ) of every axis against λ.
 
@@ -147,7 +146,7 @@ def variance_reduction(
     *,
     key: Key[Array, ""],
     levels: int = 25,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> xr.Dataset:
     """How much of the denoiser's squared error knowing z removes, against the noise level (dim `log_snr`).
 

@@ -22,8 +22,8 @@ import xarray as xr
 
 from sami_ppl._util.chunks import padded_chunks
 from sami_ppl._util.errors import UserError
-from sami_ppl._util.history import progress_bar
 from sami_ppl._util.keys import check_key
+from sami_ppl._util.progress import progress_bar
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
 from sami_ppl.diffusion.sampler import AbstractSampler
 from sami_ppl.priors.sites import Process
@@ -43,13 +43,14 @@ def simulation_based_calibration(
     draws: int = 200,
     sampler: AbstractSampler | None = None,
     chunk: int = 64,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> xr.DataTree:
     """Ranks of simulated codes among `draws` draws from their amortised posteriors.
 
     Groups: `prior_sbc`, PIT values as `az.plot_ecdf_pit` takes them, `code` (chain = 1, draw = simulation, axis) and
     `joint` (chain, draw), that of log q; `simulations`, the codes `z` and the posteriors' `mean` and `sd`, each
     (simulation, axis). `sampler` replaces the program's own: the posterior is calibrated for one sampler's images.
+    `progress`: show a bar.
 
     Raises ValueError for fewer than 2 simulations or draws, UserError for programs of sequences.
     """
@@ -68,7 +69,7 @@ def simulation_based_calibration(
     truth = program.prior_codes(prior_key, simulations)
     keys = jax.random.split(image_key, simulations)
     parts = []
-    with progress_bar(simulations, 0, "simulations", show=progress) as bar:
+    with progress_bar(simulations, "simulations", show=progress, unit="image") as bar:
         for i, (rows, count) in enumerate(padded_chunks(simulations, chunk)):
             found = _ranks(program, sampler, truth[rows], keys[rows], jax.random.fold_in(rank_key, i), draws)
             parts.append(tuple(np.asarray(value, float)[:count] for value in found))

@@ -52,7 +52,8 @@ def check_data(data: xr.Dataset, *, event_shape: tuple[int, ...] | None = None, 
             f"x must be floating point of about unit scale, got {data.x.dtype}: for 8-bit images write "
             'data.assign(x=data.x.astype("float32") / 127.5 - 1)'
         )
-    x = as_floats(data.x.values, gaps=data.x.dims[1:2] == ("time",), fill=fill_value(data.x)).astype(np.float32)
+    x = as_floats(data.x.values, gaps=data.x.dims[1:2] == ("time",), fill=fill_value(data.x))
+    x = x.astype(np.float32, copy=False)
     check_spread(x)
     return data.assign(x=(data.x.dims, x, data.x.attrs))
 

@@ -79,7 +79,10 @@ def open_data(path: str | Path) -> xr.Dataset:
 
 def scale_bytes(x: np.ndarray, top: int) -> np.ndarray:
     """[0, top] to [−1, 1] in float32; `top` is 255, or 1 for masks."""
-    return x.astype(np.float32) * np.float32(2 / top) - np.float32(1)
+    scaled = x.astype(np.float32)
+    scaled *= np.float32(2 / top)
+    scaled -= np.float32(1)  # in place: images may fill the memory
+    return scaled
 
 
 def _read_npz(path: Path) -> xr.Dataset:

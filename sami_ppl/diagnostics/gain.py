@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from sami_ppl._util.keys import check_key
+from sami_ppl._util.chunks import chunk_of
 from sami_ppl._util.tables import readable
 from sami_ppl.priors.read import Given
 from sami_ppl.program.program import Program
@@ -75,7 +75,9 @@ def noise_errors(
         low, level_key, noise_key = inputs
         share = (jax.random.uniform(level_key) + jnp.arange(len(x)) / len(x)) % 1.0
         eps = jax.random.normal(noise_key, x.shape, x.dtype)
-        return jax.vmap(errors)(x, z, jnp.roll(z, 1, axis=0), low + width * share, eps).mean(0)
+        inputs = (x, z, jnp.roll(z, 1, axis=0), low + width * share, eps)
+        batch = chunk_of(len(x), program.event_shape)
+        return jax.lax.map(lambda inputs: errors(*inputs), inputs, batch_size=batch).mean(0)
 
     keys = (jax.random.split(level_key, BANDS), jax.random.split(noise_key, BANDS))
     nats = 0.5 * width * jax.lax.map(band, (edges[:-1], *keys))

@@ -20,8 +20,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 import xarray as xr
 
-from sami_ppl._util.chunks import by_chunks
-from sami_ppl._util.keys import check_key
+from sami_ppl._util.chunks import by_chunks, chunk_of
 from sami_ppl.decoders.guidance import check_guided, guidance
 from sami_ppl.diagnostics.gain import draw_code
 from sami_ppl.encoders.frames import check_single
@@ -66,7 +65,8 @@ def _moments(program: Program, x: Array, key: Array, levels: Array) -> dict[str,
         log_snr, key = inputs
         z_key, noise_key = jax.random.split(key)
         z, eps = draw_code(program, x, z_key), jax.random.normal(noise_key, x.shape, x.dtype)
-        found = jax.vmap(lambda x, z, eps: one(x, z, eps, log_snr))(x, z, eps)
+        batch = chunk_of(len(x), program.event_shape, passes=z.shape[1])
+        found = jax.lax.map(lambda each: one(each[0], each[1], each[2], log_snr), (x, z, eps), batch_size=batch)
         found["gain_se"] = found["gain"].std() / jnp.sqrt(len(x))
         return jax.tree.map(lambda leaf: leaf if leaf.ndim == 0 else leaf.mean(0), found)
 
@@ -135,7 +135,7 @@ def code_kl(program: Program, x: Float[Array | np.ndarray, "obs *event"], key: K
 
     Of discrete sites from equal probabilities; of directions from the uniform law, by one draw of each observation.
     """
-    kl = by_chunks(partial(_code_kl, program, key), 1024, program.observed(x))
+    kl = by_chunks(partial(_code_kl, program, key), chunk_of(1024, program.event_shape), program.observed(x))
     return float(kl.mean())
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 import xarray as xr
 
-from sami_ppl._util.chunks import padded_chunks
+from sami_ppl._util.chunks import chunk_of, padded_chunks
 from sami_ppl._util.keys import check_key
 from sami_ppl._util.tables import readable
 from sami_ppl.decoders.bound import bound, prior_loss, reconstruction_loss
@@ -92,7 +92,8 @@ def evidence_bound(
     key: Key[Array, ""],
     levels: int = 32,
     proposal: NoiseProposal | Literal["fitted"] | None = None,
-    chunk: int = 256,
+    chunk: int | None = None,
+    seconds: float | None = None,
 ) -> xr.Dataset:
     """Unbiased estimates of the bound on −log p(x), in nats, for each observation (β = 1, w = 1).
 
@@ -108,7 +109,8 @@ def evidence_bound(
         levels: noise levels for each observation.
         proposal: density of the noise levels, or "fitted", that of `importance_proposal` for these observations;
             default the uniform one.
-        chunk: observations at a time.
+        chunk: observations at a time; default 256, fewer of large ones.
+        seconds: after so many no further chunk is begun: the estimates are those of the first observations.
 
     Returns:
         The estimates.
@@ -121,14 +123,14 @@ def evidence_bound(
     if levels < 2:
         raise ValueError(f"levels must be at least 2, so that the estimate has a standard error, got {levels}")
     proposal, key = chosen_proposal(program, x, given, proposal, key)
-    parts = []
-    for i, (rows, count) in enumerate(padded_chunks(len(x), chunk)):
+    chunk, parts = chunk_of(256, program.event_shape) if chunk is None else chunk, []
+    for i, (rows, count) in enumerate(padded_chunks(len(x), chunk, seconds=seconds)):
         part = {name: jnp.asarray(value[rows]) for name, value in given.items()}
         part_key = jax.random.fold_in(key, i)
         found = jax.device_get(_passes(program, proposal, jnp.asarray(x[rows]), part, part_key, levels))
         parts.append((found.diffusion[:, :count], found.kl[:, :count]))
     diffusion, kl = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
-    schedule = program.denoiser.schedule
+    schedule, x = program.denoiser.schedule, x[: diffusion.shape[1]]
     start_loss, end_loss = (
         np.asarray(jax.vmap(lambda x, loss=loss: loss(schedule, x))(jnp.asarray(x)))
         for loss in (prior_loss, reconstruction_loss)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from sami_ppl._util.chunks import padded_chunks
+from sami_ppl._util.chunks import chunk_of, padded_chunks
 from sami_ppl._util.errors import UserError
 from sami_ppl._util.keys import check_key
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
@@ -34,13 +34,14 @@ def flow_log_prob(
     probes: int = 1,
     exact: bool | None = None,
     tolerance: float = 1e-5,
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> Float[np.ndarray, " obs"]:
     """Log density of each observation under the probability flow of a denoiser, in nats.
 
     Given z, pass `program.decoder(z)`. `exact`: the divergence by all its terms
     (default: up to 64 dimensions), else by `probes` random directions, fixed along the flow (Hutchinson's estimate,
     unbiased). Steps are adapted to `tolerance`, relative and absolute (Tsitouras 5(4), by diffrax).
+    `chunk`: observations at a time, default 64, fewer of large ones.
 
     **Not the model whose bound is trained**, unless the scores are exact: never compare the two as one likelihood.
     Raises ValueError for observations of another shape, UserError where something is missing (NaN).
@@ -52,6 +53,7 @@ def flow_log_prob(
         raise UserError("x is NaN somewhere: the flow has a density of whole observations only")
     every_term = math.prod(denoiser.event_shape) <= EXACT_UP_TO if exact is None else exact
     keys, parts = jax.random.split(key, len(x)), []
+    chunk = chunk_of(64, denoiser.event_shape) if chunk is None else chunk
     for rows, count in padded_chunks(len(x), chunk):
         found = _solve(denoiser, jnp.asarray(x[rows]), keys[rows], every_term, probes, tolerance)
         parts.append(np.asarray(found)[:count])

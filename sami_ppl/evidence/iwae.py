@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import logsumexp
 import xarray as xr
 
-from sami_ppl._util.chunks import padded_chunks
+from sami_ppl._util.chunks import chunk_of, padded_chunks
 from sami_ppl._util.keys import check_key
 from sami_ppl.decoders.bound import bound
 from sami_ppl.diffusion.schedule import NoiseProposal
@@ -56,7 +56,7 @@ def importance_weighted_bound(
     draws: int = 64,
     levels: int = 128,
     proposal: NoiseProposal | Literal["fitted"] | None = None,
-    chunk: int = 16,
+    chunk: int | None = None,
 ) -> xr.Dataset:
     """Bounds on −log p(x) from K = 1, 2, 4 … `draws` draws of z (Burda et al. 2016), in nats, and their diagnostics.
 
@@ -70,7 +70,8 @@ def importance_weighted_bound(
     effective number of draws; `weight_noise` (obs,), the variance of log w between draws that is owed to the noise set,
     estimated from a second one: about half of it is the downward bias at large K, in nats; `log_weight` (draw, obs).
 
-    `proposal`: density of the noise levels, as for `evidence_bound`. Raises ValueError for observations of another
+    `proposal`: density of the noise levels, as for `evidence_bound`. `chunk`: observations at a time, default 16, fewer
+    of large ones. Raises ValueError for observations of another
     shape, and unless `draws` is a power of two, at least 32.
     """
     check_key(key)
@@ -81,7 +82,7 @@ def importance_weighted_bound(
             f"be fitted; got {draws}"
         )
     proposal, key = chosen_proposal(program, x, given, proposal, key)
-    parts = []
+    chunk, parts = chunk_of(16, program.event_shape, passes=2 * draws) if chunk is None else chunk, []
     for i, (rows, count) in enumerate(padded_chunks(len(x), chunk)):
         part = {name: jnp.asarray(value[rows]) for name, value in given.items()}
         part_key = jax.random.fold_in(key, i)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 import gc
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -16,6 +17,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
+LENGTHS = {"steps", "epochs", "ends"}
+"""Of a signature: what may differ where a stage that has come to its end is made longer."""
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint is missing, damaged, or belongs to another run."""
@@ -26,6 +30,9 @@ class Checkpoints:
 
     `signature` says what run they belong to (configuration, seed, sizes); a checkpoint of another signature is
     refused with the difference. Without `resume`, a folder that holds checkpoints is refused: none is overwritten.
+
+    Of a stage, `signature` has its number of `steps`. It may be larger than that of the checkpoint if this is the
+    stage's last: `ends` are then the steps at which the stage came and will come to its end, and `extended` is True.
     """
 
     def __init__(self, folder: Path, signature: dict[str, Any], *, resume: bool = False):
@@ -48,6 +55,30 @@ class Checkpoints:
             raise CheckpointError(
                 f"{self.folder} holds checkpoints already: continue with resume=True, or choose another out="
             )
+        self.ends, self.extended = self._ends()
+        if self.ends:
+            self.signature["ends"] = list(self.ends)
+
+    def _ends(self) -> tuple[tuple[int, ...], bool]:
+        steps = self.signature.get("steps")
+        if steps is None:
+            return (), False
+        step, found = self._latest() or (0, {})
+        if steps == found.get("steps"):
+            return tuple(found["ends"]), False
+        extended = steps > step == found.get("steps")
+        return ((*found["ends"], steps), True) if extended else ((steps,), False)
+
+    def _latest(self) -> tuple[int, dict[str, Any]] | None:
+        """The latest step and its signature, or None where there is none yet. Raises CheckpointError."""
+        step = self.manager.latest_step()
+        if step is None:
+            return None
+        try:
+            meta = self.manager.restore(step, args=ocp.args.Composite(signature=ocp.args.JsonRestore()))
+            return step, meta["signature"]["signature"]
+        except Exception as error:
+            raise CheckpointError(_damaged(self.folder, step, error)) from error
 
     def save(self, step: int, state: Any, loss: float | None) -> None:
         """Write the state after `step` steps; `loss`, of the held-out data, where they have been looked at.
@@ -74,21 +105,18 @@ class Checkpoints:
 
     def restore(self, like: Any) -> Any | None:
         """The latest state, or None where there is none yet. Raises CheckpointError if it cannot be used."""
-        step = self.manager.latest_step()
-        if step is None:
+        latest = self._latest()
+        if latest is None:
             return None
-        try:
-            meta = self.manager.restore(step, args=ocp.args.Composite(signature=ocp.args.JsonRestore()))
-            found = meta["signature"]["signature"]
-        except Exception as error:
-            raise CheckpointError(_damaged(self.folder, step, error)) from error
-        if found != self.signature:
-            different = sorted(k for k in {*found, *self.signature} if found.get(k) != self.signature.get(k))
-            lines = [f"  {k}: {found.get(k)!r} there, {self.signature.get(k)!r} here" for k in different]
+        step, found = latest
+        different = {k for k in {*found, *self.signature} if found.get(k) != self.signature.get(k)}
+        different -= LENGTHS if self.extended else {"ends"}
+        if different:
+            lines = [f"  {k}: {found.get(k)!r} there, {self.signature.get(k)!r} here" for k in sorted(different)]
             if "steps" in different:
                 lines.append(
-                    "A stage cannot be made longer or shorter: its learning rate comes down to zero at the last step. "
-                    "To train a fitted program further, fit it again into another out="
+                    f"A stage can be made longer, not shorter, once it has come to its end, where its learning rate "
+                    f"is zero; this one is at step {step:,}"
                 )
             raise CheckpointError(
                 f"the checkpoint in {self.folder} belongs to another run:\n" + "\n".join(lines)
@@ -155,3 +183,18 @@ def _damaged(folder: Path, step: int, error: Exception) -> str:
         f"the checkpoint of step {step} in {folder} cannot be read ({_reason(error)}). It is truncated "
         "or damaged: remove that folder to start this stage again, or choose another out="
     )
+
+
+def check_extension(out: Path, steps: dict[str, int]) -> None:
+    """Raise CheckpointError where a stage would be made longer on which a later one was built already.
+
+    `steps`: of every stage by its name, in the order in which they are taken; checkpoints are in `out/checkpoints`.
+    """
+    folders = {name: Path(out) / "checkpoints" / name for name in steps}
+    names = [name for name, folder in folders.items() if folder.exists()]
+    for name, later in itertools.pairwise(names):
+        if Checkpoints(folders[name], {"steps": steps[name]}, resume=True).extended and any(folders[later].iterdir()):
+            raise CheckpointError(
+                f"{name} cannot be made longer, {later} has been fitted to it: make {later} longer, or fit into "
+                "another out="
+            )

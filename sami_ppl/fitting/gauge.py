@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from sami_ppl._util.chunks import by_chunks
+from sami_ppl._util.chunks import by_chunks, chunk_of
 from sami_ppl._util.tables import readable
 from sami_ppl.decoders.guidance import check_guided
 from sami_ppl.encoders.encoder import RotatedEncoder, gaussian
@@ -63,7 +63,7 @@ def align(
     rotation = np.eye(size)
     if len(axes) > 1:
         rotation[np.ix_(axes, axes)] = orthogonal_ica(means[:, axes], seed)
-    root = by_chunks(partial(posterior_roots, program), 1024, program.observed(x))
+    root = by_chunks(partial(posterior_roots, program), chunk_of(1024, program.event_shape), program.observed(x))
     factor = rotation @ root
     covariance = factor @ np.swapaxes(factor, -1, -2)
     marginal = np.log(np.diagonal(covariance, axis1=-2, axis2=-1)).sum(-1)

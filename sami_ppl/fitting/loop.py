@@ -18,7 +18,8 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl._util import parallel
-from sami_ppl._util.history import History, progress_bar, summary_line
+from sami_ppl._util.history import History, summary_line
+from sami_ppl._util.progress import progress_bar
 from sami_ppl.data.checks import training_part
 from sami_ppl.diagnostics.collapse import CollapseWarning, collapse_warning
 from sami_ppl.fitting.checkpoint import Checkpoints
@@ -79,20 +80,24 @@ def fit_stage(
     if not parallel.is_first_process():
         out, progress = None, False
     loop = Loop(program, stage, *_parts(program, data, held_out), key=key, name=name, callback=callback)
-    state = loop.init(None if out is None else Path(out), resume=resume)
-    with progress_bar(loop.steps, int(state.step), name, show=progress) as bar, stop_requests() as stopped:
-        try:
-            while loop.goes_on(state) and not stopped:
-                before = state
-                state = loop.run_block(before)
-                bar.update(int(state.step) - int(before.step))
-                if loop.is_validated(state):
-                    state = loop.validate(state)
-                    bar.set_postfix_str(summary_line(loop.history.records[-1]))
-                elif time.monotonic() - loop.kept > KEPT_EVERY:
-                    loop.keep(state)
-        except KeyboardInterrupt:  # a second signal, or one that the caller handles
-            stopped.append(signal.SIGINT)
+    with progress_bar(loop.steps, name, show=progress, unit="step") as bar:
+        state = loop.init(None if out is None else Path(out), resume=resume)
+        bar.initial = bar.n = int(state.step)
+        with stop_requests() as stopped:
+            try:
+                while loop.goes_on(state) and not stopped:
+                    before = state
+                    state = loop.run_block(before)
+                    bar.update(int(state.step) - int(before.step))
+                    if loop.is_validated(state):
+                        if not loop.history.stage_records():
+                            bar.set_postfix_str("compiling what looks at held-out observations")
+                        state = loop.validate(state)
+                        bar.set_postfix_str(summary_line(loop.history.records[-1]))
+                    elif time.monotonic() - loop.kept > KEPT_EVERY:
+                        loop.keep(state)
+            except KeyboardInterrupt:  # a second signal, or one that the caller handles
+                stopped.append(signal.SIGINT)
     if stopped:
         loop.keep(state)
         raise loop.interrupted(state, stopped[0])
@@ -129,16 +134,19 @@ class Loop:
         self.program, self.stage, self.name, self.callback = program, stage, name, callback
         self.observed, self.tested, self.count = observed, tested, len(observed.x)
         self.steps = stage.count(self.count)
-        self.fit = Fit(program, stage, steps=self.steps, observations=self.count)
+        stage.check(program, self.count)
         self.init_key, data_key, self.validation_key = jax.random.split(key, 3)
         self.seed = int(jax.random.randint(data_key, (), 0, 2**31 - 1))
         # Of the steps since the last validation, by their place after it: kept with the state, as they go into the log.
-        self.losses = np.full(min(stage.validate_every, self.steps), np.nan, np.float32)
+        self.losses = self._no_losses(self.steps)
         self.pace = math.inf
+
+    def _no_losses(self, steps: int) -> np.ndarray:
+        return np.full(min(self.stage.validate_every, steps), np.nan, np.float32)
 
     def init(self, out: Path | None, *, resume: bool) -> State:
         """The first state, or, with `resume`, the latest that is kept in `out`. Raises CheckpointError."""
-        state = self.fit.init(self.init_key, jax.tree.map(jnp.asarray, self.observed.take(slice(1))))
+        ends: tuple[int, ...] = (self.steps,)
         self.checkpoints = None
         if out is not None:
             owner = signature(
@@ -146,9 +154,16 @@ class Loop:
                 name=self.name, steps=self.steps, observations=self.count, seed=self.seed,
             )  # fmt: skip
             self.checkpoints = Checkpoints(out / "checkpoints" / self.name, owner, resume=resume)
-            found = self.checkpoints.restore((state, self.losses))
+            ends = self.checkpoints.ends
+        self.fit = Fit(self.program, self.stage, steps=ends, observations=self.count)
+        state = self.fit.init(self.init_key, jax.tree.map(jnp.asarray, self.observed.take(slice(1))))
+        if self.checkpoints is not None:
+            # At its earlier end a stage was validated: there were no losses since.
+            losses = self._no_losses(self.checkpoints.ends[-2]) if self.checkpoints.extended else self.losses
+            found = self.checkpoints.restore((state, losses))
             if found is not None:
-                state, self.losses = found[0], np.array(found[1])
+                state = found[0]
+                self.losses = self.losses if self.checkpoints.extended else np.array(found[1])
         mesh = self.fit.mesh
         state = parallel.replicate(parallel.from_first_process(state), mesh)
         host = (self.observed, self.tested)

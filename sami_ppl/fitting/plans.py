@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import jax
 from jaxtyping import Array, Float, Key
@@ -21,10 +21,13 @@ from sami_ppl._util.keys import check_key
 from sami_ppl._util.locks import held
 from sami_ppl._util.maps import forget_if_many
 from sami_ppl._util.parallel import is_first_process
+from sami_ppl._util.progress import phase, say, telling
 from sami_ppl.data.checks import training_part
 from sami_ppl.decoders.training import refuse
 from sami_ppl.diagnostics.fitted import not_fitted
+from sami_ppl.fitting.checkpoint import check_extension
 from sami_ppl.fitting.gauge import align, symmetric_axes
+from sami_ppl.fitting.header import header
 from sami_ppl.fitting.loop import fit_stage
 from sami_ppl.fitting.sizes import denoiser_stage, encoder_stage, joint_stage, prior_stage
 from sami_ppl.fitting.stage import Stage
@@ -49,11 +52,10 @@ class Run(NamedTuple):
 
     def stage(self, program: Program, stage: Stage, name: str, *, key: Key[Array, ""]) -> tuple[Program, History]:
         """One stage."""
-        if self.progress:
-            print(
-                f"{name}: {stage.count(self.count):,} steps of {stage.batch}, learning rate {stage.learning_rate:g}"
-                + (f", beta {stage.beta:g}" if stage.target != "marginal" else "")
-            )
+        say(
+            f"{name}: {stage.count(self.count):,} steps of {stage.batch} observations, learning rate "
+            f"{stage.learning_rate:g}" + (f", beta (weight of the KL) {stage.beta:g}" if stage.has_codes else "")
+        )
         return fit_stage(program, self.train, stage, key=key, held_out=self.held_out, name=name, **self.options)
 
 
@@ -72,6 +74,12 @@ class AbstractPlan(abc.ABC):
     @abc.abstractmethod
     def check(self, program: Program, count: int) -> None:
         """Raise ValueError where a later stage could not be run; cheap, it is called before the first."""
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """The stages of a settled plan by name, in the order in which they are taken."""
+        found = {field.name: getattr(self, field.name) for field in fields(cast(Any, self))}
+        return {name: stage for name, stage in found.items() if isinstance(stage, Stage)}
 
     @abc.abstractmethod
     def run(self, program: Program, run: Run, *, key: Key[Array, ""]) -> tuple[Program, list[History]]:
@@ -272,8 +280,9 @@ def fit(
         held_out: observations for validation; default the last tenth of the training part, not trained on then.
         name: of a single stage, in the log and for its checkpoints.
         out: folder for checkpoints, `out/checkpoints/<stage>`, and the log, `out/log.jsonl`; None writes nothing.
-        resume: go on from the latest checkpoints in `out`, of the same settings, data and prior.
-        progress: print the settings of every stage of a plan, and show progress bars.
+        resume: go on from the latest checkpoints in `out`, of the same settings, data and prior. A stage that has come
+            to its end, and that no later one was built on, may be given more steps: its learning rate rises once more.
+        progress: say on stderr what is fitted to what, and what is done, with progress bars.
         callback: receives every record of the log.
         **unknown: nothing else is taken; what is trained, `target` and `train`, is said by the `Stage`.
 
@@ -293,36 +302,40 @@ def fit(
     forget_if_many()
     refuse("fit", unknown)
     options: dict[str, Any] = {"out": out, "resume": resume, "progress": progress, "callback": callback}
-    alone = nullcontext() if out is None or not is_first_process() else held(Path(out) / "checkpoints")
-    if isinstance(plan, Stage):
-        with alone:
-            return fit_stage(program, data, plan, key=key, held_out=held_out, name=name, **options)
     if plan is None:
         plan = TwoStage() if program.guided else Joint()
-    if not isinstance(plan, AbstractPlan):
+    if not isinstance(plan, AbstractPlan | Stage):
         raise TypeError(
             f"plan must be a plan, such as sp.TwoStage(), or a sp.Stage, got {type(plan).__name__}: write "
             "sp.fit(program, data, key=key) for the default"
         )
-    if plan.guided and not program.guided:
+    if isinstance(plan, AbstractPlan) and plan.guided and not program.guided:
         raise ValueError(
             f"plan is {type(plan).__name__}, which needs a guided decoder, and this one, a "
             f"{type(program.denoiser).__name__}, takes the code itself: write sp.fit(program, data, sp.Joint(), "
             "key=key)"
         )
-    if name != "fit":
+    if name != "fit" and isinstance(plan, AbstractPlan):
         raise TypeError("name is of a single stage, a plan has its own: leave it out")
     part = training_part(as_data(data))
     if held_out is None:
         part, held_out = _parted(part)
-    count = part.sizes["obs"] if isinstance(part, xr.Dataset) else len(part)
+    run = Run(part, held_out, _count(part), options)
     # What cannot be run is said now, not after the first stage.
     for some in (part, held_out):
         program.observations(_rows(some, slice(1)))
-    plan = plan.settled(program, count)
-    plan.check(program, count)
-    with alone:
-        program, histories = plan.run(program, Run(part, held_out, count, options), key=key)
+    plan = plan if isinstance(plan, Stage) else plan.settled(program, run.count)
+    plan.check(program, run.count)
+    alone = nullcontext() if out is None or not is_first_process() else held(Path(out) / "checkpoints")
+    with alone, telling(progress and is_first_process()):
+        stages = {name: plan} if isinstance(plan, Stage) else plan.stages
+        counts = {name: stage.count(run.count) for name, stage in stages.items()}
+        if resume and out is not None and is_first_process():
+            check_extension(Path(out), counts)
+        say(header(program, counts, observations=run.count, held_out=_count(held_out), out=out))
+        if isinstance(plan, Stage):
+            return run.stage(program, plan, name, key=key)
+        program, histories = plan.run(program, run, key=key)
     return program, History.joined(histories)
 
 
@@ -354,13 +367,16 @@ def _both(
 
 def _aligned(program: Program, run: Run) -> Program:
     if not program.guided:
-        if run.progress:
-            print("align: the axes stay as they are, the decoder is not guided and knows the code by them")
+        say("gauge: the axes stay as they are, the decoder is not guided and knows the code by them")
         return program
     if symmetric_axes(program).sum() < 2:
         return program
-    with carries(program):
+    with carries(program), phase("gauge: turning the axes to where the posterior means are least Gaussian"):
         return align(program, program.observed(run.train)).program
+
+
+def _count(data: Any) -> int:
+    return data.sizes["obs"] if isinstance(data, xr.Dataset) else len(data)
 
 
 def _rows(data: Any, rows: slice) -> Any:
@@ -369,7 +385,7 @@ def _rows(data: Any, rows: slice) -> Any:
 
 def _parted(data: Any) -> tuple[Any, Any]:
     """Observations to train on, and the last tenth, for validation."""
-    count = data.sizes["obs"] if isinstance(data, xr.Dataset) else len(data)
+    count = _count(data)
     if count < 2:
         raise ValueError(
             f"data hold {count} observation{'s' * (count != 1)} for training, and one of them is held out: give more"

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
 import optax
-from scipy.ndimage import gaussian_filter
-from tqdm.auto import trange
+from scipy.ndimage import gaussian_filter1d
 import xarray as xr
 
 from sami_ppl._util.keys import check_key
+from sami_ppl._util.progress import phase, progress_bar, telling
 from sami_ppl.diagnostics.dimension import manifold_dimension
 from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
 from sami_ppl.encoders.encoder import AbstractEncoder, AbstractRotation, NetworkEncoder
@@ -63,9 +63,7 @@ def low_pass_codes(
     flat = np.asarray(x, dtype=np.float32)
     if flat.ndim == 4:
         pixels = width * flat.shape[-1]
-        flat = gaussian_filter(flat, (0, 0, pixels, pixels), mode="nearest")
-        step = max(1, int(pixels / 4))  # a blurred image holds nothing finer
-        flat = flat[..., ::step, ::step]
+        flat = np.concatenate([_blurred(flat[i : i + 1024], pixels) for i in range(0, len(flat), 1024)])
     flat = flat.reshape(len(flat), -1)
     components = min(components, size, *flat.shape)
     centred = flat - flat.mean(0)
@@ -78,6 +76,13 @@ def low_pass_codes(
     else:
         codes[:, :components] = centred @ vectors[:, leading] / np.sqrt(np.maximum(values[leading], 1e-12))
     return codes.astype(np.float32)
+
+
+def _blurred(images: Float[np.ndarray, "n c h w"], pixels: float) -> Float[np.ndarray, "n c rows columns"]:
+    """Images under a Gaussian blur of so many pixels, every few of their rows and columns."""
+    step = max(1, int(pixels / 4))  # a blurred image holds nothing finer
+    rows = gaussian_filter1d(images, pixels, axis=2, mode="nearest")[:, :, ::step]
+    return gaussian_filter1d(rows, pixels, axis=3, mode="nearest")[..., ::step]
 
 
 def arrange(codes: Float[np.ndarray, "obs D"], latents: Latents, components: int) -> Float[np.ndarray, "obs D"]:
@@ -125,10 +130,12 @@ def fit_codes(
     seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
     observations, targets = jnp.asarray(x), jnp.asarray(codes)
     state = _optimiser(*rate).init(params)
-    for step in trange(steps, desc="warm start", disable=not progress, mininterval=1.0):
-        rows, own_key = batches(seed, len(x), batch, step, 1)[0], jax.random.fold_in(key, step)
-        inputs = (observations, targets, rows, own_key, jnp.asarray(noise))
-        params, state = _update(program.latents, static, rate, params, state, *inputs)
+    with progress_bar(steps, "warm start", show=progress, unit="step") as bar:
+        for step in range(steps):
+            rows, own_key = batches(seed, len(x), batch, step, 1)[0], jax.random.fold_in(key, step)
+            inputs = (observations, targets, rows, own_key, jnp.asarray(noise))
+            params, state = _update(program.latents, static, rate, params, state, *inputs)
+            bar.update()
     return program.replace(encoder=eqx.combine(params, static))
 
 
@@ -202,11 +209,13 @@ def warm_start(
         return with_frames(program, warm_start(single, x, key=key, steps=steps, batch=batch, progress=progress))
     dimension_key, code_key = jax.random.split(key)
     program = program.replace(encoder=_with_features(program))
-    components = max(1, manifold_dimension(program.denoiser, x[:32], key=dimension_key))
+    with telling(progress), phase("warm start: counting the dimensions that the denoiser sees in the data"):
+        components = max(1, manifold_dimension(program.denoiser, x[:32], key=dimension_key))
     spare = sum(site.size // site.dimension for site in program.latents.sites if isinstance(site, Direction))
     continuous = program.latents.size - sum(site.categories for site in program.latents.discrete)
     components = min(components + spare, continuous)
-    codes = arrange(low_pass_codes(x, program.latents.size, components), program.latents, components)
+    with telling(progress), phase(f"warm start: {components} principal components of blurred observations"):
+        codes = arrange(low_pass_codes(x, program.latents.size, components), program.latents, components)
     if clusters:
         codes = with_clusters(program, x, given, codes)
         program = fit_prior(program, codes, given)

@@ -7,6 +7,7 @@ second fit of the same structure, sizes and stage compiles nothing.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+import itertools
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -59,12 +60,13 @@ class State(NamedTuple):
 class Recipe:
     """What the compiled functions of a stage depend on beside arrays.
 
-    `frame`: the program without arrays. `observations`: how many the fit has, where its loss depends on that.
+    `frame`: the program without arrays. `ends`: steps at which the stage comes to its end, the last one of several
+    where it was made longer. `observations`: how many the fit has, where its loss depends on that.
     """
 
     frame: Program
     stage: Stage
-    steps: int
+    ends: tuple[int, ...]
     observations: int | None
     mesh: Mesh | None
 
@@ -119,9 +121,14 @@ class Recipe:
     def optimiser(self) -> optax.GradientTransformation:
         """Adam with a clipped gradient, for the parts that are trained."""
         stage, train = self.stage, {*self.stage.train}
-        warmup = max(1, min(stage.warmup, self.steps // 2))
-        first = stage.learning_rate if self.steps == 1 else 0.0
-        rate = optax.warmup_cosine_decay_schedule(first, stage.learning_rate, warmup, max(self.steps, warmup + 1))
+
+        def up_and_down(steps: int) -> optax.Schedule:
+            warmup = max(1, min(stage.warmup, steps // 2))
+            first = stage.learning_rate if steps == 1 else 0.0
+            return optax.warmup_cosine_decay_schedule(first, stage.learning_rate, warmup, max(steps, warmup + 1))
+
+        parts = [up_and_down(end - begin) for begin, end in itertools.pairwise((0, *self.ends))]
+        rate = parts[0] if len(parts) == 1 else optax.join_schedules(parts, list(self.ends[:-1]))
         adam = optax.adam(rate, b2=0.99)
         if stage.weight_decay:
             adam = optax.adamw(rate, b2=0.99, weight_decay=stage.weight_decay, mask=_decaying)
@@ -191,7 +198,10 @@ def _strong(leaf: Array) -> Array:
 class Fit:
     """One stage of a program: `init`, `run_block`, `record`. Raises what `Stage.check` raises."""
 
-    def __init__(self, program: Program, stage: Stage, *, steps: int, observations: int | None = None):
+    def __init__(
+        self, program: Program, stage: Stage, *, steps: int | tuple[int, ...], observations: int | None = None
+    ):
+        """`steps`: how many, or, of a stage that was made longer, the `Recipe.ends`."""
         stage.check(program, observations)
         self.program, self.stage, self.mesh = program, stage, parallel.current_mesh()
         networks = [eqx.filter(getattr(program, name), eqx.is_inexact_array, inverse=True) for name in NETWORKS]
@@ -200,7 +210,8 @@ class Fit:
         self.rest = parallel.replicate(rest, self.mesh)
         counted = observations if program.latents.global_sites or stage.penalties else None
         leaves, structure = jax.tree.flatten(frame)
-        self.recipe = _recipe(structure, tuple(leaves), stage, steps, counted, self.mesh)
+        ends = (steps,) if isinstance(steps, int) else steps
+        self.recipe = _recipe(structure, tuple(leaves), stage, ends, counted, self.mesh)
 
     def init(self, key: Key[Array, ""], data: Batch) -> State:
         """The state before the first step."""

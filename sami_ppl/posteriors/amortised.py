@@ -13,9 +13,10 @@ from jaxtyping import Array, Key
 import numpy as np
 import xarray as xr
 
-from sami_ppl._util.history import progress_bar
+from sami_ppl._util.chunks import chunk_of
 from sami_ppl._util.keys import check_key
 from sami_ppl._util.maps import forget_if_many
+from sami_ppl._util.progress import progress_bar
 from sami_ppl.data.checks import warn_of_scale
 from sami_ppl.diagnostics.collapse import CollapseWarning, collapse_warning
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
@@ -33,7 +34,7 @@ def posterior(
     draws: int = 100,
     predictive: int = 4,
     levels: int | None = None,
-    chunk: int = 64,
+    chunk: int | None = None,
     attrs: dict[str, Any] | None = None,
     out: str | Path | None = None,
     progress: bool = False,
@@ -67,7 +68,7 @@ def posterior(
         draws: draws of every site, for each observation.
         predictive: observations drawn for each one; 0 leaves their groups out.
         levels: noise levels of the bound on log p(x | z); 0 leaves out `log_likelihood` and what follows from it.
-        chunk: observations at a time.
+        chunk: observations at a time; default 64, fewer of large ones.
         attrs: attributes of the tree, as JSON text.
         out: a new zarr store, written chunk by chunk and opened, not read; it appears when it is complete.
         progress: show a bar.
@@ -82,6 +83,7 @@ def posterior(
     """
     check_key(key)
     forget_if_many()
+    chunk = chunk_of(64, program.event_shape) if chunk is None else chunk
     if draws < 1 or chunk < 1 or predictive < 0 or (levels is not None and levels < 0):
         raise ValueError(
             f"draws and chunk must be at least 1, predictive and levels at least 0; got draws={draws}, chunk={chunk}, "
@@ -106,7 +108,7 @@ def posterior(
 
     def computed() -> Iterator[tuple[xr.Dataset, Groups]]:
         nonlocal kl
-        with progress_bar(count, 0, "posterior", show=progress) as bar:
+        with progress_bar(count, "posterior", show=progress) as bar:
             for i, piece in enumerate(_pieces(program, source, size)):
                 if place is not None and i == 0:
                     warn_of_scale(piece["x"].values, program.denoiser.statistics)

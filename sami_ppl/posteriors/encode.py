@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl._util.files import written_aside
-from sami_ppl._util.history import progress_bar
+from sami_ppl._util.progress import progress_bar
 from sami_ppl.data import check_shape, open_data, scale_bytes
 from sami_ppl.data.checks import as_floats, fill_value, warn_of_scale
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
@@ -61,7 +61,7 @@ def encode(
     check_labels(data[["x"]], zarr=True)
     count = data.sizes["obs"]
     size = min(chunk, count)
-    with written_aside(out) as part, progress_bar(count, 0, "encode", show=progress) as bar:
+    with written_aside(out) as part, progress_bar(count, "encode", show=progress) as bar:
         arrays, start = _create(part, program, data, size), 0
         for batch in batches(program, data["x"], size):
             if start == 0:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from sami_ppl._util.chunks import padded_chunks
+from sami_ppl._util.chunks import by_chunks, chunk_of
 from sami_ppl._util.keys import check_key
 from sami_ppl.decoders.guidance import given
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
@@ -19,6 +19,7 @@ from sami_ppl.encoders.encoder import AbstractEncoder
 from sami_ppl.program.program import Program
 
 CHUNK = 64
+"""Samples at a time, fewer of large observations."""
 
 
 def decode(
@@ -27,6 +28,7 @@ def decode(
     keys: Key[Array, " n"],
     *,
     sampler: AbstractSampler | None = None,
+    seconds: float | None = None,
 ) -> Float[np.ndarray, "n *event"]:
     """Observations given codes z, chunk by chunk on the host. Warns where the program has never been fitted.
 
@@ -35,6 +37,7 @@ def decode(
         z: codes, as `program.encode` or `program.latents.to_code` give them.
         keys: random keys, one for each code: equal ones are common random numbers.
         sampler: of reverse diffusion; default the program's own.
+        seconds: after so many no further chunk is begun: the samples are those of the first codes.
 
     Returns:
         One observation for each code.
@@ -54,7 +57,8 @@ def decode(
         )
     warn_if_not_fitted(program)
     sampler = program.sampler if sampler is None else sampler
-    return _in_chunks(lambda keys, z: _decode(sampler, program.denoiser, program.encoder, keys, z), keys, z)
+    size = chunk_of(CHUNK, program.event_shape)
+    return by_chunks(partial(_decode, sampler, program.denoiser, program.encoder), size, keys, z, seconds=seconds)
 
 
 @eqx.filter_jit
@@ -116,16 +120,11 @@ def generate(
     if size is not None and not guided:
         warn_if_not_fitted(program)
         plain = program.sampler if sampler is None else sampler
-        return _in_chunks(partial(_sample, plain, program.denoiser), jax.random.split(sample_key, size))
+        keys = jax.random.split(sample_key, size)
+        return by_chunks(partial(_sample, plain, program.denoiser), chunk_of(CHUNK, program.event_shape), keys)
     if size is not None:
         z = _prior_codes(program, size, code_key)
     elif x is not None:
         z = _draw_code(program, jnp.asarray(program.observed(x)), code_key)
     assert z is not None
     return decode(program, z, jax.random.split(sample_key, len(z)), sampler=sampler)
-
-
-def _in_chunks(function, *arrays: Array) -> np.ndarray:
-    """Apply in chunks of one size, the last one padded, so that the function is compiled once."""
-    chunks = padded_chunks(len(arrays[0]), CHUNK)
-    return np.concatenate([np.asarray(function(*(array[rows] for array in arrays)))[:count] for rows, count in chunks])

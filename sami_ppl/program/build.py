@@ -126,7 +126,7 @@ def autoencoder(
     say("; ".join([f"data: {len(x):,} observations, {sides}", *notes]))
     statistics: dict[str, Any] = {
         "mean": float(x.mean(dtype=np.float64)) if mean is None else mean,
-        "std": float(x.std(dtype=np.float64)) if std is None else std,
+        "std": _spread(x) if std is None else std,
     }
     say(f"mean {statistics['mean']:.3g}, standard deviation {statistics['std']:.3g}")
     say(f"prior: {', '.join(site.name for site in latents.sites)}; code of {latents.size} numbers")
@@ -325,6 +325,13 @@ def unet_size(shape: tuple[int, ...]) -> dict[str, Any] | None:
             if shape[1] % unit == 0 and 4 <= shape[1] // unit <= 12:
                 return {"widths": widths, "patch": patch}
     return None
+
+
+def _spread(x: np.ndarray) -> float:
+    """Standard deviation in 64 bits, a thousand observations at a time: there is no room for a copy of all in them."""
+    mean = x.mean(dtype=np.float64)
+    parts = (x[start : start + 1024] for start in range(0, len(x), 1024))
+    return float(np.sqrt(sum(np.square(part - mean, dtype=np.float64).sum() for part in parts) / x.size))
 
 
 def _silent(line: str) -> None:

@@ -14,8 +14,7 @@ import numpyro
 from numpyro import handlers
 from numpyro.contrib.module import eqx_module
 
-from sami_ppl._util.chunks import by_chunks
-from sami_ppl._util.keys import check_key
+from sami_ppl._util.chunks import by_chunks, chunk_of
 from sami_ppl.data.checks import as_numbers
 from sami_ppl.data.layout import default_event_dims
 from sami_ppl.decoders.decoder import ScoreDecoder
@@ -350,7 +349,7 @@ class Program(Readable, WithObservations, WithPosterior):
         q = self.code_law(x, given)
         return jnp.asarray(q.mean), jnp.sqrt(jnp.asarray(q.variance))
 
-    def encode(self, x: Any, *, given: Given | None = None, chunk: int = 1024) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, x: Any, *, given: Given | None = None, chunk: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation (obs, D) of the posterior of the code z, chunk by chunk.
 
         For more than these, such as correlations, `code_law` gives the posterior itself.
@@ -358,12 +357,10 @@ class Program(Readable, WithObservations, WithPosterior):
         Args:
             x: observations, an array (obs, *event) or a Dataset; for a store beyond memory see `sami_ppl.encode`.
             given: of sequences, the variables that the prior takes, each (obs, ...).
-            chunk: observations at a time.
-
-        Raises what `observed` raises, and ValueError for labels outside the table that the prior looks up by them.
+            chunk: observations at a time; default 1,024, fewer of large ones.
         """
         given = {name: as_numbers(name, value) for name, value in (given or {}).items()}
-        check_lookups(given, self.latents.tables)
+        chunk = chunk_of(1024, self.event_shape) if chunk is None else chunk
         return by_chunks(partial(compiled_moments, self), chunk, self.observed(x), given)
 
     def params(self) -> dict[str, Any]:

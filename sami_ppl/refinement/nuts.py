@@ -9,8 +9,8 @@ import numpy as np
 from numpyro.infer.hmc import hmc
 import xarray as xr
 
-from sami_ppl._util.history import progress_bar
 from sami_ppl._util.keys import check_key
+from sami_ppl._util.progress import progress_bar
 from sami_ppl.program.program import Program
 from sami_ppl.refinement.result import check_draws, result
 from sami_ppl.refinement.target import Target, log_joint, targets
@@ -44,7 +44,7 @@ def nuts(
     target_key, start_key, chain_key, result_key = jax.random.split(key, 4)
     found = targets(program, data, target_key, levels)
     codes, stats = [], []
-    with progress_bar(len(found), 0, "observations", show=progress) as bar:
+    with progress_bar(len(found), "refining", show=progress) as bar:
         for i, target in enumerate(found):
             start = jax.random.normal(jax.random.fold_in(start_key, i), (chains, program.latents.size))
             keys = jax.random.split(jax.random.fold_in(chain_key, i), chains)

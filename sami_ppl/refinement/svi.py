@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import xarray as xr
 
-from sami_ppl._util.history import progress_bar
 from sami_ppl._util.keys import check_key
+from sami_ppl._util.progress import progress_bar
 from sami_ppl.program.program import Program
 from sami_ppl.refinement.result import check_draws, result
 from sami_ppl.refinement.target import Target, log_joint, targets
@@ -46,7 +46,7 @@ def svi(
     target_key, fit_key, draw_key, result_key = jax.random.split(key, 4)
     codes = []
     found = targets(program, data, target_key, levels)
-    with progress_bar(len(found), 0, "observations", show=progress) as bar:
+    with progress_bar(len(found), "refining", show=progress) as bar:
         for i, target in enumerate(found):
             mean, factor = _fit(program, steps, target, jax.random.fold_in(fit_key, i))
             noise = jax.random.normal(jax.random.fold_in(draw_key, i), (draws, len(mean)))

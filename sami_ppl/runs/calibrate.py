@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 
+from sami_ppl._util.progress import phase, telling
 from sami_ppl.calibration import (
     calibration_table,
     describe,
@@ -49,10 +50,20 @@ def calibrate_run(
     Raises UserError where the folder holds no finished run, an option is out of range, or the data do not fit the
     program.
     """
+    with telling(progress):
+        return _calibrate(
+            Path(out), data=data, simulations=simulations, draws=draws, limit=limit, weighted=weighted, seed=seed,
+        )  # fmt: skip
+
+
+def _calibrate(
+    out: Path, *, data: Path | None, simulations: int, draws: int, limit: int, weighted: int, seed: int
+) -> str:
     check_at_least(20, simulations=simulations)
     check_at_least(2, draws=draws, limit=limit)
     check_at_least(0, weighted=weighted)
-    run = open_run(Path(out))
+    with phase(f"opening {out}"):
+        run = open_run(out)
     program = run.program
     train, test = train_test(run.data if "split" in run.data.coords else split(run.data, key=run.key))
     observed, reference = test, train
@@ -60,33 +71,37 @@ def calibrate_run(
         observed, reference = read_data(data, event_shape=program.event_shape), test
     rank_key, factor_key, typical_key, weight_key = jax.random.split(seed_key(seed), 4)
 
-    tree = simulation_based_calibration(program, key=rank_key, simulations=simulations, draws=draws, progress=progress)
-    calibration = calibration_table(tree)
-    tree["table"] = xr.DataTree(calibration)
-    lines = [describe(calibration)]
-    figures: dict[str, Any] = {"calibration": _plain(calibration) | calibration.attrs}
+    tree = simulation_based_calibration(program, key=rank_key, simulations=simulations, draws=draws)
+    found = calibration_table(tree)
+    tree["table"] = xr.DataTree(found)
+    lines = [describe(found)]
+    figures: dict[str, Any] = {"calibration": _plain(found) | found.attrs}
 
     cut = [part.isel(obs=slice(count)) for part, count in ((train, TRAIN), (test, limit))]
     if real_factors(*reversed(cut)):
-        recovered = factor_recovery(program, *cut, key=factor_key)
+        with phase("recovery of the true factors"):
+            recovered = factor_recovery(program, *cut, key=factor_key)
         tree["factors"] = xr.DataTree(recovered)
         lines.append(_factor_lines(recovered))
         figures["factors"] = _plain(recovered.drop_dims("obs")) | recovered.attrs
 
     observed = first(observed, limit)
-    judged = typicality(program, observed, first(reference, REFERENCE), key=typical_key)
+    with phase(f"how typical {observed.sizes['obs']:,} observations are"):
+        each = typicality(program, observed, first(reference, REFERENCE), key=typical_key)
     if weighted:
-        weights = _weights(program, first(observed, weighted), key=weight_key)
-        judged = judged.merge(weights.reindex(obs=range(observed.sizes["obs"])))
-    tree["observations"] = xr.DataTree(judged)
-    figures["observations"] = _observation_figures(judged)
+        with phase(f"importance weights of {min(weighted, observed.sizes['obs']):,} observations"):
+            weights = _weights(program, first(observed, weighted), key=weight_key)
+        each = each.merge(weights.reindex(obs=range(observed.sizes["obs"])))
+    tree["observations"] = xr.DataTree(each)
+    figures["observations"] = _observation_figures(each)
     lines.append(_observation_lines(figures["observations"], "training" if data is None else "held-out"))
 
-    folder = Path(out) / "calibration"
+    folder = out / "calibration"
     folder.mkdir(exist_ok=True)
     write_json(folder / "calibration.json", figures)
     save_tree(tree, folder / "calibration.nc")
-    _pictures(tree, folder)
+    with phase("drawing"):
+        _pictures(tree, folder)
     return "\n".join([*lines, f"figures: {folder}"])
 
 

@@ -13,11 +13,13 @@ import signal
 import sys
 import traceback
 from typing import Annotated
+import warnings
 
 import cyclopts
 from cyclopts import Parameter
 
 from sami_ppl._util.errors import UserError
+from sami_ppl._util.progress import fresh_line, phase, telling
 from sami_ppl.saving import files as programs
 
 app = cyclopts.App(
@@ -66,6 +68,7 @@ def run(
     seed: int = 0,
     out: Path,
     resume: bool = False,
+    upgraded: Annotated[bool, Parameter(negative=())] = False,
     quiet: bool = False,
     devices: int | None = None,
     distributed: Annotated[bool, Parameter(negative=())] = False,
@@ -88,9 +91,11 @@ def run(
     out
         Folder for all results.
     resume
-        Continue an interrupted run in the same folder.
+        Continue an interrupted run in the same folder, or a finished one whose last stage is given more steps.
+    upgraded
+        With --resume: although libraries have other versions than when the run was begun.
     quiet
-        No progress bars.
+        Nothing on stderr but errors and warnings.
     devices
         Split every batch over so many devices.
     distributed
@@ -112,19 +117,27 @@ def run(
         if not equals:
             raise UserError(f"--set {item}: write KEY=VALUE, for instance --set latents=6")
         settings[key.strip()] = value.strip()
-    run_program(model, with_, data=data, settings=settings, seed=seed, out=out, resume=resume, progress=not quiet,
-                devices=devices)  # fmt: skip
+    run_program(model, with_, data=data, settings=settings, seed=seed, out=out, resume=resume, upgraded=upgraded,
+                progress=not quiet, devices=devices)  # fmt: skip
     if is_first_process():
         print(summary(json.loads((out / "metrics.json").read_text())))
         print(f"report: {out / 'report.html'}")
 
 
 @app.command(name="report")
-def report(folder: Path, /) -> None:
-    """Write the report of a finished run again, from what is in its folder."""
+def report(folder: Path, /, *, quiet: bool = False) -> None:
+    """Write the report of a finished run again, from what is in its folder.
+
+    Parameters
+    ----------
+    folder
+        The run's --out folder.
+    quiet
+        Nothing on stderr but errors and warnings.
+    """
     from sami_ppl.runs.run import report as write
 
-    print(write(folder))
+    print(write(folder, progress=not quiet))
 
 
 @app.command(name="evidence")
@@ -139,6 +152,7 @@ def evidence(
     weighted: int = 64,
     flow: int = 0,
     seed: int = 0,
+    quiet: bool = False,
 ) -> None:
     """Estimate the evidence of held-out observations under a finished run, in nats, with standard errors.
 
@@ -160,11 +174,13 @@ def evidence(
         Number of observations for the density of the probability flow, another model; 0 leaves it out.
     seed
         Seed of z, noise and noise levels.
+    quiet
+        Nothing on stderr but errors and warnings.
     """
     from sami_ppl.runs.evidence import evidence_run
 
     print(evidence_run(folder, data=data, limit=limit, levels=levels, draws=draws, weighted=weighted, flow=flow,
-                       seed=seed))  # fmt: skip
+                       seed=seed, progress=not quiet))  # fmt: skip
 
 
 # `sp.evaluate` is another thing, the figures of metrics.json.
@@ -181,6 +197,7 @@ def compare(
     levels: int = 64,
     seed: int = 0,
     out: Path | None = None,
+    quiet: bool = False,
 ) -> None:
     """Compare finished runs by their evidence bounds on held-out observations, with paired standard errors.
 
@@ -198,10 +215,12 @@ def compare(
         Seed of z, noise and noise levels, the same for all runs.
     out
         Folder for comparison.json and comparison.png.
+    quiet
+        Nothing on stderr but errors and warnings.
     """
     from sami_ppl.runs.compare import compare_runs
 
-    print(compare_runs(folders, data=data, limit=limit, levels=levels, seed=seed, out=out))
+    print(compare_runs(folders, data=data, limit=limit, levels=levels, seed=seed, out=out, progress=not quiet))
 
 
 @app.command(name="calibrate")
@@ -237,7 +256,7 @@ def calibrate(
     seed
         Seed of everything random.
     quiet
-        No progress bar.
+        Nothing on stderr but errors and warnings.
     """
     from sami_ppl.runs.calibrate import calibrate_run
 
@@ -277,7 +296,7 @@ def refine(
     seed
         Seed of everything random.
     quiet
-        No progress bar.
+        Nothing on stderr but errors and warnings.
     """
     from sami_ppl.runs.refine import refine_run
 
@@ -306,6 +325,14 @@ def in_options(message: str) -> str:
     return re.sub(rf"\bsetting ([\w.]+)(?=[=:])|(?<![\w.])({names})=(True\b|[^\s=]?)", option, message)
 
 
+def _show_warning(message: Warning | str, category: type[Warning], file: str, line: int, *_: object) -> None:
+    """Of a warning to the user, its text; of others, where they come from too."""
+    text = f"sami: warning: {in_options(str(message))}\n"
+    if not issubclass(category, UserWarning):
+        text = warnings.formatwarning(message, category, file, line)
+    sys.stderr.write(fresh_line() + text)
+
+
 def main() -> None:
     """Entry point.
 
@@ -317,7 +344,9 @@ def main() -> None:
         if command in COMPUTING:
             # Figures go into files. A notebook hands its commands a backend that may not be installed here.
             os.environ["MPLBACKEND"] = "agg"
-            from sami_ppl.runs.run import use_compilation_cache
+            warnings.showwarning = _show_warning
+            with telling(sys.stderr.isatty() and not bound.arguments.get("quiet")), phase("starting"):
+                from sami_ppl.runs.run import use_compilation_cache
 
             use_compilation_cache()
         command(*bound.args, **bound.kwargs)

@@ -8,6 +8,7 @@ import pandas as pd
 import xarray as xr
 
 from sami_ppl._util.errors import UserError
+from sami_ppl._util.progress import phase, telling
 from sami_ppl.data import train_test
 from sami_ppl.evidence import first
 from sami_ppl.evidence.compare import compare
@@ -23,11 +24,13 @@ def compare_runs(
     levels: int = 64,
     seed: int = 0,
     out: Path | None = None,
+    progress: bool = False,
 ) -> str:
     """Compare finished runs on held-out observations of theirs, or on `data`; returns the table as text.
 
-    With `out`, also writes `comparison.json` and `comparison.png` there. Raises UserError for fewer than two runs,
-    names that repeat, or runs on other data.
+    With `out`, also writes `comparison.json` and `comparison.png` there. `progress`: say on stderr what is done.
+
+    Raises UserError for fewer than two runs, names that repeat, or runs on other data.
     """
     if len(folders) < 2:
         raise UserError("give at least two folders of finished runs")
@@ -44,7 +47,8 @@ def compare_runs(
                 f"{name} was fitted to other data than {names[0]}, whose held-out observations it may have been "
                 "trained on: give observations that none has seen, data=FILE"
             )
-    table = compare({n: r.program for n, r in runs.items()}, parts, key=seed_key(seed), levels=levels)
+    with telling(progress), phase(f"bounds of {held_out.sizes['obs']:,} observations under {len(runs)} programs"):
+        table = compare({n: r.program for n, r in runs.items()}, parts, key=seed_key(seed), levels=levels)
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
         (Path(out) / "comparison.json").write_text(table.to_json(orient="index", indent=1) or "")

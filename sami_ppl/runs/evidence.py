@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl._util.errors import UserError
+from sami_ppl._util.progress import phase, telling
 from sami_ppl.data import train_test
 from sami_ppl.diagnostics import information_spectrum
 from sami_ppl.evidence import (
@@ -38,6 +39,7 @@ def evidence_run(
     weighted: int = 64,
     flow: int = 0,
     seed: int = 0,
+    progress: bool = False,
 ) -> str:
     """Estimate the evidence, write `evidence.json` and `evidence.nc` to the run's folder, and return the table.
 
@@ -45,6 +47,7 @@ def evidence_run(
 
     `evidence.nc` holds the bound of each observation, by its parts; where they were asked for, the importance-weighted
     bounds and the flow's densities of the first observations; and, of a guided decoder, the information spectrum.
+    `progress`: say on stderr what is done.
 
     Raises UserError where the folder holds no finished run, an option is out of range, or the data do not fit the
     program.
@@ -53,11 +56,13 @@ def evidence_run(
     check_at_least(0, weighted=weighted, flow=flow)
     if weighted and (draws < 32 or draws & (draws - 1)):
         raise UserError(f"draws={draws}: must be a power of two, at least 32")
-    found = open_run(Path(out), data=None if data is None else read_data(data))
-    part = train_test(found.data)[1] if "split" in found.data.coords and data is None else found.data
-    figures, tree = evidence_figures(
-        found, first(part, limit), key=seed_key(seed), levels=levels, draws=draws, weighted=weighted, flow=flow
-    )
+    with telling(progress):
+        with phase(f"opening {out}"):
+            found = open_run(Path(out), data=None if data is None else read_data(data))
+        part = train_test(found.data)[1] if "split" in found.data.coords and data is None else found.data
+        figures, tree = evidence_figures(
+            found, first(part, limit), key=seed_key(seed), levels=levels, draws=draws, weighted=weighted, flow=flow
+        )
     name = "evidence" if data is None else f"evidence_{Path(data).stem}"
     write_json(Path(out) / f"{name}.json", figures)
     save_tree(tree, Path(out) / f"{name}.nc")
@@ -75,15 +80,18 @@ def evidence_figures(
     program, (x, _) = run.program, run.program.observations(data)
     single, each = program.single(x)
     pilot_key, bound_key, weighted_key, flow_key, information_key = jax.random.split(key, 5)
-    proposal = importance_proposal(program, data, key=pilot_key)
-    bound = evidence_bound(program, data, key=bound_key, levels=levels, proposal=proposal)
+    with phase("where to put the noise levels"):
+        proposal = importance_proposal(program, data, key=pilot_key)
+    with phase(f"bound of {len(x):,} observations, {levels} noise levels each"):
+        bound = evidence_bound(program, data, key=bound_key, levels=levels, proposal=proposal)
     groups = {"bound": bound}
     figures: dict[str, Any] = {"observations": len(x), "levels": levels}
     figures |= summarise(bound, x)
     if weighted:
-        tight = importance_weighted_bound(
-            program, first(data, weighted), key=weighted_key, draws=draws, levels=levels, proposal=proposal
-        )
+        with phase(f"importance-weighted bound of {min(weighted, len(x)):,} observations, {draws} draws each"):
+            tight = importance_weighted_bound(
+                program, first(data, weighted), key=weighted_key, draws=draws, levels=levels, proposal=proposal
+            )
         groups["importance_weighted"] = tight
         last = tight["bound"].isel(particles=-1).values
         figures["importance_weighted"] = {
@@ -97,11 +105,13 @@ def evidence_figures(
             f"flow={flow}: the density is that of a denoiser without a code, which a Gaussian decoder has not"
         )
     if flow:
-        density = flow_log_prob(single.denoiser, each[:flow], key=flow_key)
+        with phase(f"density of the probability flow at {min(flow, len(each)):,} observations"):
+            density = flow_log_prob(single.denoiser, each[:flow], key=flow_key)
         groups["flow"] = xr.Dataset({"log_prob": ("obs", density)}, attrs={"units": "nats", "note": FLOW_NOTE})
         figures["flow"] = {"observations": len(density), "negative_log_density": mean_and_error(-density)}
     if program.guided:
-        spectrum = information_spectrum(single, each[:JUDGED], key=information_key, levels=24)
+        with phase(f"information in the code, by {min(JUDGED, len(each)):,} observations"):
+            spectrum = information_spectrum(single, each[:JUDGED], key=information_key, levels=24)
         groups["information"] = spectrum
         figures["information"] = {name: spectrum.attrs[name] for name in ("information", "gain", "kl", "gap")}
     if run.own_data and hasattr(run.module, "exact"):

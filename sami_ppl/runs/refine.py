@@ -7,6 +7,7 @@ import arviz as az
 import xarray as xr
 
 from sami_ppl._util.errors import UserError
+from sami_ppl._util.progress import phase, telling
 from sami_ppl.calibration import pictures
 from sami_ppl.data import train_test
 from sami_ppl.posteriors import save_tree
@@ -40,7 +41,8 @@ def refine_run(
     if method not in METHODS:
         raise UserError(f"method={method}: refinement is by {' or '.join(METHODS)}")
     check_at_least(2, draws=draws, levels=levels)
-    run = open_run(Path(out), data=None if data is None else read_data(data))
+    with telling(progress), phase(f"opening {out}"):
+        run = open_run(Path(out), data=None if data is None else read_data(data))
     part = train_test(run.data)[1] if "split" in run.data.coords and data is None else run.data
     chosen = _positions(obs, part.sizes["obs"])
     part = part.isel(obs=chosen).assign_coords(obs=chosen)

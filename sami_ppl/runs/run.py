@@ -7,14 +7,13 @@ The folder:
     out/checkpoints/    states to resume from, out/log.jsonl               out/report.html, out/figures/
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 import json
 import os
 from pathlib import Path
-import shutil
 import sys
 from tempfile import TemporaryDirectory, TemporaryFile
 import time
@@ -26,10 +25,9 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl._util.errors import UserError, mistakes
-from sami_ppl._util.files import written_aside
 from sami_ppl._util.history import read_history
-from sami_ppl._util.locks import LOCK, held
 from sami_ppl._util.parallel import data_parallel, is_first_process
+from sami_ppl._util.progress import phase, say, telling
 from sami_ppl._util.tables import readable
 from sami_ppl._util.versions import versions
 from sami_ppl.analyses.evaluate import evaluate
@@ -39,15 +37,16 @@ from sami_ppl.fitting.loop import NonFiniteLoss
 from sami_ppl.posteriors import save_tree
 from sami_ppl.posteriors.tree import check_labels
 from sami_ppl.program.program import Program
+from sami_ppl.runs.claim import check_writable, claimed, write_json
 from sami_ppl.runs.report import write_report
 from sami_ppl.runs.settings import default_configs, seed_key
 from sami_ppl.saving import files as programs
 from sami_ppl.saving.save import LoadError, load, save
 
-AFTER_THE_FIT = ("settings.inference.draws:", "settings.inference.posterior_obs:")
-"""Settings that no checkpoint depends on."""
 INFERENCES = {"conditioned": "joint", "gaussian": "vae"}
 """Inferences of programs whose decoder takes the code, which two stages cannot fit."""
+MEASURED = 180.0
+"""Seconds for the figures of `metrics.json`, about: then they are of fewer observations."""
 
 
 def run(
@@ -59,35 +58,52 @@ def run(
     seed: int = 0,
     out: Path,
     resume: bool = False,
+    upgraded: bool = False,
     progress: bool = True,
     devices: int | None = None,
 ) -> xr.DataTree:
     """Fit a program file under an inference file and write everything to `out`; returns the DataTree.
 
     `inference`: by default the one that suits the setting `decoder` (`INFERENCES`), where the program has it, else
-    two_stage. `devices`: over how many batches are split; None leaves them whole. Of several processes, which make the
-    same call and use all devices, the first writes.
+    two_stage. `resume`: go on with the run in `out`; the last stage of a finished one may be given more steps.
+    `upgraded`: also where it was begun with other versions of the libraries. `progress`: say on stderr what is done.
+    `devices`: over how many batches are split; None leaves them whole. Of several processes, which make the same call
+    and use all devices, the first writes.
 
     Raises UserError for unknown names or settings, data that do not fit, an `out` that holds another run, or this one
     without `resume`, and for a loss that is not finite.
     """
-    out = Path(out)
+    with telling(progress and is_first_process()):
+        return _run(
+            model, inference, data=data, settings=settings or {}, seed=seed, out=Path(out), resume=resume,
+            upgraded=upgraded, progress=progress, devices=devices,
+        )  # fmt: skip
+
+
+def _run(
+    model: str, inference: str | None, *, data: Path | None, settings: dict[str, str], seed: int, out: Path,
+    resume: bool, upgraded: bool, progress: bool, devices: int | None,
+) -> xr.DataTree:  # fmt: skip
     began = time.perf_counter()
+    check_writable(out)
     model_file = programs.find(model, "models")
     model_module = programs.load_file(model_file)
-    inference_file = programs.find(inference or _default_inference(model_module, settings or {}), "inference")
+    inference_file = programs.find(inference or _default_inference(model_module, settings), "inference")
     inference_module = programs.load_file(inference_file)
-    configs = default_configs(model_module, inference_module, settings or {})
+    configs = default_configs(model_module, inference_module, settings)
     data_key, build_key, run_key, figure_key, posterior_key = jax.random.split(seed_key(seed), 5)
     ending = configs["inference"]
     for name in ("posterior_obs", "draws"):
         if getattr(ending, name) < 1:
             raise UserError(f"setting {name}={getattr(ending, name)}: must be at least 1")
+    say(f"{model_file.stem}, by {inference_file.stem}, seed {seed}: everything is written to {out}")
     with mistakes(ValueError):  # what the program file has against the data, or the settings
-        observations = _load(model_module, configs["model"], data, key=data_key)
-        program = programs.build_program(model_file, configs["model"], observations, key=build_key)
-        check_data(observations, event_shape=program.event_shape)
-        check_labels(observations)
+        with phase("making the data" if data is None else f"reading {data}"):
+            observations = _load(model_module, configs["model"], data, key=data_key)
+        with phase("building the program"):
+            program = programs.build_program(model_file, configs["model"], observations, key=build_key)
+            check_shape(observations, event_shape=program.event_shape)
+            check_labels(observations)
     description = {
         "model": str(model_file), "inference": str(inference_file),
         "data": None if data is None else str(Path(data).resolve()),
@@ -102,7 +118,7 @@ def run(
             return draw(fit(out=Path(aside), progress=False), Path(aside))
 
     seconds = {"prepare": time.perf_counter() - began}
-    with _claimed(out, description, resume=resume), _timed(seconds, "fit"), parallel:
+    with claimed(out, description, resume=resume, upgraded=upgraded), _timed(seconds, "fit"), parallel:
         try:
             with mistakes(CheckpointError):
                 tree = draw(fit(out=out, progress=progress), out)
@@ -112,13 +128,13 @@ def run(
     save_tree(tree, out / "posterior.nc")
     with _timed(seconds, "figures"):
         metrics = evaluate(
-            load(out / "model"), observations, key=figure_key,
+            load(out / "model"), observations, key=figure_key, seconds=MEASURED, progress=progress,
             distance=_distance(model_module, configs["model"], own_data=data is None),
         )  # fmt: skip
     metrics["seconds"] = seconds | _stage_seconds(out / "log.jsonl")
     write_json(out / "metrics.json", metrics)
     with _timed(seconds, "report"):
-        report(out, data=observations)
+        report(out, data=observations, progress=progress)
     metrics["seconds"] |= {"report": seconds["report"], "total": time.perf_counter() - began}
     write_json(out / "metrics.json", metrics)
     return tree
@@ -136,7 +152,8 @@ def _saved_posterior(program: Program, out: Path, *, data: xr.Dataset, draws: in
             "fit(...)` and `return program`; it is saved, and its posterior drawn, by whoever called"
         )
     save(program, out / "model")
-    return program.posterior(data, key=key, draws=draws)
+    with phase(f"posteriors of {data.sizes['obs']:,} test observations, {draws:,} draws of each"):
+        return program.posterior(data, key=key, draws=draws)
 
 
 @readable
@@ -189,10 +206,18 @@ def check_at_least(least: int, **options: int) -> None:
             raise UserError(f"{name}={value}: must be at least {least}")
 
 
-def report(out: Path, *, data: xr.Dataset | None = None) -> Path:
-    """Write `report.html` and its figures from the results in a folder; returns the page."""
-    out = Path(out)
-    run = open_run(out, data=data)
+def report(out: Path, *, data: xr.Dataset | None = None, progress: bool = False) -> Path:
+    """Write `report.html` and its figures from the results in a folder; returns the page.
+
+    `progress`: say on stderr what is done.
+    """
+    with telling(progress):
+        return _report(Path(out), data)
+
+
+def _report(out: Path, data: xr.Dataset | None) -> Path:
+    with phase("report: opening the run"):
+        found = open_run(out, data=data)
     with xr.open_datatree(out / "posterior.nc", engine="h5netcdf") as opened:
         tree = opened.load()
     metrics = json.loads((out / "metrics.json").read_text())
@@ -260,6 +285,10 @@ def summary(metrics: dict[str, Any]) -> str:
             f"the prior over time {whole['kl_total_nats']:.1f}"
         )
     lines += [f"WARNING: {text}" for text in metrics["warnings"]]
+    if (counts := metrics.get("observations")) is not None:
+        lines.append("observations: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
+    if metrics.get("skipped"):
+        lines.append(f"left out, for want of time: {', '.join(metrics['skipped'])}")
     lines.append("seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in metrics["seconds"].items()))
     return "\n".join(lines)
 
@@ -301,68 +330,8 @@ def _distance(module: ModuleType, config: Any, *, own_data: bool) -> Callable[[n
     return partial(module.distance, config=config) if own_data and hasattr(module, "distance") else None
 
 
-@contextmanager
-def _claimed(out: Path, description: dict[str, Any], *, resume: bool) -> Iterator[None]:
-    """Take the folder for a run, alone, and give it back where the run fails before it has written anything.
-
-    What fails so early are checks, of settings and data against the program, or of a denoiser to be reused: ValueError
-    and LoadError come out as UserError.
-    """
-    if out.exists() and not out.is_dir():
-        raise UserError(_FOREIGN.format(out))
-    with held(out):
-        _claim(out, description, resume=resume)
-        try:
-            yield
-        except Exception as error:
-            if {file.name for file in out.iterdir()} <= {"config.json", LOCK}:
-                shutil.rmtree(out)
-                if isinstance(error, ValueError | LoadError):
-                    raise UserError(str(error)) from error
-            raise
-
-
-_FOREIGN = "out={} exists and holds something else: choose a new folder"
-
-
-def _claim(out: Path, description: dict[str, Any], *, resume: bool) -> None:
-    """Take the folder for this run, or say why not; nothing already there is lost.
-
-    With `resume`, settings of what comes after the fit may be others than before.
-    """
-    file = out / "config.json"
-    plain = json.loads(json.dumps(description))
-    if not file.exists():
-        if any(entry.name != LOCK for entry in out.iterdir()):
-            raise UserError(_FOREIGN.format(out))
-        write_json(file, plain)
-        return
-    there = json.loads(file.read_text())
-    different = sorted(d for d in _differences(there, plain) if not d.startswith(AFTER_THE_FIT))
-    if different:
-        raise UserError(
-            f"out={out} holds a run with other settings:\n  " + "\n  ".join(different) + "\nchoose another out="
-        )
-    if not resume:
-        raise UserError(f"out={out} holds this run already: continue it with resume=True or choose another out=")
-    write_json(file, plain)
-
-
-def _differences(there: Any, wanted: Any, path: str = "") -> list[str]:
-    if isinstance(there, dict) and isinstance(wanted, dict):
-        keys = {**there, **wanted}
-        return [d for k in keys for d in _differences(there.get(k), wanted.get(k), f"{path}.{k}" if path else k)]
-    return [] if there == wanted else [f"{path}: {there!r} there, {wanted!r} here"]
-
-
 def _stage_seconds(file: Path) -> dict[str, float]:
     return {r["stage"]: r["seconds"] for r in (read_history(file) if file.exists() else [])}
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write JSON aside and rename it, so that no half-written file is left."""
-    with written_aside(file) as part:
-        part.write_text(json.dumps(content, indent=1))
 
 
 @contextmanager

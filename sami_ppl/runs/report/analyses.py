@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl import plots
+from sami_ppl._util.progress import phase
 from sami_ppl.analyses import association, axis_activity, plot_association, plot_posterior_by_noise, posterior_by_noise
 from sami_ppl.analyses.codes import ACTIVE_VARIANCE
 from sami_ppl.diagnostics import information_spectrum
@@ -45,15 +46,18 @@ def examine(program: Program, m: Material, *, key: Key[Array, ""], evidence: Pat
     noise_key, information_key, association_key = jax.random.split(key, 3)
     if len(m.test) < 2:
         return Findings(None, None, None, None)
-    activity, matched = axis_activity(program, m.test), _association(program, m, association_key)
+    with phase("report: which axis is which factor"):
+        activity, matched = axis_activity(program, m.test), _association(program, m, association_key)
     if not program.guided:
         return Findings(None, None, activity, matched)
-    noise = posterior_by_noise(program, m.test[:NOISY], key=noise_key, levels=LEVELS)
+    with phase("report: posteriors as noise grows"):
+        noise = posterior_by_noise(program, m.test[:NOISY], key=noise_key, levels=LEVELS)
     if evidence is not None and evidence.exists():
         with xr.open_datatree(evidence, engine="h5netcdf") as tree:
             information = tree["information"].to_dataset().load()
     else:
-        information = information_spectrum(program, m.test[:SPOKEN], key=information_key, levels=STEPS)
+        with phase("report: information in the code by noise level"):
+            information = information_spectrum(program, m.test[:SPOKEN], key=information_key, levels=STEPS)
     return Findings(noise, information, activity, matched)
 
 

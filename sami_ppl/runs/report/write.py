@@ -16,10 +16,11 @@ from jaxtyping import Array, Key
 import xarray as xr
 
 from sami_ppl._util.history import read_history
+from sami_ppl._util.progress import phase
 from sami_ppl._util.versions import versions
 from sami_ppl.program.program import Program
 from sami_ppl.runs.report import analyses, page, tables
-from sami_ppl.runs.report.pictures import PICTURES, Distance, Picture, gather
+from sami_ppl.runs.report.pictures import PICTURES, Distance, Material, Picture, gather
 from sami_ppl.runs.report.trust import trust
 
 
@@ -50,9 +51,18 @@ def write_report(
         )
     config = json.loads((out / "config.json").read_text()) if (out / "config.json").exists() else None
     log = read_history(out / "log.jsonl") if (out / "log.jsonl").exists() else []
-    material = gather(program, data, metrics, log, key=key, distance=distance)
+    with phase("report: codes and samples for its pictures"):
+        material = gather(program, data, metrics, log, key=key, distance=distance)
     (out / "figures").mkdir(parents=True, exist_ok=True)
     found = analyses.examine(program, material, key=jax.random.fold_in(key, 1), evidence=out / "evidence.nc")
+    with phase("report: drawing"):
+        return _page(out, program, data, tree, metrics, config, log, material, found)
+
+
+def _page(
+    out: Path, program: Program, data: xr.Dataset, tree: xr.DataTree, metrics: dict[str, Any],
+    config: dict[str, Any] | None, log: list[dict[str, Any]], material: Material, found: analyses.Findings,
+) -> Path:  # fmt: skip
     drawn = {part: [picture for make in makers if (picture := make(material))] for part, makers in PICTURES.items()}
     drawn["code"][1:1] = analyses.pictures(found)
     cards = {part: [_save(picture, out / "figures") for picture in pictures] for part, pictures in drawn.items()}
