@@ -15,6 +15,7 @@ from numpyro import handlers
 from numpyro.contrib.module import eqx_module
 
 from sami_ppl._util.chunks import by_chunks, chunk_of
+from sami_ppl._util.keys import check_key
 from sami_ppl.data.checks import as_numbers
 from sami_ppl.data.layout import default_event_dims
 from sami_ppl.decoders.decoder import ScoreDecoder
@@ -358,8 +359,11 @@ class Program(Readable, WithObservations, WithPosterior):
             x: observations, an array (obs, *event) or a Dataset; for a store beyond memory see `sami_ppl.encode`.
             given: of sequences, the variables that the prior takes, each (obs, ...).
             chunk: observations at a time; default 1,024, fewer of large ones.
+
+        Raises what `observed` raises, and ValueError for labels outside the table that the prior looks up by them.
         """
         given = {name: as_numbers(name, value) for name, value in (given or {}).items()}
+        check_lookups(given, self.latents.tables)
         chunk = chunk_of(1024, self.event_shape) if chunk is None else chunk
         return by_chunks(partial(compiled_moments, self), chunk, self.observed(x), given)
 
