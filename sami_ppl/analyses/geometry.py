@@ -23,6 +23,7 @@ import xarray as xr
 
 from sami_ppl import plots
 from sami_ppl._util.chunks import by_chunks, chunk_of, padded_chunks
+from sami_ppl._util.keys import check_key
 from sami_ppl.analyses.codes import CHUNK, CODE_UNITS, axis_dataset
 from sami_ppl.decoders.guidance import check_guided
 from sami_ppl.diffusion.sampler import AbstractSampler

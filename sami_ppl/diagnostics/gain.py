@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from sami_ppl._util.chunks import chunk_of
+from sami_ppl._util.keys import check_key
 from sami_ppl._util.tables import readable
 from sami_ppl.priors.read import Given
 from sami_ppl.program.program import Program

@@ -21,6 +21,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl._util.chunks import by_chunks, chunk_of
+from sami_ppl._util.keys import check_key
 from sami_ppl.decoders.guidance import check_guided, guidance
 from sami_ppl.diagnostics.gain import draw_code
 from sami_ppl.encoders.frames import check_single

@@ -15,6 +15,7 @@ from numpyro import handlers
 from numpyro.contrib.module import eqx_module
 
 from sami_ppl._util.chunks import by_chunks, chunk_of
+from sami_ppl._util.keys import check_key
 from sami_ppl.data.checks import as_numbers
 from sami_ppl.data.layout import default_event_dims
 from sami_ppl.decoders.decoder import ScoreDecoder

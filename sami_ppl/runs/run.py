@@ -217,7 +217,7 @@ def report(out: Path, *, data: xr.Dataset | None = None, progress: bool = False)
 
 def _report(out: Path, data: xr.Dataset | None) -> Path:
     with phase("report: opening the run"):
-        found = open_run(out, data=data)
+        run = open_run(out, data=data)
     with xr.open_datatree(out / "posterior.nc", engine="h5netcdf") as opened:
         tree = opened.load()
     metrics = json.loads((out / "metrics.json").read_text())
