@@ -83,6 +83,8 @@ def fit_stage(
     with progress_bar(loop.steps, name, show=progress, unit="step") as bar:
         state = loop.init(None if out is None else Path(out), resume=resume)
         bar.initial = bar.n = int(state.step)
+        if not loop.goes_on(state):
+            bar.set_postfix_str("done before")
         with stop_requests() as stopped:
             try:
                 while loop.goes_on(state) and not stopped:

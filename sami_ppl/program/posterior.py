@@ -20,7 +20,7 @@ class WithPosterior(eqx.Module):
         draws: int = 100,
         predictive: int = 4,
         levels: int | None = None,
-        chunk: int = 64,
+        chunk: int | None = None,
         attrs: dict[str, Any] | None = None,
         out: str | Path | None = None,
         progress: bool = False,
