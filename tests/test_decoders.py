@@ -189,7 +189,7 @@ def test_the_code_reaches_every_block(kind):
     shared = jax.tree_util.tree_leaves_with_path(eqx.filter(plain, eqx.is_array))
     more = dict(jax.tree_util.tree_leaves_with_path(eqx.filter(coded, eqx.is_array)))
     assert all(np.array_equal(leaf, more[path]) for path, leaf in shared)
-    assert len(more) == len(shared) + 5
+    assert len(more) == len(shared) + 7
     coded = awake(coded)
     x, level = jax.random.normal(KEY, (6,) if kind == "mlp" else (1, 8, 8)), jnp.zeros(())
     call = jax.jit(lambda z: coded(x, level, z))
