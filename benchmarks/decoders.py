@@ -4,6 +4,7 @@ python -m benchmarks.decoders [--steps 1500]
 """
 
 import argparse
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -16,12 +17,12 @@ from sami_ppl.analyses.evaluate import probes
 from sami_ppl.data import digits, split, train_test
 from sami_ppl.diagnostics import noise_errors
 
-FITS = (("guided", 0.2), ("conditioned", 0.1), ("conditioned", 0.02), ("gaussian", 1.0))
+FITS: Any = (("guided", 0.2), ("conditioned", 0.1), ("conditioned", 0.02), ("gaussian", 1.0))
 
 
 def plan(decoder: str, beta: float, steps: int) -> sp.AbstractPlan:
     """Two stages of guided decoders, both networks at once of others."""
-    every = {"steps": steps, "batch": 128, "validate_every": 200}
+    every: Any = {"steps": steps, "batch": 128, "validate_every": 200}
     if decoder != "guided":
         return sp.Joint(sp.Stage(**every, learning_rate=1e-3, clip=150.0, beta=beta))
     encoder = sp.Stage(train=("encoder",), **every, learning_rate=8e-4, warmup=200, beta=beta, clip=150.0)
@@ -42,7 +43,7 @@ def main(steps: int) -> None:
         fitted = plan(decoder, beta, steps)
         program, _ = sp.fit(program, train, fitted, held_out=test, key=fit_key, progress=False)
         bound = sp.evidence_bound(program, test, key=key)
-        errors = eqx.filter_jit(noise_errors)(program, jnp.asarray(pixels[1]), key)
+        errors: Any = eqx.filter_jit(noise_errors)(program, jnp.asarray(pixels[1]), key)
         saved = np.nan if errors.unguided is None else float(np.sum(errors.unguided - errors.own))
         accuracy = probes((program.encode(pixels[0])[0], program.encode(pixels[1])[0]), pixels, labels)
         used = int((bound["kl_axis"].mean("obs") > 0.3).sum())
