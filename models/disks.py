@@ -61,8 +61,8 @@ def build(config: Config, data: xr.Dataset, *, key: jax.Array) -> sp.Program:
     size = {"mlp": {"width": config.width, "depth": config.depth}, "unet": {"widths": config.widths, "patch": 2}}
     program = sp.autoencoder(
         make_prior(config.prior, config.latents), data, decoder=config.decoder, network=config.network,
-        size=size[config.network],
-        families={"z": sp.families.Diagonal}, noise=config.noise, min_scale=config.min_scale, predict="data",
+        size=size[config.network], families={"z": sp.families.Diagonal}, noise=config.noise,
+        min_scale=config.min_scale, predict="data" if config.decoder == "guided" else None,
         schedule=sp.VariancePreserving(config.log_snr_min, config.log_snr_max),
         mean=config.mean, std=config.std, progress=False, key=key,
     )  # fmt: skip

@@ -61,6 +61,14 @@ MISTAKES = {
         "return given(denoiser, encoder, __import__('jax').lax.stop_gradient(z))",
         "test_bound.py::test_gradient_is_that_of_the_formula[reverse-guided]",
     ),
+    "code kept from a conditioned denoiser": (
+        "decoders/conditional.py", "return self.network(x, log_snr, self.z)", "return self.network(x, log_snr)",
+        "test_decoders.py::test_both_decoders_have_one_bound",
+    ),
+    "standard deviation for variance in the denoiser of a Gaussian decoder": (
+        "decoders/conditional.py", "sigma / (alpha**2 * self.std**2 + sigma**2)",
+        "sigma / (alpha**2 * self.std + sigma**2)", "test_decoders.py::test_the_closed_form_is_what_diffusion_bounds",
+    ),
     "last denoising step dropped": (
         "diffusion/sampler.py", "return denoiser.x_hat(self.carry(denoiser, start, low, high, noise_key), high)",
         "return self.carry(denoiser, start, low, high, noise_key)",

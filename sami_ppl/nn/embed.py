@@ -33,19 +33,22 @@ class NoiseEmbedding(eqx.Module):
 
 
 class CodeEmbedding(eqx.Module):
-    """Code z → feature vector by two dense layers, and a learned vector that stands for no code.
+    """Code z → feature vector by two dense layers, normalised, and a learned vector that stands for no code.
 
-    A code that is None, or NaN anywhere, is none.
+    A code that is None, or NaN anywhere, is none. Without the normalisation features are so small at first that
+    conditioned decoders learn to do without the code before they learn what it says.
     """
 
     hidden: eqx.nn.Linear
     out: eqx.nn.Linear
+    norm: eqx.nn.LayerNorm
     absent: Float[Array, " size"]
 
     def __init__(self, codes: int, size: int, *, key: Key[Array, ""]):
         hidden_key, out_key = jax.random.split(key)
         self.hidden = eqx.nn.Linear(codes, size, key=hidden_key)
         self.out = eqx.nn.Linear(size, size, key=out_key)
+        self.norm = eqx.nn.LayerNorm(size)
         self.absent = jnp.zeros(size)
 
     def __call__(self, z: Float[Array, " D"] | None) -> Float[Array, " size"]:
@@ -53,7 +56,7 @@ class CodeEmbedding(eqx.Module):
             return self.absent
         known = ~jnp.isnan(z).any()
         # The inner choice keeps the gradient of what is not chosen from being NaN.
-        told = jax.nn.silu(self.out(jax.nn.silu(self.hidden(jnp.where(known, z, 0)))))
+        told = self.norm(self.out(jax.nn.silu(self.hidden(jnp.where(known, z, 0)))))
         return jnp.where(known, told, self.absent)
 
 

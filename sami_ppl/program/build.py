@@ -96,7 +96,8 @@ def autoencoder(
         min_scale: least posterior standard deviation, in units of the prior's spread.
         schedule: noise levels; default `VariancePreserving()`.
         predict: what the denoiser's network puts out, see `PreconditionedDenoiser`; default "data" of a perceptron,
-            "noise" of a U-Net. A Gaussian decoder predicts nothing else than its mean.
+            "noise" of a U-Net and of conditioned decoders, which learn what the code is for only where errors at the
+            clean end do not drown it. A Gaussian decoder predicts nothing but its mean.
         sampler: of reverse diffusion; default as for `Program`.
         global_guide: guide of global sites, as for `Program`.
         progress: print what is guessed.
@@ -137,7 +138,7 @@ def autoencoder(
     say(f"networks: {made.description}")
     schedule = VariancePreserving() if schedule is None else schedule
     if predict is None:
-        predict = "noise" if isinstance(made.denoiser, UNet) else "data"
+        predict = "noise" if isinstance(made.denoiser, UNet) or decoder == "conditioned" else "data"
     denoiser: AbstractDenoiser
     if decoder == "gaussian":
         denoiser = IsotropicDenoiser(made.denoiser, schedule, shape, latents.size, **statistics)

@@ -54,6 +54,8 @@ class Program(Readable, WithObservations, WithPosterior):
         factors ~ prior();  z = code of the factors in unconstrained space
         x ~ ScoreDecoder(z): reverse diffusion with the noise prediction ε_θ − σ ∇ log q(z | x_λ, λ)
 
+    or, where the denoiser takes the code itself (`decoders.conditional`), with its own.
+
     Inference: q(factors | x) = the encoder at the clean end, pushed onto the prior's supports.
 
     A hierarchical prior, `def prior(obs)`, has global sites too, outside the plate `obs`; their guide, `global_guide`,
