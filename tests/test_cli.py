@@ -69,9 +69,12 @@ def refused(result):
     code, out, err = result
     assert code == 2, err
     assert out == ""
-    assert err.startswith("sami: ")
     assert "Traceback" not in err
-    return err
+    phases, found, message = f"\n{err}".rpartition("\nsami: ")
+    assert found, err
+    # What was being done when it failed may be said before.
+    assert all(line.endswith("… ") for line in phases.split("\n")[1:]), err
+    return f"sami: {message}"
 
 
 # ls and cp
