@@ -29,6 +29,10 @@ class Wrong(AssertionError):
     """A result that is not the right one."""
 
 
+class Refused(Exception):
+    """A clear error that was given in another way than by an exception, such as a message of a command."""
+
+
 class Hang(BaseException):
     """A trial that takes too long."""
 
@@ -53,15 +57,23 @@ class Tally:
     def fail(self, what: Any, why: str) -> None:
         self.failures.append({"what": what, "why": why})
 
-    def take(self, what: Any, call: Callable[[], Any], names: Sequence[str]) -> None:
-        """One trial in this process. `call` returns, or raises Wrong, or an error that must name one of `names`."""
+    def take(self, what: Any, call: Callable[[], Any], names: Sequence[str], own: str = "") -> None:
+        """One trial in this process. `call` returns, or raises Wrong, or an error that must name one of `names`.
+
+        `own`: a file whose lines stand for a user's own function; their errors come out as they are.
+        """
         try:
             with watched(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 call()
             self.right += 1
         except (Exception, Hang) as error:
-            if (why := unclear(error, names)) is None:
+            last = traceback.extract_tb(error.__traceback__)[-1].filename
+            if isinstance(error, Refused) or (last == own and not isinstance(error, Wrong)):
+                why = None
+            else:
+                why = unclear(error, names)
+            if why is None:
                 self.refused += 1
                 self.seen[f"{type(error).__name__}: {str(error)[:40]}"] += 1
             else:

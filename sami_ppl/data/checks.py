@@ -9,7 +9,6 @@ Whatever users hand over passes here, by `Program.observations` or `check_data`:
 """
 
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 import warnings
 
@@ -103,7 +102,7 @@ def check_shape(data: xr.Dataset, *, event_shape: tuple[int, ...] | None = None,
                 f'write data.drop_vars("{name}"), or keep it in data.attrs'
             )
         period = variable.attrs.get("period", 1)
-        if not (isinstance(period, Real) and 0 < period < np.inf):
+        if not (isinstance(period, int | float | np.integer | np.floating) and 0 < period < np.inf):
             raise ValueError(
                 f"variable {name!r} has attrs['period'] = {period!r}, expected a positive number, in the unit of its "
                 f"values: write data[{name!r}].attrs['period'] = 2 * np.pi, or take it away"
