@@ -1,7 +1,9 @@
 """Files and folders of images as data sets, and what is said of those that are none."""
 
+import pickle
 import struct
 from unittest.mock import Mock
+import zipfile
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -181,6 +183,8 @@ def broken_files(folder):
     save_images(folder / "torn", [square])
     (folder / "torn" / "00.png").write_bytes(b"no image")
     (folder / "nothing.npz").touch()
+    with zipfile.ZipFile(folder / "code.npz", "w") as archive:
+        archive.writestr("x.npy", pickle.dumps(print))
     xr.Dataset({"x": (("obs", "feature"), np.ones((3, 2)))}).to_zarr(folder / "chunk.zarr", consolidated=False)
     (folder / "chunk.zarr" / "x" / "c" / "0" / "0").write_bytes(b"no chunk")
     return {
@@ -192,6 +196,7 @@ def broken_files(folder):
         "dims.npz": (ValueError, "dims.npz has arrays named as dims of x are, row, which would not be kept as factors"),
         "text.npz": (ValueError, "text.npz cannot be read as a .npz file"),
         "nothing.npz": (ValueError, "nothing.npz cannot be read as a .npz file"),
+        "code.npz": (ValueError, r"code.npz cannot be read as a .npz file of plain arrays \(x in it is no array\)"),
         "chunk.zarr": (ValueError, "chunk.zarr cannot be read as a dataset"),
         "text.nc": (ValueError, r"text.nc cannot be read as a dataset (?s:.*)to_netcdf\(path\)"),
         "empty.zarr": (ValueError, r"empty.zarr cannot be read as a dataset (?s:.*)to_zarr\(path\)"),

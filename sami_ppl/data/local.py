@@ -89,7 +89,10 @@ def _read_npz(path: Path) -> xr.Dataset:
 
     def read() -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            found = {name: file[name] for name in file.files}
+        if others := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{', '.join(others)} in it is no array")
+        return found
 
     arrays, error = attempt(read)
     if arrays is None:
