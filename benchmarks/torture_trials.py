@@ -21,6 +21,8 @@ from sami_ppl.saving.save import LoadError
 
 LIMIT = 60
 """Seconds from which a trial hangs."""
+TOLD = 500
+"""Trials from one line of progress to the next."""
 DOCUMENTED = (UserError, ValueError, TypeError, FileNotFoundError, FileExistsError, LoadError, CheckpointError)
 PACKAGE = str(Path(sami_ppl.__file__).parent)
 
@@ -62,6 +64,8 @@ class Tally:
 
         `own`: a file whose lines stand for a user's own function; their errors come out as they are.
         """
+        if self.trials % TOLD == TOLD - 1:
+            print(f"{self.kind}: {self.trials + 1:,}, {len(self.failures):,} failures", flush=True)
         try:
             with watched(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -136,13 +140,13 @@ class Sandbox:
             (part / "mine.txt").write_text("a user's own file\n")
         return box
 
-    def start(self, *words: str, **more: str) -> subprocess.Popen:
-        """`sami` with these words, in the sandbox; its own process group, what it prints in pipes."""
+    def start(self, *words: str, before: Callable[[], Any] | None = None, **more: str) -> subprocess.Popen:
+        """`sami` with these words, in the sandbox, what it prints in pipes; `before` is called in the new process."""
         environment = {**os.environ, "HOME": str(self.home), "PYTHONPATH": str(Path(PACKAGE).parent), **more}
         environment.pop("SAMI_TRACE", None)
         return subprocess.Popen(
             [sys.executable, "-m", "sami_ppl", *words], cwd=self.cwd, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, preexec_fn=before,
         )  # fmt: skip
 
     def untouched(self) -> str | None:

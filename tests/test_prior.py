@@ -194,6 +194,16 @@ ERRORS = {
         ValueError,
         "'f' takes the name of a dim",
     ),
+    "scoped": (
+        handlers.scope(one(dist.Normal(0, 1)), prefix="a"),
+        ValueError,
+        r"a prior site is called 'a/f', but .* without '/'",
+    ),
+    "dim of no name": (
+        one(dist.Normal(0, 1).expand([3]).to_event(1), infer={"event_dims": [""]}),
+        ValueError,
+        "a dim of prior site 'f' is called ''",
+    ),
     "twice": (
         lambda: [numpyro.sample("z", dist.Normal(0, 1)) for _ in range(2)],
         ValueError,

@@ -20,6 +20,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl._util.keys import check_key
+from sami_ppl.data.layout import check_name
 from sami_ppl.data.local import scale_bytes
 
 LARGEST = 20.0
@@ -96,6 +97,9 @@ def check_shape(data: xr.Dataset, *, event_shape: tuple[int, ...] | None = None,
     if batch is not None and shape[0] < batch:
         raise ValueError(f"x has {shape[0]} observations, fewer than a batch of {batch}: lower batch")
     for name, variable in data.data_vars.items():
+        check_name(name, "a variable")
+        for dim in variable.dims:
+            check_name(dim, f"a dim of variable {name!r}")
         if variable.dims[:1] != ("obs",):
             raise ValueError(
                 f"variable {name!r} must have 'obs' as its first dim, as every factor has, got dims {variable.dims}: "
