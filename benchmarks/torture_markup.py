@@ -145,7 +145,7 @@ def pickles(seed: int, folder: Path) -> Tally:
                 raise Wrong(f"written: {left}")
 
     for name, call in made.items():
-        tally.take({"file": name}, partial(trial, call), ("npz", "nc", "zarr", "program", "checkpoint"))
+        tally.take({"file": name}, partial(trial, call), ("npz", "nc", "zarr", "program", "checkpoint", "variable"))
     return tally
 
 

@@ -139,11 +139,11 @@ def no_memory(trials: Trials, size: int) -> tuple[str, str | None]:
     import resource
 
     out = trials.new()
+    # What a machine has is lent more often than it has it: without a limit, the system would end other processes too.
+    limit = partial(resource.setrlimit, resource.RLIMIT_AS, ((size or 4) << 30,) * 2)
     if size == 0:
-        process = trials.start(out, "--set", "width=3000000")
-        why = command_error(*trials.end(process))
+        why = command_error(*trials.end(trials.start(out, "--set", "width=30000", before=limit)))
         return "refused", why or ("a folder is left" if out.exists() else None)
-    limit = partial(resource.setrlimit, resource.RLIMIT_AS, (size << 30, size << 30))
     code, printed = trials.end(trials.start(out, before=limit))
     # Where the libraries below find no memory, they end the process: as good as killed, if nothing is lost.
     why = command_error(code, printed) if code > 0 else None

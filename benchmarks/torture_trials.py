@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 import faulthandler
 import os
 from pathlib import Path
@@ -54,7 +54,8 @@ class Tally:
         return self.right + self.refused + len(self.failures)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"trials": self.trials, **asdict(self)}
+        counts = {"trials": self.trials, "right": self.right, "refused": self.refused}
+        return {"kind": self.kind, **counts, "failures": self.failures, "seen": dict(self.seen.most_common(40))}
 
     def fail(self, what: Any, why: str) -> None:
         self.failures.append({"what": what, "why": why})

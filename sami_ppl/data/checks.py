@@ -243,7 +243,9 @@ def fill_value(x: xr.DataArray) -> float | None:
 
 
 def check_spread(x: Float[np.ndarray, "obs *event"]) -> None:
-    """Raise ValueError for observations to train on that are far from unit scale, or all equal."""
+    """Raise ValueError for observations to train on that hold nothing, are far from unit scale, or all equal."""
+    if not x.size:
+        raise ValueError(f"x is empty: its shape is {x.shape}")
     low, high = float(np.nanmin(x)), float(np.nanmax(x))
     if max(-low, high) > LARGEST:
         raise ValueError(
