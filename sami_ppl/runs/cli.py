@@ -305,8 +305,8 @@ def refine(
 
 COMPUTING = (run, report, evidence, compare, calibrate, refine)
 LESS_MEMORY = (
-    "give fewer observations by --data or --limit, a smaller network or batch by --set, or let nothing else run beside; "
-    "what was finished is kept"
+    "give fewer observations by --data or --limit, a smaller network or batch by --set, or more memory; what was "
+    "finished is kept"
 )
 RENAMED = {"inference": "with", "method": "with"}
 """Arguments of Python that are options of another name."""
