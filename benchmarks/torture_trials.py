@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 import faulthandler
+import json
 import os
 from pathlib import Path
 import signal
@@ -60,15 +61,17 @@ class Tally:
     def fail(self, what: Any, why: str) -> None:
         self.failures.append({"what": what, "why": why})
 
-    def take(self, what: Any, call: Callable[[], Any], names: Sequence[str], own: str = "") -> None:
+    def take(
+        self, what: Any, call: Callable[[], Any], names: Sequence[str], own: str = "", limit: float = LIMIT
+    ) -> None:
         """One trial in this process. `call` returns, or raises Wrong, or an error that must name one of `names`.
 
-        `own`: a file whose lines stand for a user's own function; their errors come out as they are.
+        `own`: a file whose lines stand for a user's own function; their errors come out as they are. `limit`: seconds.
         """
         if self.trials % TOLD == TOLD - 1:
             print(f"{self.kind}: {self.trials + 1:,}, {len(self.failures):,} failures", flush=True)
         try:
-            with watched(), warnings.catch_warnings():
+            with watched(limit), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 call()
             self.right += 1
@@ -83,6 +86,33 @@ class Tally:
                 self.seen[f"{type(error).__name__}: {str(error)[:40]}"] += 1
             else:
                 self.fail(what, why)
+
+    def take_apart(self, what: Any, call: Callable[[], Any], names: Sequence[str]) -> None:
+        """As `take`, in a process of its own: of what happens in C, Python is told too late, or never."""
+        reading, writing = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            child = os.fork()
+        if child == 0:
+            signal.alarm(LIMIT)  # which ends it
+            tally = Tally(self.kind)
+            tally.take(what, call, names, limit=2 * LIMIT)
+            os.write(writing, json.dumps([tally.right, [f["why"] for f in tally.failures]]).encode())
+            os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading) as told:
+            said = told.read()
+        _, status = os.waitpid(child, 0)
+        if not said:
+            self.fail(
+                what, f"the process ended with {signal.Signals(os.WTERMSIG(status)).name}: it hangs, or has crashed"
+            )
+            return
+        right, failures = json.loads(said)
+        self.right += right
+        self.refused += not right and not failures
+        for why in failures:
+            self.fail(what, why)
 
 
 def unclear(error: BaseException, names: Sequence[str]) -> str | None:

@@ -71,7 +71,7 @@ VALUE_ERRORS = {
     ),
     "name": (images().assign({"a/b": ("obs", np.zeros(6))}), {}, "a variable is called 'a/b', but .* without '/'"),
     "number as dim": (images().rename(row=1), {}, "a dim of variable 'x' is called 1, but"),
-    "dim x": (images().rename(row="x"), {}, "a dim of x is called x too"),
+    "dim x": (images().rename(row="x"), {}, "a dim and a variable are both called 'x'"),
     "nan": (with_value(np.nan), {}, r"NaN at observation 2, index \(0, 1, 3\) in it, the first of 1 values"),
     "inf": (with_value(-np.inf), {}, "infinite at observation 2, .* of 1 values that are NaN or infinite"),
     "range": (images() * 255, {}, r"x has values from .* expected about unit scale.*at most 20"),
@@ -97,6 +97,13 @@ def test_fault(case):
 )
 def test_other_dtypes_are_refused(data, message):
     with pytest.raises(TypeError, match=message):
+        check_data(data)
+
+
+def test_dims_of_one_name_are_refused():
+    with pytest.warns(UserWarning, match="Duplicate dimension"):
+        data = xr.Dataset({"x": (("obs", "side", "side"), images().x.values[:, 0])})
+    with pytest.raises(ValueError, match="dims of x must have different names"):
         check_data(data)
 
 

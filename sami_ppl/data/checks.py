@@ -74,8 +74,10 @@ def check_shape(data: xr.Dataset, *, event_shape: tuple[int, ...] | None = None,
     if not dims or dims[0] != "obs":
         write = 'transpose("obs", ...)' if "obs" in dims else f'rename({{"{dims[0] if dims else "?"}": "obs"}})'
         raise ValueError(f"the first dim of x must be 'obs', got dims {dims}: write data.{write}")
-    if "x" in dims:
-        raise ValueError(f"a dim of x is called x too, as the variable is, got dims {dims}: give it another name")
+    if len(set(dims)) < len(dims):
+        raise ValueError(f"the dims of x must have different names, got {dims}")
+    if taken := [name for name in data.data_vars if name in data.dims]:
+        raise ValueError(f"a dim and a variable are both called {taken[0]!r}: give one of them another name")
     if len(dims) == 1:
         raise ValueError(
             "x has the dim 'obs' only, an observation needs at least one: "
