@@ -27,7 +27,7 @@ STAGES = {
     "end": "report.html",
 }  # fmt: skip
 """What a run is doing until a path appears."""
-MOMENTS = ("any time", "any time", "being written", "checkpoints/denoiser", "checkpoints/encoder", "model",
+MOMENTS = ("a checkpoint", "a checkpoint", "a checkpoint", "any time", "any time", "being written", "checkpoints/denoiser", "checkpoints/encoder", "model",
            "posterior.nc", "figures", "metrics.json", "report.html")  # fmt: skip
 MOST_KILLS = 6
 """Of one run."""
@@ -95,7 +95,7 @@ def kills(count: int, seed: int, folder: Path) -> Tally:
 
 def wait_for(process: Any, out: Path, moment: str, wait: float, seconds: float) -> None:
     """Until the moment of a kill, or the end of the process; `wait` in [0, 1) is how long after what it follows."""
-    began, started = time.monotonic(), time.time()
+    began, started, seen = time.monotonic(), time.time(), set()
     while process.poll() is None:
         gone = time.monotonic() - began
         if moment == "any time":
@@ -104,6 +104,11 @@ def wait_for(process: Any, out: Path, moment: str, wait: float, seconds: float) 
         elif moment == "being written":
             # What is written aside has a name of its own until it is complete.
             if gone >= wait * seconds and any("tmp" in p.name or p.name[0] == "." for p in _recent(out, started)):
+                return
+        elif moment == "a checkpoint":
+            # One of the sixteen that a run writes, while it is written: each has a name of its own until it is complete.
+            seen |= {path.name for path in out.glob("checkpoints/*/*tmp*")}
+            if len(seen) > wait * 12:
                 return
         elif (path := out / moment).exists() and path.stat().st_mtime > started:
             time.sleep(wait * seconds / 20)
