@@ -27,8 +27,10 @@ STAGES = {
     "end": "report.html",
 }  # fmt: skip
 """What a run is doing until a path appears."""
-MOMENTS = ("a checkpoint", "a checkpoint", "a checkpoint", "any time", "any time", "being written", "checkpoints/denoiser", "checkpoints/encoder", "model",
-           "posterior.nc", "figures", "metrics.json", "report.html")  # fmt: skip
+MOMENTS = (
+    *("any time", "being written") * 2, *("a checkpoint",) * 4, "model", "posterior.nc", "figures", "metrics.json",
+    "report.html",
+)  # fmt: skip
 MOST_KILLS = 6
 """Of one run."""
 LONGEST = 40
@@ -106,7 +108,7 @@ def wait_for(process: Any, out: Path, moment: str, wait: float, seconds: float) 
             if gone >= wait * seconds and any("tmp" in p.name or p.name[0] == "." for p in _recent(out, started)):
                 return
         elif moment == "a checkpoint":
-            # One of the sixteen that a run writes, while it is written: each has a name of its own until it is complete.
+            # One of sixteen, while it is written: each has a name of its own until it is complete.
             seen |= {path.name for path in out.glob("checkpoints/*/*tmp*")}
             if len(seen) > wait * 12:
                 return
