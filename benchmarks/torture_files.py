@@ -137,7 +137,7 @@ def cases(folder: Path) -> list[Case]:
     data.to_zarr(folder / "store.zarr", consolidated=False)
     read = partial(_data, x)
     found = [
-        Case(name, folder / name, read, (name.partition(".")[0], "x "))
+        Case(name, folder / name, read, (name.partition(".")[0], "x ", "variable"))
         for name in ("plain.npz", "packed.npz", "new.nc", "packed.nc", "old.nc", "store.zarr")
     ]
     for suffix, options in IMAGES.items():
