@@ -8,6 +8,7 @@ from pathlib import Path
 import sys
 from typing import Any
 from unittest.mock import patch
+import warnings
 
 import numpy as np
 
@@ -160,6 +161,7 @@ def commands(count: int, seed: int, folder: Path) -> Tally:
         home,
         patch.object(runs.programs, "build_program", begins),
         patch.object(runs, "use_compilation_cache", lambda: None),
+        warnings.catch_warnings(),  # which puts back how they are shown
     ):
         before = Path.cwd()
         try:
