@@ -56,14 +56,6 @@ def test_the_bar_names_the_sites():
     assert summary_line(record) == "loss 1.0 · bound 2.0 · kl place 0.50 0.25, light 1.00 · error 3.0"
 
 
-@pytest.mark.parametrize(("notebook", "seconds"), [(True, 1.0), (False, 20.0)])
-def test_bars_of_notebooks_move_in_place(monkeypatch, notebook, seconds):
-    """Files get a line every twenty seconds."""
-    monkeypatch.setattr(module, "in_notebook", lambda: notebook)
-    with progress_bar(3, 0, "fit", show=True) as bar:
-        assert bar.mininterval == seconds
-
-
 def test_a_kill_while_the_log_is_cut_leaves_it_whole(tmp_path, monkeypatch):
     """The records of the stage before are lost with nothing else: no checkpoint has them."""
     file = tmp_path / "log.jsonl"
