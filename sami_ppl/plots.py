@@ -15,6 +15,7 @@ from jaxtyping import Float
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 import numpy as np
 
 WIDTH = 4.2  # inches
@@ -27,7 +28,17 @@ Images = Float[np.ndarray, "n c h w"]
 
 
 class Picture(Figure):
-    """A figure that notebooks show as it is returned: of those without pyplot they show the name only."""
+    """A figure that notebooks show as it is returned: of those without pyplot they show the name only.
+
+    A dollar in a label is a dollar: names are the user's, and `$x_{$` is no formula.
+    """
+
+    def draw(self, renderer: Any) -> None:
+        """As Matplotlib draws; formulas are those that it has made itself, of powers on an axis."""
+        for text in self.findobj(Text):
+            if "$" in text.get_text() and "\\mathdefault" not in text.get_text():
+                text.set_parse_math(False)
+        super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         out = BytesIO()

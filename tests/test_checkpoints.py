@@ -78,6 +78,16 @@ def test_a_full_disk_is_one_error_and_no_traces(tmp_path, monkeypatch, capfd):
     assert np.array_equal(again.restore(state)["a"], state["a"].astype(np.float32))
 
 
+def test_damaged_losses_are_refused(tmp_path):
+    """Orbax reads them when the folder is opened."""
+    checkpoints = Checkpoints(tmp_path / "c", {})
+    checkpoints.save(1, tree(1), 0.0)
+    checkpoints.close()
+    (tmp_path / "c" / "1" / "metrics" / "metrics").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"the checkpoint in .*c cannot be read \(.*remove that folder to"):
+        Checkpoints(tmp_path / "c", {}, resume=True)
+
+
 @half_read
 def test_checkpoint_of_another_structure_is_refused(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c", {})

@@ -467,6 +467,22 @@ def test_a_bug_is_no_mistake_of_the_users(sami, monkeypatch, tmp_path, looked):
         sami(*COMMAND, "--resume")
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "MemoryError"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"),
+            "RESOURCE_EXHAUSTED: Out of memory",
+        ),
+    ],
+)
+def test_too_little_memory_is_no_bug(sami, looked, error, reason):
+    looked(["log.jsonl"], error)
+    message = refused(sami(*COMMAND))
+    assert f"there is not enough memory ({reason}" in message
+
+
 def test_a_mistake_can_be_traced(sami, monkeypatch, tmp_path):
     (tmp_path / "broken.py").write_text('"""A program."""\nlen(3)\n')
     assert "broken.py, line 2: TypeError: object of type 'int'" in refused(

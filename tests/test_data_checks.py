@@ -64,6 +64,14 @@ VALUE_ERRORS = {
         {},
         r"'mark' holds records, .* a variable for each field, or data.drop_vars\(\"mark\"\)",
     ),
+    "period": (
+        images().assign(angle=("obs", np.zeros(6), {"period": "π"})),
+        {},
+        r"'angle' has attrs\['period'\] = 'π', expected a positive number",
+    ),
+    "name": (images().assign({"a/b": ("obs", np.zeros(6))}), {}, "a variable is called 'a/b', but .* without '/'"),
+    "number as dim": (images().rename(row=1), {}, "a dim of variable 'x' is called 1, but"),
+    "dim x": (images().rename(row="x"), {}, "a dim and a variable are both called 'x'"),
     "nan": (with_value(np.nan), {}, r"NaN at observation 2, index \(0, 1, 3\) in it, the first of 1 values"),
     "inf": (with_value(-np.inf), {}, "infinite at observation 2, .* of 1 values that are NaN or infinite"),
     "range": (images() * 255, {}, r"x has values from .* expected about unit scale.*at most 20"),
@@ -89,6 +97,13 @@ def test_fault(case):
 )
 def test_other_dtypes_are_refused(data, message):
     with pytest.raises(TypeError, match=message):
+        check_data(data)
+
+
+def test_dims_of_one_name_are_refused():
+    with pytest.warns(UserWarning, match="Duplicate dimension"):
+        data = xr.Dataset({"x": (("obs", "side", "side"), images().x.values[:, 0])})
+    with pytest.raises(ValueError, match="dims of x must have different names"):
         check_data(data)
 
 
@@ -122,6 +137,10 @@ def test_split_errors():
             split(images(), test=test, key=key)
     with pytest.raises(ValueError, match=r"split must label each obs .*\['train', 'valid'\]"):
         split(images().assign_coords(split=("obs", ["train"] * 5 + ["valid"])), key=key)
+    for labels in (np.zeros(6, "f4,i4"), np.array([b"\xff"] * 6), np.full((6, 2), "train")):
+        odd = images().assign_coords(split=(("obs", "twice")[: labels.ndim], labels))
+        with pytest.raises(ValueError, match="split must label each obs"):
+            split(odd, key=key)
     with pytest.raises(ValueError, match=r"no coordinate 'split': write data = split\("):
         train_test(images())
 

@@ -1,7 +1,9 @@
 """Files and folders of images as data sets, and what is said of those that are none."""
 
+import pickle
 import struct
 from unittest.mock import Mock
+import zipfile
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -180,6 +182,11 @@ def broken_files(folder):
     save_images(folder / "deep", [square.astype(np.uint16)])
     save_images(folder / "torn", [square])
     (folder / "torn" / "00.png").write_bytes(b"no image")
+    (folder / "nothing.npz").touch()
+    with zipfile.ZipFile(folder / "code.npz", "w") as archive:
+        archive.writestr("x.npy", pickle.dumps(print))
+    xr.Dataset({"x": (("obs", "feature"), np.ones((3, 2)))}).to_zarr(folder / "chunk.zarr", consolidated=False)
+    (folder / "chunk.zarr" / "x" / "c" / "0" / "0").write_bytes(b"no chunk")
     return {
         "absent.npz": (FileNotFoundError, r"no data at .*absent.npz: expected a .npz, .nc or .zarr file, or a folder"),
         "data.csv": (ValueError, r"suffix '.csv', expected .npz, .nc, .zarr or a folder.*np.savez"),
@@ -188,6 +195,9 @@ def broken_files(folder):
         "objects.npz": (ValueError, r"objects.npz cannot be read as a .npz file of plain arrays .*no object arrays"),
         "dims.npz": (ValueError, "dims.npz has arrays named as dims of x are, row, which would not be kept as factors"),
         "text.npz": (ValueError, "text.npz cannot be read as a .npz file"),
+        "nothing.npz": (ValueError, "nothing.npz cannot be read as a .npz file"),
+        "code.npz": (ValueError, r"code.npz cannot be read as a .npz file of plain arrays \(x in it is no array\)"),
+        "chunk.zarr": (ValueError, "chunk.zarr cannot be read as a dataset"),
         "text.nc": (ValueError, r"text.nc cannot be read as a dataset (?s:.*)to_netcdf\(path\)"),
         "empty.zarr": (ValueError, r"empty.zarr cannot be read as a dataset (?s:.*)to_zarr\(path\)"),
         "no_x.nc": (ValueError, r"no_x.nc has no variable 'x', it has \['images'\]: write dataset.rename"),
@@ -203,7 +213,8 @@ def broken_files(folder):
     }
 
 
-def test_faulty_data(tmp_path):
+def test_faulty_data(tmp_path, capfd):
     for name, (error, message) in broken_files(tmp_path).items():
         with pytest.raises(error, match=message):
             load_data(tmp_path / name)
+    assert not capfd.readouterr().err, "readers' own complaints"

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from sami_ppl._util.files import written_aside
+from sami_ppl._util.locks import held
 
 
 def write(path, text):
@@ -54,3 +55,24 @@ def test_an_interruption_leaves_the_old(tmp_path, monkeypatch, write, old, fails
         interrupted()
     assert read(target) == old
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_killed_processes_left_aside_goes(tmp_path):
+    """The old folder, moved away by one that was killed before the new one was there, comes back; the rest is junk."""
+    aside = {name: tmp_path / f".{name}.a1_b2c3d" for name in ("config.json", "model", "saved")}
+    for folder in aside.values():
+        (folder / "new").mkdir(parents=True)
+    (aside["config.json"] / "new" / "config.json").write_text("{")
+    for name in ("model", "saved"):
+        (aside[name] / "old").mkdir()
+        (aside[name] / "old" / name).write_text("old")
+    (tmp_path / "saved").mkdir()
+    (tmp_path / ".mine.12345678").mkdir()
+    (tmp_path / ".mine.12345678" / "data").touch()
+    (tmp_path / ".hidden.12345678").touch()
+    with held(tmp_path):
+        pass
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".hidden.12345678", ".mine.12345678", "model", "saved"]
+    assert (tmp_path / "model" / "model").read_text() == "old"
+    assert not list((tmp_path / "saved").iterdir())

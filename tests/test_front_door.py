@@ -172,6 +172,7 @@ def test_families_are_passed_on():
         (np.where(VECTORS > 2, np.inf, VECTORS), ValueError, "infinite"),
         (np.where(VECTORS > 2, np.nan, VECTORS), ValueError, "NaN at observation"),
         (np.ones((9, 5)), ValueError, "no spread"),
+        (np.ones((9, 0)), ValueError, r"x is empty: its shape is \(9, 0\)"),
         (np.ones((9, 5), np.uint8), ValueError, "a mask or very dark images"),
         (VECTORS + 1j, TypeError, "array of numbers"),
         (xr.DataArray(VECTORS, dims=("obs", "feature")), TypeError, r"to_dataset\(name='x'\)"),

@@ -1,5 +1,7 @@
 """The log of a fit, as it is read: a short table, a picture, one line of a bar; and pictures in notebooks."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -52,3 +54,24 @@ def test_notebooks_show_pictures():
 def test_the_bar_names_the_sites():
     record = {"loss": 1.0, "bound": 2.0, "kl": {"place": [0.5, 0.25], "light": [1.0]}, "unguided": [3.0]}
     assert summary_line(record) == "loss 1.0 · bound 2.0 · kl place 0.50 0.25, light 1.00 · error 3.0"
+
+
+def test_a_kill_while_the_log_is_cut_leaves_it_whole(tmp_path, monkeypatch):
+    """The records of the stage before are lost with nothing else: no checkpoint has them."""
+    file = tmp_path / "log.jsonl"
+    first = History(file, stage="denoiser")
+    first.add({"step": 2, "loss": 1.0})
+    file.write_text(file.read_text() + '{"stage": "encoder", "st')
+    before = file.read_text()
+
+    def killed(self, text, *more, **options):
+        self.open("w").close()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            History(file, stage="encoder")
+    assert file.read_text() == before
+    History(file, stage="encoder")
+    assert file.read_text() == before.splitlines(keepends=True)[0]

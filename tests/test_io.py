@@ -243,12 +243,31 @@ def change(file):
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [truncate, change, Path.unlink])
+def put_a_folder(file):
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize("damage", [truncate, change, Path.unlink, put_a_folder])
 def test_damaged_arrays(tiny_program, saved, damage):
     damage(saved / "arrays.npz")
     for read in (load, load_denoiser):
         with pytest.raises(LoadError, match=r"arrays\.npz is missing, truncated or changed"):
             read(saved, tiny_program())
+
+
+def test_folder_instead_of_description(tiny_program, saved):
+    put_a_folder(saved / "program.json")
+    with pytest.raises(LoadError, match="holds no saved program"):
+        load(saved, tiny_program())
+
+
+def test_damaged_program_file(exact_run, tmp_path):
+    folder = shutil.copytree(exact_run / "model", tmp_path / "model")
+    text = (folder / "program.py").read_text()
+    (folder / "program.py").write_text(text.replace("sp.Program(", "sp.Program(lost, ", 1))
+    with pytest.raises(LoadError, match=r"damaged, or fails: .*program\.py, line \d+: NameError: name 'lost'"):
+        load(folder)
 
 
 def test_wrong_shapes_are_named(tiny_program, mlp, saved):

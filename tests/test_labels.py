@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import jax
+from matplotlib.text import Text
 import numpy as np
 import numpyro
 from numpyro import distributions as dist
@@ -10,6 +11,7 @@ import pytest
 import xarray as xr
 
 import sami_ppl as sp
+from sami_ppl import plots
 from sami_ppl._util.history import History, summary_line
 from sami_ppl.refinement.result import result
 from sami_ppl.runs.report.tables import _global_values
@@ -35,6 +37,17 @@ def test_bars_and_curves_have_labels(tmp_path):
     assert "kl style 0.50 0.25, size 1.00" in summary_line(RECORD)
     many = {"kl": {"z": np.ones(8)}, "axes": {"z": [f"z[{name}]" for name in "abcdefgh"]}}
     assert "kl z 1.00 1.00" in summary_line(RECORD | many)
+
+
+def test_a_dollar_in_a_name_is_a_dollar():
+    """Such a name was no formula, and no picture of a fit that had taken hours; powers on axes still are formulas."""
+    figure = plots.kl_bars({"$x_{$": 1.0, "cost $5 or $6": 0.2})
+    figure.axes[0].set_xscale("log")
+    figure.draw_without_rendering()
+    told = {text.get_text(): text.get_parse_math() for text in figure.findobj(Text) if "$" in text.get_text()}
+    assert told.pop("$x_{$") is told.pop("cost $5 or $6") is False
+    assert told
+    assert all(told.values())
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ REFUSED = {
     "infinite": (with_value(np.inf), ValueError, r"x is infinite at observation 3, index \(2,\) in it.* of 1 values"),
     "NaN": (with_value(np.nan), ValueError, r"x is NaN at observation 3, .*only frames of sequences"),
     "too large for 32 bits": (with_value(0).astype(float) + 1e300, ValueError, "x is infinite at observation 0"),
+    "masked records": (np.ma.zeros((12, 4), "f4,i4"), TypeError, r"array of numbers .* got MaskedArray of .*f0"),
     "masked": (np.ma.masked_less(X, -1), ValueError, r"masked array that hides \d of 48 values.*x\.filled\(value\)"),
     "complex": (X + 1j, TypeError, r"of complex64: write x\.real"),
     "objects": (X.astype(object), TypeError, r"of object: write np\.asarray\(x\.tolist\(\)"),

@@ -194,6 +194,26 @@ ERRORS = {
         ValueError,
         "'f' takes the name of a dim",
     ),
+    "scoped": (
+        handlers.scope(one(dist.Normal(0, 1)), prefix="a"),
+        ValueError,
+        r"a prior site is called 'a/f', but .* without '/'",
+    ),
+    "dim of no name": (
+        one(dist.Normal(0, 1).expand([3]).to_event(1), infer={"event_dims": [""]}),
+        ValueError,
+        "a dim of prior site 'f' is called ''",
+    ),
+    "twice": (
+        lambda: [numpyro.sample("z", dist.Normal(0, 1)) for _ in range(2)],
+        ValueError,
+        "the prior cannot be run: AssertionError: all sites must have unique names but got `z` duplicated",
+    ),
+    "nothing in it": (
+        one(dist.Normal(0, 1).expand([0]).to_event(1)),
+        ValueError,
+        r"site 'f' has shape \(0,\), which holds no value",
+    ),
     "string": ("normal", TypeError, "must be a function .* got str"),
 }
 

@@ -297,6 +297,8 @@ def test_a_setting_reaches_its_field(key, text, owner, value):
         ("latents", "True", r"expected int"),
         ("radius", "wide", r"setting radius=wide: expected float"),
         ("radius", "", r"expected float"),
+        ("radius", "9" * 400, r"setting radius=9+: int too large"),
+        ("radius", "(" * 9000, r"expected float"),
         ("widths", "8", r"setting widths=8: expected tuple"),
         ("widths", "a,b", r"expected tuple"),
         ("widths", "8,wide", r"expected tuple"),

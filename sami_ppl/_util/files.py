@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+import re
 import shutil
 from tempfile import mkdtemp
 
@@ -13,7 +14,7 @@ def written_aside(target: str | Path) -> Iterator[Path]:
 
     A file takes the place of a file in one step, and whoever has the old one open can go on reading it. A folder that
     is there is moved away first, and back if the new one cannot be put in its place. A process that is killed leaves a
-    folder `.<name>.…` beside.
+    folder `.<name>.…` beside, which `sweep` takes away.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -27,6 +28,21 @@ def written_aside(target: str | Path) -> Iterator[Path]:
             target.replace(old)
         new.replace(target)
     finally:
+        if old.exists() and not target.exists():
+            old.replace(target)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Take away what killed processes have left of `written_aside` in a folder, which nobody else may be writing to.
+
+    A folder that was moved away and not replaced yet is moved back.
+    """
+    for aside in folder.glob(".*"):
+        name = re.fullmatch(r"\.(.+)\.[a-z0-9_]{8}", aside.name)
+        if name is None or not aside.is_dir() or not {part.name for part in aside.iterdir()} <= {"new", "old"}:
+            continue
+        old, target = aside / "old", folder / name[1]
         if old.exists() and not target.exists():
             old.replace(target)
         shutil.rmtree(aside, ignore_errors=True)

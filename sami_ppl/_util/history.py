@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sami_ppl._util.files import written_aside
 from sami_ppl._util.tables import as_html, table
 
 if TYPE_CHECKING:
@@ -40,7 +41,10 @@ class History:
         if file is not None and file.exists():
             records = read_history(file)
             self.records = [r for r in records if r["stage"] != stage or r["step"] <= keep]
-            file.write_text("".join(json.dumps(r) + "\n" for r in self.records))
+            text = "".join(json.dumps(r) + "\n" for r in self.records)
+            if text != file.read_text():
+                with written_aside(file) as part:
+                    part.write_text(text)
 
     def add(self, record: dict[str, Any]) -> None:
         """Append a record, with arrays as lists."""

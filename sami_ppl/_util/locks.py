@@ -9,6 +9,7 @@ import stat
 import sys
 
 from sami_ppl._util.errors import UserError
+from sami_ppl._util.files import sweep
 
 LOCK = ".lock"
 """Name of the file that is locked, inside the folder; it is there while the folder is held."""
@@ -33,13 +34,15 @@ else:
 def held(folder: str | Path, name: str = "out") -> Iterator[Path]:
     """The folder, made where it is not there, held by this caller alone; a killed process holds nothing.
 
-    Folders that were made and stay empty go again. `name`: of the argument, for the message. On file systems that know
-    no locks, nothing is held. Raises UserError where another process, or another call in this one, holds the folder.
+    What killed processes have left aside in it goes (`files.sweep`). Folders that were made and stay empty go again.
+    `name`: of the argument, for the message. On file systems that know no locks, nothing is held. Raises UserError
+    where another process, or another call in this one, holds the folder.
     """
     folder = Path(folder)
     made = [part for part in (folder, *folder.parents) if not part.exists()]
     file = _take(folder, name)
     try:
+        sweep(folder)
         yield folder
     finally:
         # While it is held: whoever has opened it meanwhile finds that it is gone, and takes a new one.

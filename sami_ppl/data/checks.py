@@ -20,6 +20,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl._util.keys import check_key
+from sami_ppl.data.layout import check_name
 from sami_ppl.data.local import scale_bytes
 
 LARGEST = 20.0
@@ -73,6 +74,10 @@ def check_shape(data: xr.Dataset, *, event_shape: tuple[int, ...] | None = None,
     if not dims or dims[0] != "obs":
         write = 'transpose("obs", ...)' if "obs" in dims else f'rename({{"{dims[0] if dims else "?"}": "obs"}})'
         raise ValueError(f"the first dim of x must be 'obs', got dims {dims}: write data.{write}")
+    if len(set(dims)) < len(dims):
+        raise ValueError(f"the dims of x must have different names, got {dims}")
+    if taken := [name for name in data.data_vars if name in data.dims]:
+        raise ValueError(f"a dim and a variable are both called {taken[0]!r}: give one of them another name")
     if len(dims) == 1:
         raise ValueError(
             "x has the dim 'obs' only, an observation needs at least one: "
@@ -94,10 +99,19 @@ def check_shape(data: xr.Dataset, *, event_shape: tuple[int, ...] | None = None,
     if batch is not None and shape[0] < batch:
         raise ValueError(f"x has {shape[0]} observations, fewer than a batch of {batch}: lower batch")
     for name, variable in data.data_vars.items():
+        check_name(name, "a variable")
+        for dim in variable.dims:
+            check_name(dim, f"a dim of variable {name!r}")
         if variable.dims[:1] != ("obs",):
             raise ValueError(
                 f"variable {name!r} must have 'obs' as its first dim, as every factor has, got dims {variable.dims}: "
                 f'write data.drop_vars("{name}"), or keep it in data.attrs'
+            )
+        period = variable.attrs.get("period", 1)
+        if not (isinstance(period, int | float | np.integer | np.floating) and 0 < period < np.inf):
+            raise ValueError(
+                f"variable {name!r} has attrs['period'] = {period!r}, expected a positive number, in the unit of its "
+                f"values: write data[{name!r}].attrs['period'] = 2 * np.pi, or take it away"
             )
         if variable.dtype.kind == "V":
             raise ValueError(
@@ -128,6 +142,8 @@ def as_array(values: Any, name: str = "x") -> Shaped[np.ndarray, "..."]:
     arrays that hide something, and for variables that the prior takes and are no numbers.
     """
     if isinstance(values, np.ma.MaskedArray):
+        if values.dtype.names:  # the mask has fields too
+            _refuse_kind(values, name, type(values).__name__)
         if hidden := int(np.ma.count_masked(values)):
             raise ValueError(
                 f"{name} is a masked array that hides {hidden} of {values.size} values: fill them, "
@@ -229,7 +245,9 @@ def fill_value(x: xr.DataArray) -> float | None:
 
 
 def check_spread(x: Float[np.ndarray, "obs *event"]) -> None:
-    """Raise ValueError for observations to train on that are far from unit scale, or all equal."""
+    """Raise ValueError for observations to train on that hold nothing, are far from unit scale, or all equal."""
+    if not x.size:
+        raise ValueError(f"x is empty: its shape is {x.shape}")
     low, high = float(np.nanmin(x)), float(np.nanmax(x))
     if max(-low, high) > LARGEST:
         raise ValueError(
@@ -354,7 +372,7 @@ def labelled(data: xr.Dataset, share: float, *, key: Key[Array, ""]) -> Bool[np.
 
 def _check_split(data: xr.Dataset) -> np.ndarray:
     variable = data["split"]
-    labels = variable.values.astype(str)
+    labels = _words(variable)
     if variable.dims != ("obs",) or set(labels.tolist()) != {"train", "test"}:
         raise ValueError(
             'split must label each obs "train" or "test", both of them present, got dims '
@@ -363,9 +381,15 @@ def _check_split(data: xr.Dataset) -> np.ndarray:
     return labels
 
 
+def _words(variable: xr.DataArray) -> np.ndarray:
+    """Values of whatever type as text: NumPy refuses bytes that are none, and records."""
+    values = [v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in variable.values.flat]
+    return np.array(values, dtype=str).reshape(variable.shape)
+
+
 def training_part(data: Any) -> Any:
     """Of a Dataset whose `split` has both parts, the training part; other data as they are."""
     if not isinstance(data, xr.Dataset) or "split" not in data.variables:
         return data
-    both = {"train", "test"} <= set(data["split"].values.astype(str).flat)
+    both = {"train", "test"} <= set(_words(data["split"]).flat)
     return train_test(data.set_coords("split"))[0] if both else data

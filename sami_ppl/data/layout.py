@@ -48,6 +48,15 @@ def layout_of(data: xr.Dataset | np.ndarray) -> Layout:
     return Layout(shape, dims, "")
 
 
+def check_name(name: Hashable, of: str) -> None:
+    """Raise ValueError for the name of a variable or a dim that no file of results can hold; `of` says what has it."""
+    if not isinstance(name, str) or not name or "/" in name or "\0" in name:
+        raise ValueError(
+            f"{of} is called {name!r}, but results are files of named variables: give it a name of text, not empty and "
+            "without '/'"
+        )
+
+
 def default_event_dims(event_shape: tuple[int, ...]) -> tuple[str, ...]:
     """Names of the dims of one observation: ("feature",) for vectors, ("channel", "row", "column") for images."""
     # A dim must not be called x: that is the name of the variable.

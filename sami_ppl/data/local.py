@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 import warnings
-import zipfile
 
 import numpy as np
 from PIL import Image
 import xarray as xr
 
+from sami_ppl._util.errors import attempt
 from sami_ppl.data.layout import default_event_dims
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
@@ -86,12 +86,18 @@ def scale_bytes(x: np.ndarray, top: int) -> np.ndarray:
 
 
 def _read_npz(path: Path) -> xr.Dataset:
-    try:
+
+    def read() -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+            found = {name: file[name] for name in file.files}
+        if others := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{', '.join(others)} in it is no array")
+        return found
+
+    arrays, error = attempt(read)
+    if arrays is None:
         raise ValueError(
-            f"{path.name} cannot be read as a .npz file of plain arrays ({error}): "
+            f"{path.name} cannot be read as a .npz file of plain arrays ({_reason(error)}): "
             "write it by np.savez(path, x=array), with no object arrays in it"
         ) from error
     if "x" not in arrays:
@@ -123,19 +129,28 @@ def _read_npz(path: Path) -> xr.Dataset:
 
 def _read_xarray(path: Path) -> xr.Dataset:
     with _open_xarray(path) as data:
-        return data.load()
+        return _opened(path, data.load)
+
+
+def _opened(path: Path, read: Callable[[], xr.Dataset]) -> xr.Dataset:
+    data, error = attempt(read)
+    if data is None:
+        raise ValueError(
+            f"{path.name} cannot be read as a dataset ({_reason(error)}): write it by xarray, "
+            f"dataset.to_{'zarr' if path.suffix == '.zarr' else 'netcdf'}(path), with no dim called 'x' beside the "
+            "variable x"
+        ) from error
+    return data
+
+
+def _reason(error: Exception | None) -> str:
+    return str(error) or type(error).__name__
 
 
 def _open_xarray(path: Path) -> xr.Dataset:
     # Without consolidated=False, a zarr store that has no consolidated metadata is read with a warning.
     options = {"engine": "zarr", "consolidated": False} if path.suffix == ".zarr" else {}
-    try:
-        data = xr.open_dataset(path, **options)
-    except (ValueError, OSError, KeyError) as error:
-        raise ValueError(
-            f"{path.name} cannot be read as a dataset ({error}): write it by xarray, "
-            f"dataset.to_{'zarr' if options else 'netcdf'}(path), with no dim called 'x' beside the variable x"
-        ) from error
+    data = _opened(path, lambda: xr.open_dataset(path, **options))
     if "x" not in data.data_vars:
         raise ValueError(
             f"{path.name} has no variable 'x', it has {sorted(map(str, data.data_vars))}: "

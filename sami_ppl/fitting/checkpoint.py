@@ -1,14 +1,9 @@
 """Checkpoints of a run: the latest state and the best one, by orbax."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-import gc
 import itertools
 import json
-import logging
 from pathlib import Path
 import re
-import sys
 from typing import Any
 
 import jax
@@ -16,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
+
+from sami_ppl._util.errors import attempt
 
 LENGTHS = {"steps", "epochs", "ends"}
 """Of a signature: what may differ where a stage that has come to its end is made longer."""
@@ -50,7 +47,10 @@ class Checkpoints:
             ),
         )
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.manager = ocp.CheckpointManager(self.folder, options=options)
+        manager, error = attempt(lambda: ocp.CheckpointManager(self.folder, options=options))
+        if manager is None:
+            raise CheckpointError(_damaged(self.folder, None, error)) from error
+        self.manager = manager
         if not resume and self.manager.latest_step() is not None:
             raise CheckpointError(
                 f"{self.folder} holds checkpoints already: continue with resume=True, or choose another out="
@@ -74,11 +74,19 @@ class Checkpoints:
         step = self.manager.latest_step()
         if step is None:
             return None
-        try:
-            meta = self.manager.restore(step, args=ocp.args.Composite(signature=ocp.args.JsonRestore()))
-            return step, meta["signature"]["signature"]
-        except Exception as error:
+        found = self._read(step, signature=ocp.args.JsonRestore())
+        found = found.get("signature") if isinstance(found, dict) else None
+        if not isinstance(found, dict) or ("steps" in found and "ends" not in found):
+            raise CheckpointError(_damaged(self.folder, step, ValueError("its signature is not there")))
+        return step, found
+
+    def _read(self, step: int, **item: Any) -> Any:
+        """One item of a checkpoint. Raises CheckpointError."""
+        (name,) = item
+        found, error = attempt(lambda: self.manager.restore(step, args=ocp.args.Composite(**item))[name])
+        if error is not None:
             raise CheckpointError(_damaged(self.folder, step, error)) from error
+        return found
 
     def save(self, step: int, state: Any, loss: float | None) -> None:
         """Write the state after `step` steps; `loss`, of the held-out data, where they have been looked at.
@@ -89,18 +97,12 @@ class Checkpoints:
             state=ocp.args.StandardSave(jax.tree.map(_to_host, state)),
             signature=ocp.args.JsonSave({"signature": self.signature}),
         )
-        metrics, failed = None if loss is None else {"loss": loss}, None
-        with _silent_threads():
-            try:
-                self.manager.save(step, args=arguments, metrics=metrics, force=True)
-            except Exception as error:
-                failed = _reason(error)
-            if failed is not None:
-                gc.collect()  # the coroutines of what was given up, while their complaints are not printed
-        if failed is not None:
+        metrics = None if loss is None else {"loss": loss}
+        _, error = attempt(lambda: self.manager.save(step, args=arguments, metrics=metrics, force=True))
+        if error is not None:
             raise CheckpointError(
-                f"the checkpoint of step {step} cannot be written to {self.folder} ({failed}): make room, or see that "
-                "it can be written to, then go on with resume=True"
+                f"the checkpoint of step {step} cannot be written to {self.folder} ({_reason(error)}): make room, or "
+                "see that it can be written to, then go on with resume=True"
             )
 
     def restore(self, like: Any) -> Any | None:
@@ -124,11 +126,9 @@ class Checkpoints:
             )  # fmt: skip
         host = jax.tree.map(_to_host, like)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, host)
-        try:
-            restored = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
-            state = restored["state"]
-            jax.tree.map(_check_same_kind, state, host)
-        except Exception as error:
+        state = self._read(step, state=ocp.args.StandardRestore(abstract))
+        _, error = attempt(lambda: jax.tree.map(_check_same_kind, state, host))
+        if error is not None:
             raise CheckpointError(_damaged(self.folder, step, error)) from error
         return jax.tree.map(_from_host, state, like)
 
@@ -154,23 +154,7 @@ def _from_host(leaf: np.ndarray, like: jax.Array) -> jax.Array:
     return jnp.asarray(leaf)
 
 
-@contextmanager
-def _silent_threads() -> Iterator[None]:
-    """Without the traces that threads and event loops of orbax print of an error that is raised here as well."""
-    logs, hook = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
-    before = [log.disabled for log in logs]
-    try:
-        for log in logs:
-            log.disabled = True
-        sys.unraisablehook = lambda unraisable: None
-        yield
-    finally:
-        sys.unraisablehook = hook
-        for log, disabled in zip(logs, before, strict=True):
-            log.disabled = disabled
-
-
-def _reason(error: Exception) -> str:
+def _reason(error: Exception | None) -> str:
     reason = str(error).strip()
     # Tensorstore says first what it was doing, at length.
     if found := re.search(r"([^:]+) \[os_error_code='\d+'\]", reason):
@@ -178,10 +162,11 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {reason.splitlines()[0][:200]}" if reason else type(error).__name__
 
 
-def _damaged(folder: Path, step: int, error: Exception) -> str:
+def _damaged(folder: Path, step: int | None, error: Exception | None) -> str:
+    what = "checkpoint" if step is None else f"checkpoint of step {step}"
     return (
-        f"the checkpoint of step {step} in {folder} cannot be read ({_reason(error)}). It is truncated "
-        "or damaged: remove that folder to start this stage again, or choose another out="
+        f"the {what} in {folder} cannot be read ({_reason(error)}). It is truncated or damaged: remove that folder to "
+        "start this stage again, or choose another out="
     )
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sami_ppl._util.tables import as_html, table
+from sami_ppl.data.layout import check_name
 from sami_ppl.priors.sites import Discrete, LatentSite
 
 
@@ -123,6 +124,9 @@ def check_site_dims(sites: Sequence[LatentSite | Derived]) -> None:
     coords: dict[str, Any] = {}
     reserved = {"obs", "chain", "draw"}
     for site in sites:
+        check_name(site.name, "a prior site")
+        for dim in site.dims:
+            check_name(dim, f"a dim of prior site {site.name!r}")
         if len(set(site.dims)) < len(site.dims) or reserved & set(site.dims):
             raise ValueError(
                 f"prior site {site.name!r} has the event_dims {list(site.dims)}: they must differ from each other and "

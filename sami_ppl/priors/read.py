@@ -13,6 +13,8 @@ from collections.abc import Hashable, Mapping
 from dataclasses import replace
 import functools
 import math
+from pathlib import Path
+import traceback
 from typing import Any
 
 import jax
@@ -37,6 +39,8 @@ from sami_ppl.priors.run import Given, Prior, check_event, check_latent, class_n
 from sami_ppl.priors.run import sample_prior as sample_prior
 from sami_ppl.priors.several import run, runs_by_rows
 from sami_ppl.priors.sites import Direction, Discrete, Euclidean, LatentSite, Process, Relaxed
+
+PACKAGE = str(Path(__file__).parents[1])
 
 
 def read_prior(prior: Prior, given: "Given | GivenValues | None" = None) -> Latents:
@@ -142,6 +146,12 @@ def _trace(run_once: Any, given: GivenValues) -> tuple[dict[str, Any], dict[str,
             "the prior cannot be drawn from, as a generative model must: one of its distributions is improper or has "
             "no sampler. Use a proper one, such as a wide dist.Normal"
         ) from error
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1].filename
+        code = getattr(run_once.args[0], "__code__", None)
+        if where.startswith(PACKAGE) or (code is not None and where == code.co_filename):
+            raise  # with a message of ours, or in a line of the user's own
+        raise ValueError(f"the prior cannot be run: {type(error).__name__}: {error}") from error
     for name, site in trace.items():
         if site["type"] == "sample":
             check_latent(name, site)

@@ -137,6 +137,8 @@ def _sample_rows(prior: Prior, size: int, given: Given) -> None:
 
 def check_event(name: str, fn: Any, plates: tuple[str, ...] = ()) -> None:
     """Raise ValueError unless a site is one of a single observation, without a batch but that of the plate obs."""
+    if 0 in fn.event_shape:
+        raise ValueError(f"prior site {name!r} has shape {fn.event_shape}, which holds no value: leave it out")
     if plates in ((), ("obs",)) and fn.batch_shape == (1,) * len(plates):
         return
     shape = fn.batch_shape if fn.batch_shape[-1:] != (1,) else fn.batch_shape[:-1]

@@ -304,6 +304,10 @@ def refine(
 
 
 COMPUTING = (run, report, evidence, compare, calibrate, refine)
+LESS_MEMORY = (
+    "give fewer observations by --data or --limit, a smaller network or batch by --set, or more memory; what was "
+    "finished is kept"
+)
 RENAMED = {"inference": "with", "method": "with"}
 """Arguments of Python that are options of another name."""
 
@@ -363,6 +367,10 @@ def main() -> None:
             raise
         if isinstance(error, UserError | OSError | ImportError):
             print(f"sami: {in_options(str(error))}", file=sys.stderr)
+            raise SystemExit(2) from error
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # of Python, of a device
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            print(f"sami: there is not enough memory ({reason}): {LESS_MEMORY}", file=sys.stderr)
             raise SystemExit(2) from error
         if (mistake := programs.slip(error)) is not None:
             print(f"sami: {mistake}", file=sys.stderr)

@@ -96,6 +96,8 @@ def _run(
     for name in ("posterior_obs", "draws"):
         if getattr(ending, name) < 1:
             raise UserError(f"setting {name}={getattr(ending, name)}: must be at least 1")
+    if getattr(configs["model"], "observations", 1) < 1:
+        raise UserError(f"setting observations={configs['model'].observations}: must be at least 1")
     say(f"{model_file.stem}, by {inference_file.stem}, seed {seed}: everything is written to {out}")
     with mistakes(ValueError):  # what the program file has against the data, or the settings
         with phase("making the data" if data is None else f"reading {data}"):

@@ -102,10 +102,11 @@ def _parse(text: str, hint: Any, key: str) -> Any:
         return text
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last two: brackets in brackets
         value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
     if float in allowed and type(value) is int:
-        value = float(value)
+        with mistakes(OverflowError, prefix=f"setting {key}={text}: "):
+            value = float(value)
     if not any(_is_a(value, allow) for allow in allowed):
         expected = " or ".join(getattr(a, "__name__", str(a)) for a in allowed)
         raise UserError(f"setting {key}={text}: expected {expected}")

@@ -29,7 +29,7 @@ from sami_ppl.distributions.supports import described
 from sami_ppl.encoders.encoder import RotatedEncoder
 from sami_ppl.program.program import NETWORKS, Program
 from sami_ppl.program.sequences import with_frames
-from sami_ppl.saving.files import build_program
+from sami_ppl.saving.files import build_program, slip
 from sami_ppl.saving.outline import outlined
 
 FORMAT = "sami_ppl program"
@@ -148,6 +148,10 @@ def _built(folder: Path, description: dict[str, Any]) -> Program:
         return cast(Program, eqx.filter_eval_shape(build, key=jax.random.key(0)))
     except jax.errors.JAXTypeError:  # a program that looks at its arrays while it is built
         return build(key=jax.random.key(0))
+    except Exception as error:
+        if (mistake := slip(error)) is None:
+            raise
+        raise LoadError(f"{folder} holds a program file that is damaged, or fails: {mistake}") from error
 
 
 def _rotated(program: Program) -> Program:
@@ -248,7 +252,7 @@ def _first_difference(saved: Any, built: Any, path: str = "") -> tuple[str, Any,
 
 def _checked_archive(folder: Path) -> Path:
     archive = folder / "arrays.npz"
-    if not archive.exists() or _checksum(archive) != _read_description(folder)["sha256"]:
+    if not archive.is_file() or _checksum(archive) != _read_description(folder)["sha256"]:
         raise LoadError(f"{archive} is missing, truncated or changed since it was saved: copy the folder again")
     return archive
 
@@ -282,7 +286,7 @@ def _with_arrays(program: Program, arrays: dict[str, np.ndarray], folder: Path) 
 
 def _read_description(folder: Path) -> dict[str, Any]:
     file = folder / "program.json"
-    if not file.exists():
+    if not file.is_file():
         raise LoadError(f"{folder} holds no saved program (no program.json): give the folder that save() wrote")
     try:
         description = json.loads(file.read_text())

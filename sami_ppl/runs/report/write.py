@@ -15,6 +15,7 @@ import jax
 from jaxtyping import Array, Key
 import xarray as xr
 
+from sami_ppl._util.files import written_aside
 from sami_ppl._util.history import read_history
 from sami_ppl._util.progress import phase
 from sami_ppl._util.versions import versions
@@ -89,7 +90,8 @@ def _page(
         page.details("All measures", metrics),
         page.footer(" · ".join(f"{package} {version}" for package, version in versions().items())),
     )
-    (out / "report.html").write_text(text, encoding="utf-8")
+    with written_aside(out / "report.html") as part:
+        part.write_text(text, encoding="utf-8")
     return out / "report.html"
 
 
