@@ -70,10 +70,8 @@ def refused(result):
     assert code == 2, err
     assert out == ""
     assert "Traceback" not in err
-    phases, found, message = f"\n{err}".rpartition("\nsami: ")
+    _, found, message = f"\n{err}".rpartition("\nsami: ")  # after what was being done
     assert found, err
-    # What was being done when it failed may be said before.
-    assert all(line.endswith("… ") for line in phases.split("\n")[1:]), err
     return f"sami: {message}"
 
 

@@ -39,6 +39,7 @@ def test_no_code_in_files(tmp_path):
     without_failures(torture_markup.pickles(0, tmp_path), 20)
 
 
+@pytest.mark.slow
 @pytest.mark.release
 def test_a_killed_run_is_resumed_to_the_same_results(tmp_path):
     tally = torture_kills.kills(2, 0, tmp_path)

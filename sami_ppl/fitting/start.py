@@ -61,7 +61,7 @@ def low_pass_codes(
     blurred.
     """
     flat = np.asarray(x, dtype=np.float32)
-    if flat.ndim == 4:
+    if flat.ndim == 4 and width > 0:
         pixels = width * flat.shape[-1]
         flat = np.concatenate([_blurred(flat[i : i + 1024], pixels) for i in range(0, len(flat), 1024)])
     flat = flat.reshape(len(flat), -1)
