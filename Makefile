@@ -8,7 +8,7 @@ SITE := .venv/.site
 # Large pages for large arrays: steps of a U-Net take an eighth less time on Linux (glibc 2.35 and later).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo check test release docs bench clean install
+.PHONY: demo check types test release docs bench clean install
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -29,8 +29,10 @@ demo: $(INSTALLED)
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+
+types: $(INSTALLED)
+	$(BIN)/pyright
 
 test: $(SITE)
 	$(BIN)/python -m pytest -m "not release" -n 2 --dist loadfile --no-loadscope-reorder

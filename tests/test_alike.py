@@ -88,6 +88,7 @@ def test_large_arrays_and_other_objects_are_like_themselves_alone():
     assert first_alike(len) is len
 
 
+@pytest.mark.slow
 def test_programs_of_priors_written_alike_have_one_structure(tiny_program):
     programs = [tiny_program(scaled(scale=0.5, table=(0.0, 0.0))) for _ in range(2)]
     assert jax.tree.structure(programs[0]) == jax.tree.structure(programs[1])

@@ -12,6 +12,9 @@ import sami_ppl as sp
 from sami_ppl.analyses import amortisation_gap, plot_amortisation_gap
 from sami_ppl.decoders.exact import ExactEncoder
 
+pytestmark = pytest.mark.slow  # all stand on a fitted program
+
+
 WIDTH, SHIFT = 0.6, 0.8
 KL = 2 * 0.5 * (WIDTH**2 - 1 - np.log(WIDTH**2)) + 0.5 * SHIFT**2
 

@@ -12,6 +12,9 @@ import xarray as xr
 import sami_ppl as sp
 from sami_ppl.encoders.encoder import RotatedEncoder
 
+pytestmark = pytest.mark.slow  # all stand on a fitted program
+
+
 N, DRAWS = 6, 100
 
 

@@ -311,6 +311,7 @@ def test_gradient_is_that_of_the_formula(denoiser_loss, rule):
     assert largest(gradients[1]) > 1e-3
 
 
+@pytest.mark.slow
 def test_own_loss_trains_the_denoiser_as_if_alone():
     """denoiser_loss="own": θ gets ∇‖ε − ε_θ‖², what it gets without an encoder, and φ what it gets under "none"."""
     _, own = result(("reverse", "own"))
@@ -335,6 +336,7 @@ def test_encoder_learns_through_z_and_through_guidance():
     assert disagreement(jax.tree.map(np.add, guided, latent), full) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("breakage", ["detached z", "wrong sign", "no sigma"])
 def test_wrong_gradients_are_caught(breakage, monkeypatch):
     """Negative controls: each mistake moves φ's gradient by more than 1 % in the comparison that holds to 1e-11."""

@@ -80,6 +80,7 @@ def exact(schedule=None, noise_std=0.4):
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_graph_is_read():
     """Direct parents, by the computation: a coefficient of 0 counts, and a sum of parents that cancel does too."""
 
@@ -100,6 +101,7 @@ def test_the_graph_is_read():
     assert descendants(latents, ["grandchild", "alone"]) == ()
 
 
+@pytest.mark.slow
 def test_a_law_that_is_learned_or_has_parents_is_not_standard():
     """Such axes have no rotation symmetry, also where they begin as N(0, 1)."""
 
@@ -188,6 +190,7 @@ def test_a_noise_code_gives_the_observation_back(sampler, order, schedule, x64):
     assert errors[1] < 5e-2
 
 
+@pytest.mark.slow
 def test_a_sampler_in_another_runs_backwards_if_that_one_does(x64):
     """`FromPureNoise` changes where samples start, not the way of an image to its noise code and back."""
     _, program = exact()
@@ -199,6 +202,7 @@ def test_a_sampler_in_another_runs_backwards_if_that_one_does(x64):
         check_deterministic(FromPureNoise(Ancestral(10)))
 
 
+@pytest.mark.slow
 def test_the_noise_code_is_the_exact_one(x64):
     """Given z, x is Gaussian: its noise code is the residual over its standard deviation."""
     model, program = exact()
@@ -374,6 +378,7 @@ def mixed_program():
     return Program(mixed, model.denoiser, model.encoder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
 def test_what_cannot_be_set_is_refused(name, mixed_program):
     do, message = BAD[name]

@@ -100,6 +100,7 @@ def test_components_that_go_round_start_the_angle():
     np.testing.assert_array_equal(unit[:, 0], codes[:, 0])
 
 
+@pytest.mark.slow
 def test_figures_of_a_factor_that_goes_round():
     """A code that turns with the bar, and one that does not: scores for the factor itself, not for its cosine."""
     data = bars(jax.random.key(0), 3000)

@@ -187,6 +187,7 @@ def load(config, *, key):
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -312,6 +313,7 @@ def looked(monkeypatch):
 COMMAND = ["run", "disks", "--out", "out", *sets(*SMALL)]
 
 
+@pytest.mark.slow
 def test_interrupted_run_keeps_its_folder(sami, tmp_path, looked):
     looked(["log.jsonl"], KeyboardInterrupt())
     code, _, err = sami(*COMMAND)
@@ -332,6 +334,7 @@ def test_interrupted_run_keeps_its_folder(sami, tmp_path, looked):
     assert config["versions"]["jax"] == jax.__version__
 
 
+@pytest.mark.slow
 def test_a_run_may_be_made_longer(sami, tmp_path, looked):
     """The checkpoints say whether it is: where they do not let it, the folder is the run that it was."""
     looked(["log.jsonl"], KeyboardInterrupt())
@@ -344,6 +347,7 @@ def test_a_run_may_be_made_longer(sami, tmp_path, looked):
     assert steps()["steps"] == 4000
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_an_upgrade_if_told_to(sami, tmp_path, looked):
     looked(["log.jsonl"], KeyboardInterrupt())
     sami(*COMMAND)

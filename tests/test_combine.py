@@ -61,6 +61,7 @@ def test_a_planted_order_and_signs_are_undone(fits):
     np.testing.assert_allclose(found, want, atol=0.35)
 
 
+@pytest.mark.slow
 def test_controls_have_a_large_rhat(fits):
     assert largest_rhat(combine([fits["one"], fits["planted"]], match=False)) > 1.5
     other = combine([fits["one"], fits["other"]])
@@ -68,6 +69,7 @@ def test_controls_have_a_large_rhat(fits):
     assert min(json.loads(other.attrs["matched"])[1]["correlation"]["z"]) < 0.95
 
 
+@pytest.mark.slow
 def test_groups_are_those_of_both_but_for_coordinates_of_their_own(fits):
     groups = {"posterior", "prior", "log_prior", "sample_stats", "observed_data"}
     both = combine([fits["one"], fits["planted"]])

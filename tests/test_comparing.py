@@ -67,6 +67,7 @@ def test_programs_may_have_data_sets_of_the_same_observations(tiny_program, fill
     assert np.allclose(table["elpd_diff"], 0)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared(tiny_program):
     program = tiny_program()
     with pytest.raises(ValueError, match="at least two programs, got 1"):

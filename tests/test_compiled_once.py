@@ -51,6 +51,7 @@ def compiled(caplog):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CALLS)
 def test_a_second_call_compiles_nothing(name, tiny_program, fill, compiled):
@@ -59,6 +60,7 @@ def test_a_second_call_compiles_nothing(name, tiny_program, fill, compiled):
     assert compiled(name, second, 1 - X, jax.random.key(1)) == []
 
 
+@pytest.mark.slow
 def test_other_shapes_are_compiled(tiny_program, compiled):
     """The control: it would be seen."""
     assert compiled("encode", tiny_program(), X[:3], KEY)

@@ -38,6 +38,7 @@ def dataset(x=X, u=U):
     return xr.Dataset({"x": (("obs", "feature"), x), "u": ("obs", u)})
 
 
+@pytest.mark.slow
 def test_a_prior_is_read_over_the_variables_it_takes():
     """Centre and spread are of the marginal, a mixture; no fixed Normal, so no closed form is claimed for it."""
     latents = read_prior(by_class, {"u": U})
@@ -74,6 +75,7 @@ def test_the_divergence_is_from_the_prior_of_the_own_u(tiny_program):
     assert np.isfinite(end["z"])
 
 
+@pytest.mark.slow
 def test_codes_are_drawn_from_the_marginal(tiny_program):
     """Half of a mixture's variance lies between its classes: 5 standard errors of 4,000 draws."""
     program = conditional(tiny_program)

@@ -67,6 +67,7 @@ def test_wrong_arguments_are_refused(make):
         make(KEY, 5, resolution=1)
 
 
+@pytest.mark.slow
 def test_components_start_both_angles():
     """Of four components of blurred images the right pairs go to the two angles."""
     latents = read_prior(load_file(find("ramps", "models")).torus)
@@ -79,6 +80,7 @@ def test_components_start_both_angles():
     assert corr.min() < 0.05
 
 
+@pytest.mark.slow
 def test_components_start_the_direction():
     latents = read_prior(load_file(find("lit_ball", "models")).sphere)
     data = lit_balls(KEY, 3000)

@@ -55,6 +55,7 @@ def test_gradient_is_finite_at_a_pixel_centre():
     assert np.isfinite(gradient)
 
 
+@pytest.mark.slow
 def test_single_precision_and_explicit_promotion_everywhere(x64, strict):
     data = disks(jax.random.key(0), 4, resolution=8)
     assert {variable.dtype for variable in data.values()} == {np.dtype("float32")}

@@ -86,6 +86,7 @@ def gaussian(law, noise_std=0.6):
 # --- closed forms -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("predict", ["data", "noise"])
 @pytest.mark.parametrize("schedule", [VariancePreserving(-12.0, 10.0), VarianceExploding(-8.0, 10.0)], ids=["vp", "ve"])
 def test_an_exact_conditioned_denoiser_is_the_guided_one(predict, schedule, x64):
@@ -98,6 +99,7 @@ def test_an_exact_conditioned_denoiser_is_the_guided_one(predict, schedule, x64)
             np.testing.assert_allclose(mine(x[0], level), theirs(x[0], level), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_both_decoders_have_one_bound(x64):
     """The same noise, so the same numbers; a network that is not told z has another."""
     law = oracle()
@@ -109,6 +111,7 @@ def test_both_decoders_have_one_bound(x64):
     assert np.abs(evidence_bound(deaf, x, key=KEY, levels=8)["bound"] - found[1]).mean() > 0.1
 
 
+@pytest.mark.slow
 def test_a_linear_gaussian_decoder_is_factor_analysis(x64):
     """With the exact posterior every weight is p(x): log p(x) = log N(x; μ, WWᵀ + s²I), whatever the draw of z."""
     law = oracle()
@@ -122,6 +125,7 @@ def test_a_linear_gaussian_decoder_is_factor_analysis(x64):
     assert np.abs(wrong - exact).mean() > 0.02
 
 
+@pytest.mark.slow
 def test_the_closed_form_is_what_diffusion_bounds(x64):
     """log N(x; m, s²I) against prior loss, quadrature of the errors and reconstruction loss, up to the range's ends."""
     schedule = VariancePreserving(-14.0, 16.0)
@@ -184,6 +188,7 @@ def awake(network):
     return jax.tree.map(moved, network)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_the_code_reaches_every_block(kind):
     """A network with codes has the parameters of one without, and more; NaN is no code, and has a finite gradient."""
@@ -249,6 +254,7 @@ def small(decoder):
     return program.replace(denoiser=awake(program.denoiser), encoder=awake(program.encoder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", TAKING_CODES)
 def test_the_decoder_is_one_word(decoder):
     program = small(decoder)
@@ -266,6 +272,7 @@ def test_the_decoder_is_one_word(decoder):
     assert type(unet.denoiser.network).__name__ == {"conditioned": "UNet", "gaussian": "AscendingUNet"}[decoder]
 
 
+@pytest.mark.slow
 def test_codes_steer_and_none_is_the_marginal():
     """Samples given other codes differ; without a code a conditioned denoiser samples, a Gaussian decoder refuses."""
     keys = jnp.stack([KEY, KEY])

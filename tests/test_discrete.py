@@ -56,6 +56,7 @@ def test_families_follow_the_prior(build):
     assert found.families[2].heads.loc.weight.shape[0] == 6
 
 
+@pytest.mark.slow
 def test_kinds_count_that_move_nothing_yet():
     """Read from the computation: of means that are learned and start alike, of two kinds that act together only."""
 
@@ -104,6 +105,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ERRORS)
 def test_what_cannot_be_summed_over_is_refused(name):
     prior, given, message = ERRORS[name]
@@ -111,6 +113,7 @@ def test_what_cannot_be_summed_over_is_refused(name):
         read_prior(prior, given)
 
 
+@pytest.mark.slow
 def test_programs_and_methods_that_cannot_refuse(build, tiny_program):
     """A Gaussian encoder, a Gaussian family, refinement, labels that are no kinds; each names the site."""
     program = build(joint)

@@ -43,6 +43,7 @@ def test_known_values_have_all_the_weight(build):
     np.testing.assert_allclose(told.local["z"][LABEL >= 0], kl[LABEL >= 0], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_label_counts_once_beside_another_discrete_site(build):
     """Summed over the values of the other, whose own terms stay; control: not twice, for its two values."""
 
@@ -103,6 +104,7 @@ def test_answers_of_a_program_with_kinds(build, tmp_path):
     assert "kind" in program.latents.describe()
 
 
+@pytest.mark.slow
 def test_setting_a_kind_that_some_labels_tell_moves_what_depends_on_it(build):
     """z has the mean of the kind set: 200 draws, 5 standard errors (6e-7 each). Control: without do it has another."""
     program = build(labelled, {"label": np.array([-1, 2])})

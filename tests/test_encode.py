@@ -35,6 +35,7 @@ def same(codes, expected):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", [7, 32, 100, 500])
 @pytest.mark.parametrize("count", [20, 96, 100])
 def test_a_store_is_encoded_as_an_array_is(tiny_program, tmp_path, stored, count):

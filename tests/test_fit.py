@@ -70,6 +70,7 @@ def test_fewer_observations_than_a_batch_are_refused(tiny_program, x):
         fit(tiny_program(), x[:1], replace(STAGE, batch=1), key=KEY)
 
 
+@pytest.mark.slow
 def test_a_stage_of_one_step_takes_it(tiny_program, x, monkeypatch):
     scripted(monkeypatch, [3.0])
     program, stage = tiny_program(), replace(ALONE, steps=1)
@@ -77,6 +78,7 @@ def test_a_stage_of_one_step_takes_it(tiny_program, x, monkeypatch):
     assert not same(fitted.denoiser, program.denoiser)
 
 
+@pytest.mark.slow
 def test_the_test_part_of_split_data_is_left_alone(tiny_program, x, monkeypatch):
     """It is infinite here: neither trained on nor validated with. Data of one part only are used as they are."""
     seen = []
@@ -213,6 +215,7 @@ def test_early_stopping_returns_the_best_state(tiny_program, x, monkeypatch, pat
     assert not same(seen[1], seen[3])
 
 
+@pytest.mark.slow
 def test_loss_not_finite_names_the_site_and_keeps_the_best_program(tiny_program, x, monkeypatch):
     scripted(monkeypatch, [3.0, 1.0, 2.0])
     bad = x.copy()

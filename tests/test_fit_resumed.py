@@ -59,6 +59,7 @@ def test_resumed_run_is_bit_identical(tiny_program, x, monkeypatch, tmp_path):
     assert [r["step"] for r in logged] == [2, 4, 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_between_validations_loses_no_step(tiny_program, x, monkeypatch, tmp_path, number):
     """It comes within step 3: that step is finished and kept, and the log of the resumed run is that of the whole."""
@@ -90,6 +91,7 @@ def test_a_signal_between_validations_loses_no_step(tiny_program, x, monkeypatch
     ]
 
 
+@pytest.mark.slow
 def test_checkpoints_are_written_by_time_too(tiny_program, x, monkeypatch, tmp_path):
     scripted(monkeypatch, [3.0])
     monkeypatch.setattr(loop, "KEPT_EVERY", -1.0)
@@ -132,6 +134,7 @@ def test_one_fit_at_a_time_in_a_folder(tiny_program, x, monkeypatch, tmp_path):
     assert refused == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_finished_run_is_not_run_again(tiny_program, x, monkeypatch, tmp_path):
     seen = scripted(monkeypatch, [3.0, 1.0, 2.0])
     arguments = {"key": KEY, "progress": False, "out": tmp_path}
@@ -166,6 +169,7 @@ def test_finished_run_is_not_run_again(tiny_program, x, monkeypatch, tmp_path):
         fit(tiny_program(), x, replace(ALONE, steps=4), resume=True, **arguments)
 
 
+@pytest.mark.slow
 def test_a_finished_stage_is_made_longer(tiny_program, x, monkeypatch, tmp_path):
     """From where it ended, its learning rate once more up and down; stopped in between it goes on to the same end."""
     scripted(monkeypatch, [3.0] * 20)
@@ -198,6 +202,7 @@ def test_the_learning_rate_rises_once_more(tiny_program):
     assert np.allclose(moved[:3], [0, ALONE.learning_rate / 2, ALONE.learning_rate], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_stage_that_others_were_built_on_is_not_made_longer(tiny_program, x, tmp_path):
     """It is said before anything is done; the last one is made longer."""
     arguments = {"key": KEY, "progress": False, "out": tmp_path}
@@ -226,6 +231,7 @@ def with_schedule(program, low):
     return program.replace(denoiser=denoiser, encoder=encoder)
 
 
+@pytest.mark.slow
 def test_a_prior_is_told_by_its_parameters_too(tiny_program):
     """And the same one, made again, is the same; a learned one is told as it begins, wherever it is by now."""
     given = Stage(steps=1, batch=8), (np.zeros((8, 4)), {}), (np.zeros((8, 4)), {})

@@ -89,6 +89,7 @@ def test_a_warm_start_is_a_fit(program, x):
     assert not_fitted(started) == ["denoiser"]
 
 
+@pytest.mark.slow
 def test_encoders_around_encoders_are_seen_through(program, x):
     turning = program.replace(encoder=sp.TurningEncoder(program.encoder))
     assert not_fitted(turning) == ["denoiser", "encoder"]

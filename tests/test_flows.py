@@ -142,6 +142,7 @@ def test_gradients_reach_the_condition(bent):
     assert np.all(theirs(condition) == 0)
 
 
+@pytest.mark.slow
 def test_a_flow_is_a_tree_of_arrays(bent):
     """So that transformations take the distribution itself, and give it back."""
     law = FlowDistribution(*bent)
@@ -165,6 +166,7 @@ def test_a_flow_prior_is_saved_with_its_program(tiny_program, tmp_path, fill):
     np.testing.assert_allclose(again.prior_codes(KEY, 5), program.replace(prior_params=params).prior_codes(KEY, 5))
 
 
+@pytest.mark.slow
 def test_any_flow_of_flowjax_is_a_prior(tiny_program):
     """Here a Gaussian with learned location and scale."""
     gaussian = flowjax.Normal(jnp.array([1.0, -2.0]), 3.0)
@@ -345,6 +347,7 @@ def fit_to_draws(encoder, codes, steps=600):
     return eqx.combine(params, static)
 
 
+@pytest.mark.slow
 def test_one_coordinate_is_refused(mlp):
     def prior():
         numpyro.sample("share", dist.Beta(2.0, 3.0))

@@ -33,6 +33,7 @@ def three_factors():
     )
 
 
+@pytest.mark.slow
 def test_factors_are_a_prior():
     """The same sites, in the order given, as those of the function that one would write by hand."""
 
@@ -51,6 +52,7 @@ def test_factors_are_a_prior():
     assert hand.axes[-2:] == ("style[0]", "style[1]")
 
 
+@pytest.mark.slow
 def test_factors_are_swapped_by_name():
     """Dims and labels stay where the shape does; the others' laws are the same objects."""
     prior = three_factors()
@@ -81,6 +83,7 @@ def test_factors_that_do_not_fit_are_refused(arguments, error, message):
         sp.factors(**arguments)
 
 
+@pytest.mark.slow
 def test_labels_of_one_dim_must_agree():
     """In a prior that is written by hand, where two sites share a dim."""
 
@@ -96,6 +99,7 @@ def test_labels_of_one_dim_must_agree():
         sp.read_prior(lambda: prior(("a", "b", "c")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "network"),
     [
@@ -123,6 +127,7 @@ def test_networks_follow_the_shape(shape, network, capsys):
     assert ("do not halve" in capsys.readouterr().out) == (shape in ((1, 25, 25), (1, 24, 30), (40, 30)))
 
 
+@pytest.mark.slow
 def test_statistics_are_of_the_training_part(capsys):
     """The test part is left alone, and what was guessed is said."""
     x = np.concatenate([VECTORS, VECTORS + 9])
@@ -137,6 +142,7 @@ def test_statistics_are_of_the_training_part(capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_variables_that_the_prior_takes_come_from_the_data():
     def prior(u):
         numpyro.sample("z", dist.Normal(u[:, None], 1).expand([len(u), 2]).to_event(1))

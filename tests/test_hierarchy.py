@@ -48,6 +48,7 @@ def learned():
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_global_sites_are_no_part_of_the_code():
     """The code holds the sites of one observation, scaled by what global sites do to them."""
     latents = read_prior(hierarchical)
@@ -110,6 +111,7 @@ def global_class(obs):
         numpyro.sample("z", dist.Normal(jnp.zeros(2) + kind, 1).to_event(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prior", "message"),
     [
@@ -165,6 +167,7 @@ def test_a_second_plate_is_refused():
 # --- the objective ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("total", [N, 1000])
 def test_the_objective_is_numpyros_divided_by_the_observations(tiny_program, total):
     """At one key, global sites once for all observations, whatever the batch stands for."""
@@ -179,6 +182,7 @@ def test_the_objective_is_numpyros_divided_by_the_observations(tiny_program, tot
     np.testing.assert_allclose(few["centre"], terms["centre"] / 2, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_global_sites_find_their_posterior(tiny_program):
     """q(z | x) held, the optimum is conjugate: N(Σ mₙ/(N + 1), 1/(N + 1)) for a centre with a N(0, 1) prior."""
     program = tiny_program(prior=only_centre)

@@ -31,6 +31,7 @@ def saved(tiny_program, tmp_path):
 # Round trips
 
 
+@pytest.mark.slow
 def test_arrays_come_back_bit_for_bit(tiny_program, fill, tmp_path):
     program = fill(tiny_program())
     folder = save(program, tmp_path / "deep" / "saved")
@@ -74,6 +75,7 @@ def test_flax_networks(tmp_path):
     assert not same(program, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("site", "extra"),
     [

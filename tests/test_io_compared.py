@@ -47,6 +47,7 @@ def prior_of(law):
     return lambda: numpyro.sample("z", law.to_event(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -73,6 +74,7 @@ def test_a_program_that_its_file_does_not_build_is_said(tmp_path, changes, messa
     assert same(load(tmp_path / "saved", program), program)
 
 
+@pytest.mark.slow
 def test_networks_with_other_settings_are_said(tmp_path):
     program = vectors(tmp_path)
     wide = VariancePreserving(-9.0, 9.0)
@@ -104,6 +106,7 @@ def test_units_of_the_networks_come_back(tmp_path):
     assert "denoiser_loss" not in (tmp_path / "saved" / "program.json").read_text(), "nothing of training is saved"
 
 
+@pytest.mark.slow
 def test_other_global_sites_and_variables_are_said(tiny_program, tmp_path):
     def hierarchical(width):
         def prior(obs, u):

@@ -66,6 +66,7 @@ def test_trees_of_refinements_have_labels(tiny_program, prior):
     assert tree["agreement"]["axis"].values.tolist() == ["style[weight]", "style[angle]"]
 
 
+@pytest.mark.slow
 def test_global_sites_of_a_report_have_labels():
     def prior(obs):
         infer = {"event_dims": ["factor"], "coords": {"factor": LABELS}}

@@ -10,6 +10,7 @@ from sami_ppl._util.errors import UserError
 from sami_ppl._util.locks import held
 
 
+@pytest.mark.slow
 def test_of_two_that_start_together_exactly_one_wins(tmp_path):
     """The winner stays until the other has tried: 1,000 times, on folders that nobody has made yet."""
     for i in range(1000):

@@ -44,6 +44,7 @@ def permuted(factors):
     return factors[:, ORDER] * SIGNS
 
 
+@pytest.mark.slow
 def test_permuted_factors_score_the_maximum():
     assert linear_r2(permuted(TRAIN), TRAIN, permuted(TEST), TEST) == pytest.approx(np.ones(3))
     assert forest_r2(permuted(TRAIN), TRAIN, permuted(TEST), TEST, seed=0).min() > 0.99
@@ -157,6 +158,7 @@ def test_dci_by_hand(importances, disentanglement, completeness):
     )
 
 
+@pytest.mark.slow
 def test_a_collapsed_code_scores_zero():
     codes = np.full((N, 2), 0.1, np.float32)
     report = disentanglement_report(codes, TRAIN, codes, TEST, ["a", "b", "c"], 0)

@@ -77,6 +77,7 @@ def images(seed, blur=0, n=300):
     return x / x.std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["images", "vectors"])
 def test_random_features_tell_samples_from_data(kind):
     """Images that are too smooth, vectors that are too wide; the distance of two halves of the data is the floor."""

@@ -66,6 +66,7 @@ def test_beta_scales_the_divergence_and_nothing_else(elbo, name, program):
     np.testing.assert_allclose([zero["x"], four["x"]], one["x"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_beta_on_one_side_only_would_be_caught(program):
     """Negative control: β given to the model alone does not scale a KL without closed form."""
     p = program("constrained")
@@ -99,6 +100,7 @@ def largest(tree):
     return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elbo", [ScoreELBO(), TraceMeanField_ELBO()], ids=["score", "mean field"])
 def test_encoder_is_one_parameter_with_the_gradient_of_both_terms(elbo, program):
     """`encoder$params` appears once; its gradient is the sum of non-zero gradients of divergence (β) and bound."""
@@ -120,6 +122,7 @@ def test_encoder_is_one_parameter_with_the_gradient_of_both_terms(elbo, program)
     assert largest(divergence["denoiser$params"]) <= 1e-5 * largest(one)  # the KL is none of the denoiser's
 
 
+@pytest.mark.slow
 def test_svi_finds_the_shared_encoder_once(program):
     """SVI's parameters are the program's: no second copy of the encoder under another name."""
     p = program()

@@ -161,6 +161,7 @@ def test_what_32_bits_hold_passes():
         np.testing.assert_array_equal(found, values)
 
 
+@pytest.mark.slow
 def test_whole_numbers_that_the_program_never_saw_are_warned_of(tiny_program):
     prior = lambda u: numpyro.sample("z", dist.Normal(0.1 * u[:, None] * jnp.ones(2), 1).to_event(1))  # noqa: E731
     program = tiny_program().replace(prior=prior, given={"u": np.arange(12) % 3})

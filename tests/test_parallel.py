@@ -115,6 +115,7 @@ def test_wrong_numbers_of_devices_name_the_remedy(tiny_program):
         pass
 
 
+@pytest.mark.slow
 def test_a_batch_must_divide(tiny_program, monkeypatch):
     class Mesh:
         size = 3

@@ -18,6 +18,9 @@ from sami_ppl.posteriors import posterior, save_tree
 from sami_ppl.program.origin import Origin
 from sami_ppl.program.program import Program
 
+pytestmark = pytest.mark.slow  # all stand on a fitted program
+
+
 N, DRAWS, PREDICTIVE, LEVELS = 7, 20, 5, 3
 NAMES = [f"image {i}" for i in range(N)]
 X = np.random.default_rng(0).normal(size=(N, 4)).astype(np.float32)

@@ -48,6 +48,7 @@ def test_codes_are_those_of_the_draws(found):
     np.testing.assert_allclose(tree["unconstrained_posterior"]["code"][0], code, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_log_prior_is_that_of_the_sites(found):
     _, tree = found
     z = tree["posterior"]["z"].values
@@ -56,6 +57,7 @@ def test_log_prior_is_that_of_the_sites(found):
     np.testing.assert_allclose(tree["log_prior"]["place"], -2 * np.log(3.0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_are_the_joint_density_over_the_guide(found):
     """Of the guide: a Gaussian of the code, and the Jacobian from it to the factors, 3 s (1 − s) for U(−1, 2)."""
     program, tree = found

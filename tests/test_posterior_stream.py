@@ -101,6 +101,7 @@ def test_memory_does_not_grow_with_the_observations(program, tmp_path):
     assert large_whole - small_whole > more, "the control holds everything, and that is seen"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["h", "m"])
 def test_dates_keep_to_the_minute_what_chunk_they_are_in(program, tmp_path, unit):
     """The first chunk is of whole days, by which a store would count; the next ones are not."""

@@ -63,6 +63,7 @@ def test_each_site_is_read(name):
     assert len(set(latents.axes)) == size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SITES)
 def test_code_is_the_unconstrained_value_standardised(name):
     """z = (biject_to(support)⁻¹(value) − shift)/scale; Gaussian sites exactly, others to a robust centre and scale."""
@@ -109,6 +110,7 @@ def test_every_code_is_a_value_in_the_support():
         assert read(name)[1].support(value).all(), name
 
 
+@pytest.mark.slow
 def test_sites_may_depend_on_each_other():
     """A hierarchical prior: the dependent Gaussian is not taken for a fixed one, Gaussian as each trace is."""
 
@@ -121,6 +123,7 @@ def test_sites_may_depend_on_each_other():
     assert [site.standard for site in read_prior(prior).sites] == [True, False, False, True]
 
 
+@pytest.mark.slow
 def test_scale_of_a_dependent_site_is_that_of_its_marginal():
     """b | a ~ N(5a, .1): over the prior b has sd 5; the code of b must have scale of order 1, not 50.
 
@@ -151,6 +154,7 @@ def test_event_dims_are_named_by_the_site():
     assert "part, coordinate" in latents.describe()
 
 
+@pytest.mark.slow
 def test_reading_a_prior_has_no_effect_outside():
     """Two readings agree, and a handler around the call sees no site: it is not part of a surrounding program."""
     prior = lambda: numpyro.sample("f", dist.Beta(2.0, 3.0))  # noqa: E731

@@ -47,6 +47,7 @@ def laws(prior, count):
     return handlers.trace(handlers.seed(run, jax.random.key(1))).get_trace()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRIORS)
 def test_several_observations_have_the_laws_that_each_has_alone(name):
     """Log densities of every site at the same values, computed together and by NumPyro alone, without a plate."""
@@ -125,6 +126,7 @@ def test_factor_and_scale_are_refused_by_name():
         read_prior(scaled)
 
 
+@pytest.mark.slow
 def test_a_prior_of_one_observation_is_fitted_and_what_it_computes_is_in_the_posterior():
     def prior():
         tau = numpyro.sample("tau", dist.HalfNormal(1.0))

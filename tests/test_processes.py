@@ -234,6 +234,7 @@ def test_batches_are_single_sequences_side_by_side():
     assert (wide.batch_shape, wide.event_shape) == ((4,), (T, 1))
 
 
+@pytest.mark.slow
 def test_processes_may_share_their_potentials():
     """The variance is that of each process, not of all that share them: 1/(1 + 3) of a single time."""
     shared = Smoothed(Matern(np.zeros((2, 1)), 1.0, smoothness=0.5), jnp.zeros((1, 1)), jnp.full((1, 1, 1), 3.0))

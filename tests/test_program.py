@@ -20,6 +20,7 @@ from sami_ppl.diffusion.schedule import VariancePreserving
 from sami_ppl.fitting.objective import ScoreELBO
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRIORS)
 def test_a_copy_has_the_structure_of_its_program(name, program):
     """So that trees of the two can be averaged, or told apart."""
@@ -67,6 +68,7 @@ def test_unobserved_model_draws_by_reverse_diffusion(program):
     np.testing.assert_allclose(trace["x"]["value"], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_render_model(program):
     """NumPyro's own drawing of the program: every site in the plate `obs`."""
     pytest.importorskip("graphviz")

@@ -50,12 +50,14 @@ def test_a_program_prints_as_a_short_table(program):
         assert part in text
 
 
+@pytest.mark.slow
 def test_it_says_what_was_never_fitted(program):
     assert "never: denoiser, encoder" in repr(program)
     moved = jax.tree.map(lambda leaf: leaf + 0.01 if eqx.is_inexact_array(leaf) else leaf, program.denoiser)
     assert row(repr(program.replace(denoiser=moved)), "fitted") == ["fitted", "never:", "encoder"]
 
 
+@pytest.mark.slow
 def test_describe_says_more(program):
     text = program.describe()
     assert text.startswith(repr(program))
@@ -91,6 +93,7 @@ def test_latents_and_sites_print_short(program):
     assert len(repr(program.latents).splitlines()) == 4
 
 
+@pytest.mark.slow
 def test_of_many_sites_the_first_are_listed(program):
     def many():
         for i in range(30):

@@ -230,6 +230,7 @@ def test_values_that_the_prior_takes_are_saved(tmp_path):
     assert loaded.origin == program.origin._replace(file=loaded.origin.file)
 
 
+@pytest.mark.slow
 def test_a_program_remembers_where_it_came_from(tmp_path):
     """And is saved with the text that built it, also where the file has been edited since."""
     file = tmp_path / "mine.py"

@@ -172,6 +172,7 @@ def angle():
     numpyro.sample("angle", dist.VonMises(0.0, 1.0))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_refined_is_said(tiny_program, model, mlp, x):
     program, key = Program(prior, model.denoiser, model.encoder), jax.random.key(0)
     for method, count in (
@@ -232,6 +233,7 @@ def test_command_writes_what_it_says(exact_run, monkeypatch, capsys, tmp_path):
         refine_run(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_fitted_prior_is_the_one_that_counts(tiny_program):
     """log p(z) at learned parameters."""
 
@@ -293,6 +295,7 @@ def test_the_class_of_an_observation_counts(model, x, kind, method):
         agrees(tree, *moments_under(program, model, x[0], MEANS[1 - kind], np.full(2, 0.6)))
 
 
+@pytest.mark.slow
 def test_every_observation_has_its_own_variables(model):
     program = Program(by_class, model.denoiser, model.encoder, given={"kind": np.arange(2)})
     kinds = np.array([1, 0, 1])

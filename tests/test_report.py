@@ -231,6 +231,7 @@ def check_traversal(material, program, data, key):
     assert error < min(0.02, 0.2 * other)
 
 
+@pytest.mark.slow
 def test_a_report_says_what_the_program_is(tiny_program, tmp_path):
     """In the words of its file, or of the file that has its prior; not in those of the library."""
     source = '"""Dots: one dot.\n\nMore."""\n'
@@ -248,6 +249,7 @@ def test_a_report_says_what_the_program_is(tiny_program, tmp_path):
     assert (name, sentence) == ("test_report", __doc__.split("\n")[0])
 
 
+@pytest.mark.slow
 def test_graph_has_what_depends_on_what(program):
     def prior(obs):
         loc: Any = numpyro.param("loc", jnp.zeros(()))
@@ -270,6 +272,7 @@ def test_graph_has_what_depends_on_what(program):
     assert sum(attrs.get("class") == "arrow" for attrs in drawn.all("path")) == 7
 
 
+@pytest.mark.slow
 def test_graph_of_a_direction_in_space(build):
     """NumPyro finds no start for such a site by itself; warnings are errors here."""
 
@@ -309,6 +312,7 @@ def test_no_warning_is_said():
     assert "no sign of collapse" in tables.verdict({"warnings": []})
 
 
+@pytest.mark.slow
 def test_other_data_are_refused(tmp_path, program, data):
     with pytest.raises(ValueError, match=r"\(obs, 1, 8, 8\)"):
         write_report(tmp_path, program, data.isel(row=slice(4)), tree_of(), {}, key=jax.random.key(0))

@@ -76,6 +76,7 @@ def test_rotated_code_gives_the_same_samples_and_the_same_error(rotated):
     assert not np.allclose(wrong[1], straight[1], rtol=1e-2)  # control: the code not rotated
 
 
+@pytest.mark.slow
 def test_chain_of_conditionals_is_the_joint_gaussian(rotated):
     """The guide writes N(Rμ, R diag(s²) Rᵀ) site by site: its log density at its own draw is that of the joint."""
     p, q = rotated
@@ -90,6 +91,7 @@ def test_chain_of_conditionals_is_the_joint_gaussian(rotated):
     np.testing.assert_allclose(log_q, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRIORS)
 def test_guide_draws_have_the_law_of_the_encoder(name, program):
     """Draws of the rotated guide, as codes: mean and covariance of R N(μ, s²); 4,000 draws, 5 sd per moment (6e-7)."""

@@ -20,6 +20,7 @@ def batch(kind):
     return kind(LOC[:, None], 0.5).expand([5, 2]).to_event(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [dist.Laplace, dist.Normal])
 def test_rows_are_numpyros_batch(kind):
     """Densities of draws before the observations and without; draws of every observation about its own place."""

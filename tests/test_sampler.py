@@ -62,6 +62,7 @@ def test_order_of_convergence(sampler, order, schedule, x64):
     np.testing.assert_allclose(last_orders(errors), order, atol=0.1 * order)
 
 
+@pytest.mark.slow
 @by_schedule
 @stochastic
 def test_order_of_the_variance(sampler, order, schedule, x64):
@@ -151,6 +152,7 @@ def test_heun_is_algorithm_1(schedule, x64):
     assert not np.allclose(expected, euler, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_deterministic_samplers_ignore_their_key_and_end_with_the_denoised_mean(x64, strict):
     """From a given start they are functions; with no noise left to remove, every sampler is exact for a point."""
     point = GaussianDenoiser(jnp.asarray(MEAN), jnp.zeros((3, 3)), SCHEDULES[0])

@@ -17,6 +17,9 @@ from sami_ppl.fitting.step import Fit
 from sami_ppl.runs.settings import configure
 from sami_ppl.saving.files import UserError
 
+pytestmark = pytest.mark.slow  # all stand on a fitted program
+
+
 KEY = jax.random.key(0)
 BETA = {"place": 0.5, "light": 3.0}
 

@@ -106,6 +106,7 @@ def test_decoder_does_not_see_the_rotation_draw_by_draw(tiny_program, monkeypatc
     assert max(slope(jax.random.key(i)) for i in range(3)) > 1e-3
 
 
+@pytest.mark.slow
 def test_turning_encoder_is_the_encoder_of_the_turned_code(tiny_program):
     """q'(R z) = q(z), location R μ, covariance R diag(s²) Rᵀ; it begins as the encoder itself."""
     base = tiny_program(prior=independent(dist.Normal(0, 1), 3)).encoder
@@ -160,6 +161,7 @@ def test_bad_input():
         TurningEncoder(FirstTwo(), rate=float("nan"))
 
 
+@pytest.mark.slow
 def test_what_is_no_gaussian_of_the_whole_code_is_not_turned(tiny_program, mlp):
     """A mixture, whose guide would be a Gaussian and its guidance not; a Gaussian of an angle."""
     schedule, factors = VariancePreserving(-4.0, 4.0), {"z": families.Mixture}

@@ -175,6 +175,7 @@ def test_dimension_of_large_observations_is_sketched(rank, counted):
     assert manifold_dimension(denoiser, x, key=jax.random.key(0)) == counted
 
 
+@pytest.mark.slow
 def test_codes_of_large_images_are_those_of_every_nth_pixel():
     """A blurred image holds nothing finer: its leading components are the same to a hundredth, up to their sign."""
     rng, grid = np.random.default_rng(0), np.arange(64)
@@ -322,6 +323,7 @@ def test_warm_start_puts_kinds_and_the_prior_on_clusters(mlp):
                    key=KEYS[1])), x, key=KEYS[0], clusters=True)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_prior_is_fitted_at_the_variables_of_the_same_observations(tiny_program, monkeypatch):
     """Also where there are more than it is fitted to: of the last ones the classes are the other way round."""
 
@@ -336,6 +338,7 @@ def test_a_prior_is_fitted_at_the_variables_of_the_same_observations(tiny_progra
     np.testing.assert_allclose(fitted.prior_params["loc"], values[jnp.array([0, 20])], atol=0.02)
 
 
+@pytest.mark.slow
 def test_components_go_to_continuous_axes_whatever_the_order_of_sites():
     """A discrete site first in the program does not take the components of a continuous one: its codes are noise."""
     x, _ = blobs()
