@@ -7,7 +7,7 @@ import re
 import arviz as az
 import pytest
 
-from sami_ppl.fitting import plans
+from sami_ppl.fitting import sizes as fit_sizes
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -24,7 +24,7 @@ def test_python_example_runs(tmp_path, monkeypatch):
     small = code.replace("20_000", "300")
     assert small != code
     counted = []
-    monkeypatch.setattr(plans, "_steps", lambda *sizes: counted.append(sizes) or 4)
+    monkeypatch.setattr(fit_sizes, "_steps", lambda *sizes: counted.append(sizes) or 4)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(az.rcParams, "plot.backend", "none")
     names: dict = {}
