@@ -363,7 +363,7 @@ def test_what_needs_guidance_is_refused_by_name(what, decoder):
         ({"decoder": "conditioned", "network": (lambda x, log_snr: x, ResidualMLP((6,), (4,), width=8, key=KEY))},
          r"\(x, log_snr, z\)"),
         ({"decoder": "gaussian", "network": (lambda z, log_snr: z, ResidualMLP((6,), (4,), width=8, key=KEY))},
-         r"must map \(z, None\) to one observation of shape \(6,\), got shape \(2,\)"),
+         r"network\(z, None\) must be one observation of shape \(6,\), got shape \(2,\)"),
     ],
 )  # fmt: skip
 def test_what_a_decoder_cannot_take_is_refused_at_once(settings, words):

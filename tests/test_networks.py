@@ -170,10 +170,10 @@ OTHERS = {
     "a vector more": (lambda x, log_snr: x[None], r"of the same shape, got one of shape \(1, 4\)"),
     "of other inputs": (
         lambda x, log_snr: jnp.ones((3, 4)) @ x + x,
-        r"denoiser network failed on .* shape \(4,\): add",
+        r"denoiser network failed on .* shape \(4,\), \(\): add",
     ),
     "of one argument": (lambda x: x, r"failed on .*: .*positional argument.*\nIt is called as network\(x, log_snr\)"),
-    "a pair": (lambda x, log_snr: (x, x), "must put out one array for one observation .*, got tuple: take it out"),
+    "a pair": (lambda x, log_snr: (x, x), "must put out one array for .*, got tuple: take it out"),
 }
 
 

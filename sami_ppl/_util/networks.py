@@ -7,22 +7,21 @@ import jax.numpy as jnp
 
 
 def output_shape(
-    network: Callable, event_shape: tuple[int, ...], *, of: str, sees_noise: bool = True
+    network: Callable, *shapes: tuple[int, ...] | None, of: str, call: str = "network(x, log_snr)"
 ) -> tuple[int, ...]:
-    """Shape of a network's output for one observation and its log signal-to-noise ratio, None with `sees_noise=False`.
+    """Shape of a network's output for inputs of these shapes, None for an input that is None.
 
-    `of`: the part of the program that it is of, for messages. Raises ValueError where the network fails, or puts out
-    anything but one array.
+    `of`: the part of the program that it is of, and `call`, how it is called, for messages. Raises ValueError where the
+    network fails, or puts out anything but one array.
     """
-    x = jax.ShapeDtypeStruct(event_shape, jnp.float32)
-    log_snr = jax.ShapeDtypeStruct((), jnp.float32) if sees_noise else None
-    call = f"one observation of shape {event_shape}{'' if sees_noise else ' with log_snr=None'}"
+    inputs = [None if shape is None else jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    asked = f"inputs of shape {', '.join(map(str, shapes))}"
     try:
-        out = jax.eval_shape(lambda x, log_snr: network(x, log_snr), x, log_snr)
+        out = jax.eval_shape(lambda *inputs: network(*inputs), *inputs)
     except Exception as error:
         raise ValueError(
-            f"the {of} network failed on {call}: {error}\nIt is called as network(x, log_snr), for a single observation"
+            f"the {of} network failed on {asked}: {error}\nIt is called as {call}, for a single observation"
         ) from error
     if not isinstance(out, jax.ShapeDtypeStruct):
-        raise ValueError(f"the {of} network must put out one array for {call}, got {type(out).__name__}: take it out")
+        raise ValueError(f"the {of} network must put out one array for {asked}, got {type(out).__name__}: take it out")
     return out.shape

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sami_ppl._util.networks import output_shape
 from sami_ppl.diffusion.denoiser import AbstractDenoiser, PreconditionedDenoiser
 from sami_ppl.diffusion.schedule import AbstractSchedule
 
@@ -59,10 +60,10 @@ class ConditionedDenoiser(PreconditionedDenoiser, AbstractConditionalDenoiser):
         self.latent_size = latent_size
 
     def __check_init__(self) -> None:
-        check_network(
-            lambda *inputs: self.network(*inputs), "the network of a conditioned denoiser", "(x, log_snr, z)",
-            (self.event_shape, (), (self.latent_size,)), self.event_shape,
-        )  # fmt: skip
+        code, call = (self.latent_size,), "network(x, log_snr, z)"
+        _check_output(
+            output_shape(self.network, self.event_shape, (), code, of="conditioned", call=call), self.event_shape, call
+        )
 
     def given(self, z: Float[Array, " D"]) -> PreconditionedDenoiser:
         network = _WithCode(self.network, z)
@@ -116,9 +117,10 @@ class IsotropicDenoiser(AbstractConditionalDenoiser):
     def __check_init__(self) -> None:
         if not self.std > 0:
             raise ValueError(f"std must be positive, got {self.std}: give the standard deviation of the data")
-        check_network(
-            lambda z: self.network(z, None), "the network of a Gaussian decoder", "(z, None)",
-            ((self.latent_size,),), self.event_shape,
+        call = "network(z, None)"
+        _check_output(
+            output_shape(self.network, (self.latent_size,), None, of="Gaussian decoder's", call=call),
+            self.event_shape, call,
         )  # fmt: skip
 
     @property
@@ -162,14 +164,6 @@ class NormalDenoiser(AbstractDenoiser):
         return sigma / (alpha**2 * self.std**2 + sigma**2) * (x_noisy - alpha * self.mean)
 
 
-def check_network(
-    network: Callable, name: str, call: str, shapes: tuple[tuple[int, ...], ...], event_shape: tuple[int, ...]
-) -> None:
-    """Raise ValueError unless a network, called so, maps inputs of these shapes to one observation."""
-    inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    try:
-        found = jax.eval_shape(network, *inputs).shape
-    except Exception as error:
-        raise ValueError(f"{name} is called as {call}, on arrays of shapes {shapes}, and failed: {error}") from error
-    if found != tuple(event_shape):
-        raise ValueError(f"{name} must map {call} to one observation of shape {event_shape}, got shape {found}")
+def _check_output(shape: tuple[int, ...], event_shape: tuple[int, ...], call: str) -> None:
+    if shape != tuple(event_shape):
+        raise ValueError(f"{call} must be one observation of shape {event_shape}, got shape {shape}")

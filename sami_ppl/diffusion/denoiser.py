@@ -105,7 +105,7 @@ class PreconditionedDenoiser(AbstractDenoiser):
             raise ValueError(f"predict must be 'data' or 'noise', got {self.predict!r}")
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(self.network)):
             return  # made of another one while that is traced, as for each code: looked at once is enough
-        if (out := output_shape(self.network, self.event_shape, of="denoiser")) != self.event_shape:
+        if (out := output_shape(self.network, self.event_shape, (), of="denoiser")) != self.event_shape:
             raise ValueError(
                 f"the denoiser network must map one observation of shape {self.event_shape} to an output of the same "
                 f"shape, got one of shape {out}: write sp.nn.ResidualMLP({self.event_shape}, {self.event_shape}, "

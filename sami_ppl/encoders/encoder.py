@@ -130,7 +130,7 @@ class NetworkEncoder(AbstractEncoder):
 
 def feature_size(network: Callable, event_shape: tuple[int, ...], *, sees_noise: bool) -> int:
     """Length of the network's feature vector. Raises ValueError unless it maps one observation to a vector."""
-    shape = output_shape(network, event_shape, of="encoder", sees_noise=sees_noise)
+    shape = output_shape(network, event_shape, () if sees_noise else None, of="encoder")
     if len(shape) != 1:
         raise ValueError(
             f"the encoder network must map one observation of shape {event_shape} to a feature vector, "
