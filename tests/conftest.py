@@ -7,6 +7,7 @@ import functools
 import json
 import os
 from pathlib import Path
+import sys
 
 # Compiling is most of what the tests do. What is compiled is kept on disk, the many small programs too, and found by
 # other modules, other workers, processes that tests start, and the next run; set before JAX reads it.
@@ -31,6 +32,8 @@ from sami_ppl.encoders.encoder import AbstractEncoder, DiagonalEncoder, encoder_
 from sami_ppl.encoders.law import DiagonalLaw
 from sami_ppl.priors.read import read_prior
 from sami_ppl.program.program import Program
+from sami_ppl.runs import cli
+from sami_ppl.runs import run as running
 from sami_ppl.saving import files as programs
 from sami_ppl.saving import save as io
 
@@ -40,8 +43,8 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 # Files that take longest, first: workers take whole files, and what begins last should be short.
 LONGEST = (
-    "prior_runs", "docs", "negative_controls", "cli", "comparing", "evaluating", "families", "readme", "sequences",
-    "prior_oracles", "packaging", "evidence", "discrete", "parallel", "calibrating", "front_door", "refinement",
+    "prior_runs", "docs", "negative_controls", "cli_runs", "cli", "comparing", "evaluating", "families", "readme",
+    "sequences", "prior_oracles", "packaging", "evidence", "discrete", "parallel", "calibrating", "front_door", "refinement",
 )  # fmt: skip
 
 
@@ -87,6 +90,28 @@ def exact_run(tmp_path_factory):
     for name in ("posterior.nc", "metrics.json"):
         (out / name).touch()
     return out
+
+
+@pytest.fixture
+def sami(monkeypatch, capsys, tmp_path):
+    """`sami(*arguments)` in an empty folder: exit code, stdout, stderr.
+
+    The compilation cache is for users: nothing is written into their folder here, no setting stays behind.
+    """
+    monkeypatch.setattr(running, "use_compilation_cache", lambda: None)
+    monkeypatch.delenv("SAMI_TRACE", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sami", *map(str, arguments)])
+        try:
+            code = cli.main() or 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def check_guided(denoiser: AbstractDenoiser, what: str) -> None:
     """Raise ValueError, saying `what` needs it, unless the encoder guides the denoiser."""
     if not is_guided(denoiser):
         raise ValueError(
-            f"{what} needs a guided decoder: beside a {type(denoiser).__name__}, which takes the code itself, noisy "
+            f"{what} needs a guided decoder: beside {type(denoiser).__name__}, which takes the code itself, noisy "
             'posteriors q(z | x_λ, λ) are not trained; write sp.autoencoder(prior, data, decoder="guided", key=key)'
         )
 

@@ -311,7 +311,7 @@ def fit(
         )
     if isinstance(plan, AbstractPlan) and plan.guided and not program.guided:
         raise ValueError(
-            f"plan is {type(plan).__name__}, which needs a guided decoder, and this one, a "
+            f"plan is {type(plan).__name__}, which needs a guided decoder, and this one, "
             f"{type(program.denoiser).__name__}, takes the code itself: write sp.fit(program, data, sp.Joint(), "
             "key=key)"
         )
