@@ -44,7 +44,8 @@ jax.config.update("jax_disable_most_optimizations", True)
 # Files that take longest, first: workers take whole files, and what begins last should be short.
 LONGEST = (
     "prior_runs", "docs", "negative_controls", "cli_runs", "cli", "comparing", "evaluating", "families", "readme",
-    "sequences", "prior_oracles", "packaging", "evidence", "discrete", "parallel", "calibrating", "front_door", "refinement",
+    "sequences", "prior_oracles", "packaging", "evidence", "discrete", "parallel", "calibrating", "front_door",
+    "refinement",
 )  # fmt: skip
 
 
