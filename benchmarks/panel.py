@@ -197,7 +197,7 @@ def fitted(data: xr.Dataset, latents: int, decoder: str, seed: int, *, progress:
 
 def _floats(data: xr.Dataset) -> np.ndarray:
     x = data["x"].values
-    return sp.data.scale_bytes(x) if x.dtype == np.uint8 else x.astype(np.float32)
+    return sp.data.scale_bytes(x, 255) if x.dtype == np.uint8 else x.astype(np.float32)
 
 
 def shown(rows: dict[str, dict[str, Any]]) -> str:

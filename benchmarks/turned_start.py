@@ -18,8 +18,8 @@ import numpy as np
 from sami_ppl import Program, Stage, fit
 from sami_ppl.data import train_test
 from sami_ppl.data.disks import FACTORS
-from sami_ppl.diagnostics.dimension import manifold_dimension
-from sami_ppl.fitting.start import fit_codes, low_pass_codes, transfer
+from sami_ppl.fitting.components import start_codes
+from sami_ppl.fitting.start import fit_codes, transfer
 from sami_ppl.metrics import disentanglement_report
 from sami_ppl.saving import files as programs
 from sami_ppl.saving.save import load_denoiser
@@ -57,12 +57,12 @@ def measure(folder: str, prior: str, seed: int, steps: int, warm_steps: int, pro
     train, test = train_test(data)
     x = train["x"].values
     program = load_denoiser(folder, module.build(config, data, key=build_key))
-    components = manifold_dimension(program.denoiser, x[:32], key=warm_key)
     denoiser: Any = program.denoiser
     encoder: Any = program.encoder
     trunk = transfer(denoiser.network, encoder.network)
     program = program.replace(encoder=eqx.tree_at(lambda e: e.network, encoder, trunk))
-    codes = turned(low_pass_codes(x, LATENTS, components), components, seed)
+    codes, components, _ = start_codes(x, LATENTS)
+    codes = turned(codes, components, seed)
     begun = fit_codes(program, x, codes, key=warm_key, steps=warm_steps, progress=progress)
     stage = Stage(
         steps=steps, batch=128, learning_rate=8e-4, warmup=300, clip=150.0,

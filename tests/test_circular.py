@@ -11,7 +11,8 @@ import pytest
 
 from sami_ppl.analyses.scores import circular_figures
 from sami_ppl.data import bars, render_bars, unrolled
-from sami_ppl.fitting.start import arrange, low_pass_codes
+from sami_ppl.fitting.components import start_codes
+from sami_ppl.fitting.start import arrange
 from sami_ppl.metrics import circular_correlation, largest_jump
 from sami_ppl.priors.read import read_prior
 
@@ -90,7 +91,9 @@ def test_components_that_go_round_start_the_angle():
     """Of three components of blurred bars, the two that lie on a circle go to the angle, wherever that site stands."""
     data = bars(jax.random.key(0), 3000)
     latents = read_prior(angle_and_light)
-    codes = arrange(low_pass_codes(data["x"].values, latents.size, 3), latents, 3)
+    codes, count, _ = start_codes(data["x"].values, latents.size)
+    assert count == 3
+    codes = arrange(codes, latents, count)
     turn = 2 * data["angle"].values
     angle = np.arctan2(codes[:, latents.sites[1].code][:, 1], codes[:, latents.sites[1].code][:, 0])
     assert abs(circular_correlation(turn, angle)) > 0.9

@@ -8,7 +8,7 @@ import pytest
 
 import sami_ppl as sp
 from sami_ppl import analyses
-from sami_ppl.diagnostics import information_spectrum, manifold_dimension
+from sami_ppl.diagnostics import information_spectrum
 
 KEY = jax.random.key(0)
 CALLS = {
@@ -27,7 +27,6 @@ CALLS = {
     "nuts": lambda program, x, key: sp.refinement.nuts(program, x[:1], key=key, draws=4, warmup=3, chains=2, levels=4),
     "svi": lambda program, x, key: sp.refinement.svi(program, x[:1], key=key, draws=4, steps=3, levels=4),
     "information_spectrum": lambda program, x, key: information_spectrum(program, x, key=key, levels=3),
-    "manifold_dimension": lambda program, x, key: manifold_dimension(program.denoiser, x, key=key),
     "sensitivity": lambda program, x, key: analyses.sensitivity(program, x),
     "spectrum": lambda program, x, key: analyses.posterior_covariance_spectrum(program, x, key=key),
     "traverse": lambda program, x, key: analyses.traverse(program, x[0], "z[0]", key=key),

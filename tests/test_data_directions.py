@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sami_ppl.data import lit_balls, ramps, render_balls, render_ramps
-from sami_ppl.fitting.start import arrange, low_pass_codes
+from sami_ppl.fitting.components import start_codes
+from sami_ppl.fitting.start import arrange
 from sami_ppl.metrics import circular_correlation
 from sami_ppl.priors.read import read_prior
 from sami_ppl.saving.files import find, load_file
@@ -72,7 +73,9 @@ def test_components_start_both_angles():
     """Of four components of blurred images the right pairs go to the two angles."""
     latents = read_prior(load_file(find("ramps", "models")).torus)
     data = ramps(KEY, 3000)
-    codes = arrange(low_pass_codes(data["x"].values, latents.size, 4), latents, 4)
+    codes, count, _ = start_codes(data["x"].values, latents.size)
+    assert count == 4
+    codes = arrange(codes, latents, count)
     found = [np.arctan2(*codes[:, site.code].T[::-1]) for site in latents.sites]
     turns = [2 * data["bar"].values, data["ramp"].values]
     corr = np.abs([[circular_correlation(turn, angle) for angle in found] for turn in turns])
@@ -84,7 +87,9 @@ def test_components_start_both_angles():
 def test_components_start_the_direction():
     latents = read_prior(load_file(find("lit_ball", "models")).sphere)
     data = lit_balls(KEY, 3000)
-    codes = arrange(low_pass_codes(data["x"].values, 3, 3), latents, 3)
+    codes, count, _ = start_codes(data["x"].values, latents.size)
+    assert count == 3
+    codes = arrange(codes, latents, count)
     unit = np.asarray(latents.onto_support(jnp.asarray(codes)))
     light = np.stack([data[name].values for name in ("light_x", "light_y", "light_z")], 1)
     turn = np.linalg.lstsq(unit, light, rcond=None)[0]

@@ -1,4 +1,4 @@
-"""Warm starts: what is copied, the codes to start from, the dimension found, and the fit to the codes."""
+"""Warm starts: what is copied, the fit to the codes, clusters. The codes themselves: test_components."""
 
 import importlib
 
@@ -9,16 +9,15 @@ import numpy as np
 import numpyro
 from numpyro import distributions as dist
 import pytest
-from scipy.ndimage import gaussian_filter
 from sklearn.metrics import adjusted_rand_score
 
 from sami_ppl.decoders.exact import LinearGaussian
-from sami_ppl.diagnostics import manifold_dimension
 from sami_ppl.diffusion.denoiser import GaussianDenoiser
 from sami_ppl.diffusion.schedule import VariancePreserving
 from sami_ppl.encoders.encoder import RotatedEncoder, encoder_for
 from sami_ppl.encoders.rotation import TurningEncoder
-from sami_ppl.fitting.start import _with_features, arrange, fit_codes, low_pass_codes, transfer, warm_start
+from sami_ppl.fitting.components import low_pass_codes, start_codes
+from sami_ppl.fitting.start import _with_features, arrange, fit_codes, transfer, warm_start
 from sami_ppl.fitting.start_prior import cluster, fit_prior, with_clusters
 from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
 from sami_ppl.priors.read import read_prior
@@ -94,109 +93,6 @@ def correlated(obs=400, size=6, seed=0):
     return (3 + rng.normal(size=(obs, size)) @ rng.normal(size=(size, size))).astype(np.float32)
 
 
-def test_codes_are_white_principal_components():
-    x = correlated()
-    codes = low_pass_codes(x, 4, 4)
-    assert (codes.shape, codes.dtype) == ((400, 4), np.float32)
-    np.testing.assert_allclose(codes.mean(0), 0, atol=1e-4)
-    np.testing.assert_allclose(codes.T @ codes / 400, np.eye(4), atol=1e-3)
-    centred = x - x.mean(0)
-    fitted = centred @ np.linalg.lstsq(centred, codes, rcond=None)[0]
-    np.testing.assert_allclose(fitted, codes, atol=1e-3)
-    # The leading ones, in order: they explain as much of x as any four directions can.
-    values = np.sort(np.linalg.eigvalsh(centred.T @ centred / 400))[::-1]
-    explained = ((codes.T @ centred / 400) ** 2).sum(1)
-    np.testing.assert_allclose(explained, values[:4], rtol=1e-3)
-
-
-def test_spare_axes_are_independent_noise():
-    """Correlations of 2 axes with 2 components and each other at 4000 observations: five standard errors."""
-    codes = low_pass_codes(correlated(4000), 4, 2)
-    np.testing.assert_allclose(np.corrcoef(codes.T), np.eye(4), atol=5 / 4000**0.5)
-    np.testing.assert_allclose(codes.mean(0), 0, atol=5 / 4000**0.5)
-    np.testing.assert_allclose(codes.std(0), 1, atol=5 / 8000**0.5)
-    again, other = low_pass_codes(correlated(4000), 4, 2), low_pass_codes(correlated(4000), 4, 2, seed=1)
-    np.testing.assert_array_equal(codes, again)
-    assert not np.array_equal(codes[:, 2:], other[:, 2:])
-    np.testing.assert_array_equal(codes[:, :2], other[:, :2])
-
-
-def test_more_components_than_there_are_directions():
-    """Never more than axes or pixels; flat directions give no NaN."""
-    assert low_pass_codes(correlated(), 3, 9).shape == (400, 3)
-    codes = low_pass_codes(correlated(size=2), 4, 4)
-    np.testing.assert_allclose(np.abs(np.corrcoef(codes.T)[:2, 2:]).max(), 0, atol=0.25)
-    assert np.isfinite(low_pass_codes(np.repeat(correlated(size=1), 4, axis=1), 3, 3)).all()
-
-
-def test_images_are_blurred_by_a_share_of_their_side():
-    """The same as the codes of images blurred by hand; blur keeps channels and observations apart."""
-    images = RNG(2).normal(size=(200, 2, 8, 8)).astype(np.float32)
-    blurred = np.stack([[gaussian_filter(c, 0.25 * 8, mode="nearest") for c in image] for image in images])
-    codes, want = low_pass_codes(images, 3, 3), low_pass_codes(blurred.reshape(200, -1), 3, 3)
-    np.testing.assert_allclose(np.abs(np.corrcoef(codes.T, want.T)[:3, 3:]), np.eye(3), atol=2e-3)
-    sharp = np.abs(np.corrcoef(codes.T, low_pass_codes(images.reshape(200, -1), 3, 3).T)[:3, 3:])
-    assert np.abs(sharp - np.eye(3)).max() > 0.1
-
-
-def test_codes_of_a_moving_object_unfold_its_place():
-    """A spot that crosses the image: one code of the blurred image is monotone in its place; unblurred, none is."""
-    place, grid = np.linspace(3, 12, 60), np.arange(16)
-    squared = (grid[:, None] - 7.5) ** 2 + (grid[None] - place[:, None, None]) ** 2
-    images = np.exp(-squared / 2).astype(np.float32)[:, None]
-
-    def monotone(codes):
-        steps = np.diff(codes, axis=0)
-        return (np.sign(steps) == np.sign(steps.sum(0))).all(0)
-
-    assert monotone(low_pass_codes(images, 1, 1))[0]
-    assert not monotone(low_pass_codes(images, 3, 3, width=0.0)).any()
-
-
-def gaussian(rank, spread=1.0, size=6):
-    """Exact denoiser of data on a plane of this dimension, and draws of them."""
-    basis = np.linalg.qr(RNG(rank).normal(size=(size, size)))[0][:, :rank] * np.linspace(1.0, 2.0, rank) * spread
-    x = RNG(7).normal(size=(16, rank)) @ basis.T
-    denoiser = GaussianDenoiser(jnp.zeros(size), jnp.asarray(basis @ basis.T, jnp.float32), VariancePreserving())
-    return denoiser, x.astype(np.float32)
-
-
-@pytest.mark.parametrize("rank", [1, 2, 4, 6])
-def test_dimension_of_linear_data_is_the_rank(rank):
-    denoiser, x = gaussian(rank)
-    assert manifold_dimension(denoiser, x, key=jax.random.key(0)) == rank
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("rank", "counted"), [(3, 3), (20, 20), (90, 64)])
-def test_dimension_of_large_observations_is_sketched(rank, counted):
-    """No Jacobian of 1,100 by 1,100; at most 64 directions are told."""
-    denoiser, x = gaussian(rank, size=1100)
-    assert manifold_dimension(denoiser, x, key=jax.random.key(0)) == counted
-
-
-@pytest.mark.slow
-def test_codes_of_large_images_are_those_of_every_nth_pixel():
-    """A blurred image holds nothing finer: its leading components are the same to a hundredth, up to their sign."""
-    rng, grid = np.random.default_rng(0), np.arange(64)
-    place = rng.uniform(16, 48, (200, 2))
-    squared = sum(
-        (grid.reshape(s) - place[:, i].reshape(-1, 1, 1)) ** 2 for i, s in enumerate([(1, -1, 1), (1, 1, -1)])
-    )
-    images = np.exp(-squared / 50).astype(np.float32)[:, None]
-    blurred = gaussian_filter(images, (0, 0, 16, 16), mode="nearest").reshape(200, -1)
-    left = np.linalg.svd(blurred - blurred.mean(0), full_matrices=False)[0][:, :2] * np.sqrt(200)
-    codes = low_pass_codes(images, 2, 2)
-    assert np.allclose(np.abs((codes * left).mean(0)), 1, atol=0.01)
-
-
-def test_dimension_counts_directions_wider_than_the_noise():
-    """A direction of variance v is passed on by v e^λ / (1 + v e^λ): counted from v = e^−λ."""
-    denoiser, x = gaussian(3, spread=0.1)
-    assert manifold_dimension(denoiser, x, key=jax.random.key(0), log_snr=3.0) == 0
-    assert manifold_dimension(denoiser, x, key=jax.random.key(0), log_snr=5.5) == 3
-
-
 def nll(encoder, x, codes, noise=0.05):
     """Mean negative log density of the noisy codes over all noise levels, on fixed noise."""
     level_key, eps_key, code_key = jax.random.split(jax.random.key(5), 3)
@@ -211,7 +107,7 @@ def test_fitting_codes_lowers_their_negative_log_likelihood(tiny_program):
     """Half a nat at least, on held-out observations too, and not on those whose codes are another's."""
     program = tiny_program()
     x = correlated(600, 4)
-    codes = low_pass_codes(x, 2, 2)
+    codes = low_pass_codes(x, 2, width=0.0)
     settings = {"key": jax.random.key(0), "steps": 150, "batch": 64, "learning_rate": 1e-2, "progress": False}
     fitted = fit_codes(program, x[:500], codes[:500], **settings)
     before, after = nll(program.encoder, x[500:], codes[500:]), nll(fitted.encoder, x[500:], codes[500:])
@@ -221,8 +117,8 @@ def test_fitting_codes_lowers_their_negative_log_likelihood(tiny_program):
     assert np.abs(np.corrcoef(fitted.encode(x[500:])[0].T, codes[500:].T)[[0, 1], [2, 3]]).min() > 0.7
 
 
-def test_warm_start_copies_then_fits(tiny_program, monkeypatch, fill):
-    """The encoder is fitted from the denoiser's features, with as many components as the denoiser finds dimensions."""
+def test_warm_start_copies_then_fits(tiny_program, monkeypatch, fill, capsys):
+    """The encoder is fitted from the denoiser's features, to a component on every axis; how many have one is said."""
     program = tiny_program()
     program = program.replace(denoiser=fill(program.denoiser, 0.5))
     seen = {}
@@ -233,14 +129,16 @@ def test_warm_start_copies_then_fits(tiny_program, monkeypatch, fill):
 
     module = importlib.import_module("sami_ppl.fitting.start")
     monkeypatch.setattr(module, "fit_codes", spy)
-    monkeypatch.setattr(module, "manifold_dimension", lambda denoiser, x, **_: 1)
     x = correlated(300, 4)
     warm_start(program, x, key=jax.random.key(0), steps=7, progress=False)
+    assert capsys.readouterr().err == ""
     network, encoder = seen["program"].encoder.network, program.encoder.network
     np.testing.assert_array_equal(network.inner, program.denoiser.network.inner)
     np.testing.assert_array_equal(network.outer, encoder.outer)
-    np.testing.assert_array_equal(seen["codes"], low_pass_codes(x, 2, 1))
+    np.testing.assert_array_equal(seen["codes"], start_codes(x, 2).codes)
     assert (seen["steps"], seen["progress"]) == (7, False)
+    warm_start(program, np.repeat(x[:, :1], 4, axis=1), key=jax.random.key(0))
+    assert "1 of 2 axes carry a component of observations as they are; 1 start at the prior" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -312,7 +210,7 @@ def test_warm_start_puts_kinds_and_the_prior_on_clusters(mlp):
     encoder = encoder_for(kinds, mlp(4, 6, key=KEYS[0]), schedule, (4,), given=given, key=KEYS[1])
     program = Program(kinds, GaussianDenoiser(jnp.zeros(4), jnp.eye(4), schedule), encoder, given=given)
     label = np.where(np.arange(len(x)) < 30, kind, -1)
-    codes = with_clusters(program, x, {"label": label}, low_pass_codes(x, program.latents.size, 5))
+    codes = with_clusters(program, x, {"label": label}, start_codes(x, program.latents.size, 5).codes)
     np.testing.assert_array_equal(codes[:, :3].argmax(1), kind)
     fitted = fit_prior(program, codes, {"label": label})
     values = program.latents.from_code(jnp.asarray(codes))["z"]
@@ -343,7 +241,7 @@ def test_components_go_to_continuous_axes_whatever_the_order_of_sites():
     """A discrete site first in the program does not take the components of a continuous one: its codes are noise."""
     x, _ = blobs()
     latents = read_prior(kinds, {"label": np.array([-1])})
-    before = low_pass_codes(x, latents.size, 2)
+    before = start_codes(x, latents.size, 2).codes
     found = arrange(before, latents, 2)
     np.testing.assert_array_equal(found[:, 3:], before[:, :2])
     np.testing.assert_array_equal(found[:, :3], before[:, 2:])
@@ -370,10 +268,3 @@ def test_parameters_of_a_prior_stay_under_their_constraints(tiny_program):
     found = fit_prior(program, codes, {}).prior_params
     np.testing.assert_allclose(found["scale"], 0.4, rtol=0.1)
     np.testing.assert_allclose(found["shares"], [0.2, 0.5, 0.3], atol=0.04)
-
-
-def test_codes_of_few_wide_vectors_are_their_principal_components():
-    """Of 20 observations of 3,000 features, by the products of observations; those of numpy's svd, up to signs."""
-    x = np.random.default_rng(0).normal(size=(20, 3000)).astype(np.float32)
-    left = np.linalg.svd(x - x.mean(0), full_matrices=False)[0][:, :3] * np.sqrt(20)
-    np.testing.assert_allclose(np.abs(low_pass_codes(x, 3, 3)), np.abs(left), atol=1e-3)

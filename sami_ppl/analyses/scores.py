@@ -12,8 +12,8 @@ import xarray as xr
 
 from sami_ppl.diagnostics.clusters import clusters
 from sami_ppl.encoders.encoder import RotatedEncoder
+from sami_ppl.fitting.components import low_pass_codes, widest_blur
 from sami_ppl.fitting.gauge import orthogonal_ica
-from sami_ppl.fitting.start import low_pass_codes
 from sami_ppl.metrics import circular_correlation, disentanglement_report, largest_jump, mean_correlation
 from sami_ppl.priors.sites import Direction
 from sami_ppl.program.program import Program
@@ -77,7 +77,8 @@ def baseline_figures(
     fit has found from what it was given.
     """
     size = max(1, components)
-    codes = low_pass_codes(np.concatenate(pixels), size, size)
+    x = np.concatenate(pixels)
+    codes = low_pass_codes(x, size, width=widest_blur(x, size))
     if size > 1:
         codes = codes @ orthogonal_ica(codes, seed=0).T
     cut = len(pixels[0])

@@ -3,7 +3,6 @@
 from sami_ppl.diagnostics.clusters import clusters as clusters
 from sami_ppl.diagnostics.collapse import CollapseWarning as CollapseWarning
 from sami_ppl.diagnostics.collapse import collapse_warning as collapse_warning
-from sami_ppl.diagnostics.dimension import manifold_dimension as manifold_dimension
 from sami_ppl.diagnostics.fitted import NotFittedWarning as NotFittedWarning
 from sami_ppl.diagnostics.gain import NoiseErrors as NoiseErrors
 from sami_ppl.diagnostics.gain import draw_code as draw_code

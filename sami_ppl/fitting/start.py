@@ -3,8 +3,7 @@
 Trained from random weights, an encoder may fold the space of factors: two places of an object share a code, and no
 later gradient unfolds it. Two starts prevent that and save most of the time. `transfer` copies the denoiser's own
 features. `fit_codes` then fits q(z | x_λ, λ), at every noise level, by maximum likelihood to the leading principal
-components of low-pass filtered observations: a blurred image changes monotonically as an object moves, where the
-components of the sharp image turn over.
+components of low-pass filtered observations (`components`), one on every axis that has something of its own to tell.
 """
 
 from functools import lru_cache
@@ -18,14 +17,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
 import optax
-from scipy.ndimage import gaussian_filter1d
 import xarray as xr
 
 from sami_ppl._util.keys import check_key
-from sami_ppl._util.progress import phase, progress_bar, telling
-from sami_ppl.diagnostics.dimension import manifold_dimension
+from sami_ppl._util.progress import phase, progress_bar, say, telling
 from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
 from sami_ppl.encoders.encoder import AbstractEncoder, AbstractRotation, NetworkEncoder
+from sami_ppl.fitting.components import start_codes
 from sami_ppl.fitting.stage import batches
 from sami_ppl.fitting.start_prior import fit_prior, with_clusters
 from sami_ppl.priors.latents import Latents
@@ -49,40 +47,6 @@ def transfer(source: eqx.Module, target: eqx.Module) -> eqx.Module:
         return other if other is not None and other.shape == getattr(leaf, "shape", None) else leaf
 
     return jax.tree_util.tree_map_with_path(take, target)
-
-
-def low_pass_codes(
-    x: Float[Array | np.ndarray, "obs *event"], size: int, components: int, *, width: float = 0.25, seed: int = 0
-) -> Float[np.ndarray, "obs D"]:
-    """Codes of `size` axes, each of mean 0 and variance 1: the leading principal components of blurred observations.
-
-    Only `components` axes carry one; the others are noise, as the prior is, so that no factor starts out spread over
-    more axes than it needs. `width`: standard deviation of the blur in units of the image's side; vectors are not
-    blurred.
-    """
-    flat = np.asarray(x, dtype=np.float32)
-    if flat.ndim == 4 and width > 0:
-        pixels = width * flat.shape[-1]
-        flat = np.concatenate([_blurred(flat[i : i + 1024], pixels) for i in range(0, len(flat), 1024)])
-    flat = flat.reshape(len(flat), -1)
-    components = min(components, size, *flat.shape)
-    centred = flat - flat.mean(0)
-    wide = flat.shape[1] > len(flat)  # then there are fewer products of observations than of features
-    values, vectors = np.linalg.eigh((centred @ centred.T if wide else centred.T @ centred) / len(flat))
-    leading = np.argsort(values)[::-1][:components]
-    codes = np.random.default_rng(seed).standard_normal((len(flat), size))
-    if wide:  # its eigenvectors are the codes
-        codes[:, :components] = vectors[:, leading] * np.sqrt(len(flat))
-    else:
-        codes[:, :components] = centred @ vectors[:, leading] / np.sqrt(np.maximum(values[leading], 1e-12))
-    return codes.astype(np.float32)
-
-
-def _blurred(images: Float[np.ndarray, "n c h w"], pixels: float) -> Float[np.ndarray, "n c rows columns"]:
-    """Images under a Gaussian blur of so many pixels, every few of their rows and columns."""
-    step = max(1, int(pixels / 4))  # a blurred image holds nothing finer
-    rows = gaussian_filter1d(images, pixels, axis=2, mode="nearest")[:, :, ::step]
-    return gaussian_filter1d(rows, pixels, axis=3, mode="nearest")[..., ::step]
 
 
 def arrange(codes: Float[np.ndarray, "obs D"], latents: Latents, components: int) -> Float[np.ndarray, "obs D"]:
@@ -191,10 +155,11 @@ def warm_start(
     """The program with its encoder started from its fitted denoiser and from low-pass codes of the observations.
 
     The encoder takes its features from the denoiser's network where both are built on one (`PreconditionedDenoiser`,
-    `NetworkEncoder`, rotated or not); an encoder of another kind keeps its own, with a warning. As many axes as the
-    denoiser has found dimensions in the data carry a component; spare ones start at the prior. Of sequences, the
-    encoder of frames is started, from all frames that are seen. With `clusters`, discrete sites start on clusters of
-    the observations, else at random; and what the prior learns starts at its most likely value for these codes.
+    `NetworkEncoder`, rotated or not); an encoder of another kind keeps its own, with a warning. Every continuous axis
+    carries a component, but for those that would only repeat the others (`components.free_components`): these start at
+    the prior, and that is said. Of sequences, the encoder of frames is started, from all frames that are seen. With
+    `clusters`, discrete sites start on clusters of the observations, else at random; and what the prior learns starts
+    at its most likely value for these codes.
     `data`: observations, as an array or a Dataset, which holds the variables that the prior takes too.
 
     Raises ValueError for `clusters` with a prior that has global sites or nothing to learn, or is of sequences.
@@ -207,19 +172,24 @@ def warm_start(
     if single is not program:
         batch = batch * program.event_shape[0]
         return with_frames(program, warm_start(single, x, key=key, steps=steps, batch=batch, progress=progress))
-    dimension_key, code_key = jax.random.split(key)
     program = program.replace(encoder=_with_features(program))
-    with telling(progress), phase("warm start: counting the dimensions that the denoiser sees in the data"):
-        components = max(1, manifold_dimension(program.denoiser, x[:32], key=dimension_key))
-    spare = sum(site.size // site.dimension for site in program.latents.sites if isinstance(site, Direction))
-    continuous = program.latents.size - sum(site.categories for site in program.latents.discrete)
-    components = min(components + spare, continuous)
-    with telling(progress), phase(f"warm start: {components} principal components of blurred observations"):
-        codes = arrange(low_pass_codes(x, program.latents.size, components), program.latents, components)
+    axes = program.latents.size - sum(site.categories for site in program.latents.discrete)
+    with telling(progress):
+        with phase("warm start: principal components of blurred observations"):
+            codes, count, width = start_codes(x, program.latents.size, axes)
+            codes = arrange(codes, program.latents, count)
+        say(_told(count, axes, width))
     if clusters:
         codes = with_clusters(program, x, given, codes)
         program = fit_prior(program, codes, given)
-    return fit_codes(program, x, codes, key=code_key, steps=steps, batch=batch, progress=progress)
+    return fit_codes(program, x, codes, key=key, steps=steps, batch=batch, progress=progress)
+
+
+def _told(count: int, axes: int, width: float) -> str:
+    """The start in words."""
+    blur = f"blurred by {width:g} of their side" if width else "as they are"
+    rest = "" if count == axes else f"; {axes - count} start at the prior, further components repeat these"
+    return f"warm start: {count} of {axes} axes carry a component of observations {blur}{rest}"
 
 
 def _with_features(program: Program) -> AbstractEncoder:

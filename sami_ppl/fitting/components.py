@@ -1,0 +1,128 @@
+"""Codes to start an encoder from, found without labels: principal components of blurred observations.
+
+A blurred image changes monotonically as an object moves, where components of the sharp image turn over; but what is
+blurred away, no code can be started on. So the blur is the widest that leaves nearly all that components of the sharp
+image would tell: a quarter of the image's side for a disk on an even ground, a tenth or less for photographs and
+handwriting (`widest_blur`).
+
+Components of a curved set of observations outnumber its factors: those that are functions of the ones before them tell
+nothing new, and a code that has them counts the same thing twice. They are left out (`free_components`), by how well
+nearest neighbours predict them.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Float
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+
+WIDTHS = (0.25, 0.18, 0.12, 0.08, 0.05, 0.0)
+"""Standard deviations of the blur that are tried, in units of the image's side."""
+KEPT = 0.95
+"""Share of what components of sharp images tell that those of blurred ones must tell."""
+FUNCTION = 0.85
+"""R² from which a component is a function of others. Of those that are, nearest neighbours reach .89 to 1; of those
+that tell something of their own, .77 at most (disks, bars, digits, clothes, patches, faces)."""
+NOTHING = 1e-7
+"""Variance, in units of the largest, below which a direction is flat: rounding in single precision."""
+FEW, SOME = 2000, 4000
+"""Observations that the blur and the functions are found from, at most."""
+
+
+class StartCodes(NamedTuple):
+    """Codes (obs, D) to start from, of which the first `count` columns carry a component; the others are noise.
+
+    `width` of the blur, in units of the image's side.
+    """
+
+    codes: Float[np.ndarray, "obs D"]
+    count: int
+    width: float
+
+
+def start_codes(
+    x: Float[Array | np.ndarray, "obs *event"], size: int, components: int | None = None, *, seed: int = 0
+) -> StartCodes:
+    """Codes of `size` axes, each of mean 0 and variance 1, for these observations; one axis at least is no noise unless all are the same.
+
+    At most so many `components` are taken, None as many as axes. Axes without one are noise, as the prior is, so that
+    no factor starts out spread over more axes than it needs.
+    """
+    components = size if components is None else min(components, size)
+    width = widest_blur(x, components)
+    found = low_pass_codes(x, components, width=width)
+    free = free_components(found, seed=seed)
+    codes = np.random.default_rng(seed).standard_normal((len(found), size)).astype(np.float32)
+    codes[:, : len(free)] = found[:, free]
+    return StartCodes(codes, len(free), width)
+
+
+def low_pass_codes(
+    x: Float[Array | np.ndarray, "obs *event"], components: int, *, width: float
+) -> Float[np.ndarray, "obs k"]:
+    """The leading principal components of blurred observations, each of mean 0 and variance 1, in order of variance.
+
+    No more than there are observations, features or directions in which observations differ. `width`: standard deviation of the blur in units of the image's
+    side; vectors are not blurred.
+    """
+    flat = np.asarray(x, dtype=np.float32)
+    if flat.ndim == 4 and width > 0:
+        pixels = width * flat.shape[-1]
+        flat = np.concatenate([_blurred(flat[i : i + 1024], pixels) for i in range(0, len(flat), 1024)])
+    flat = flat.reshape(len(flat), -1)
+    components = min(components, *flat.shape)
+    centred = flat - flat.mean(0)
+    wide = flat.shape[1] > len(flat)  # then there are fewer products of observations than of features
+    values, vectors = np.linalg.eigh((centred @ centred.T if wide else centred.T @ centred) / len(flat))
+    leading = np.argsort(values)[::-1][:components]
+    leading = leading[values[leading] > NOTHING * max(values[leading[0]], 1e-12)] if len(leading) else leading
+    if wide:  # its eigenvectors are the codes
+        return (vectors[:, leading] * np.sqrt(len(flat))).astype(np.float32)
+    return (centred @ vectors[:, leading] / np.sqrt(np.maximum(values[leading], 1e-12))).astype(np.float32)
+
+
+def _blurred(images: Float[np.ndarray, "n c h w"], pixels: float) -> Float[np.ndarray, "n c rows columns"]:
+    """Images under a Gaussian blur of so many pixels, every few of their rows and columns."""
+    step = max(1, int(pixels / 4))  # a blurred image holds nothing finer
+    rows = gaussian_filter1d(images, pixels, axis=2, mode="nearest")[:, :, ::step]
+    return gaussian_filter1d(rows, pixels, axis=3, mode="nearest")[..., ::step]
+
+
+def widest_blur(x: Float[Array | np.ndarray, "obs *event"], components: int) -> float:
+    """The widest blur, of `WIDTHS`, whose components tell nearly as much of the observations as those without blur.
+
+    What codes tell is the variance of sharp observations that is linear in them; `KEPT` is the share that must be left.
+    It is 0 for vectors.
+    """
+    some = np.asarray(x[:FEW], dtype=np.float32)
+    if some.ndim != 4:
+        return 0.0
+    flat = some.reshape(len(some), -1)
+    centred = flat - flat.mean(0)
+
+    def told(width: float) -> float:
+        codes = low_pass_codes(some, components, width=width)  # uncorrelated, of variance 1
+        return float(((codes.T @ centred / len(some)) ** 2).sum())
+
+    all_of_it = told(0.0)
+    return next(width for width in WIDTHS if told(width) >= KEPT * all_of_it)
+
+
+def free_components(codes: Float[np.ndarray, "obs k"], *, seed: int = 0) -> list[int]:
+    """Columns that are no function of those before them; the first always is one of them.
+
+    Five nearest neighbours in the columns taken so far predict the next one, for a quarter of the observations from the
+    others; it is a function of them where R² is above `FUNCTION`. Of a few observations none is found.
+    """
+    from sklearn.neighbors import KNeighborsRegressor
+
+    rows = np.random.default_rng(seed).permutation(len(codes))[:SOME]
+    fitted, held = rows[len(rows) // 4 :], rows[: len(rows) // 4]
+    free = list(range(min(1, codes.shape[1])))
+    for column in range(1, codes.shape[1]):
+        if len(held) >= 5:
+            neighbours = KNeighborsRegressor(5, weights="distance").fit(codes[fitted][:, free], codes[fitted, column])
+            if neighbours.score(codes[held][:, free], codes[held, column]) > FUNCTION:
+                continue
+        free.append(column)
+    return free
