@@ -44,9 +44,9 @@ from .distributions.flows import flow_distribution as flow_distribution
 from .distributions.matern import Matern as Matern
 from .distributions.relaxed import RelaxedOneHotCategorical as RelaxedOneHotCategorical
 from .encoders import families as families
+from .encoders.encoder import AffineEncoder as AffineEncoder
 from .encoders.encoder import DiagonalEncoder as DiagonalEncoder
 from .encoders.encoder import FamilyEncoder as FamilyEncoder
-from .encoders.encoder import RotatedEncoder as RotatedEncoder
 from .encoders.encoder import encoder_for as encoder_for
 from .encoders.rotation import TurningEncoder as TurningEncoder
 from .encoders.rotation import soft_uniform as soft_uniform

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 import sami_ppl as sp
-from sami_ppl.encoders.encoder import RotatedEncoder
+from sami_ppl.encoders.encoder import AffineEncoder
 
 pytestmark = pytest.mark.slow  # all stand on a fitted program
 
@@ -32,7 +32,7 @@ def trees():
     truth = sp.LinearGaussian(jnp.asarray(columns, jnp.float32), 0.5, sp.VariancePreserving(-8.0, 8.0))
     program = sp.Program(prior, truth.denoiser, truth.encoder, sampler=sp.DPMSolver(6))
     turn = jnp.asarray([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    other = program.replace(encoder=RotatedEncoder(program.encoder, turn))
+    other = program.replace(encoder=AffineEncoder(program.encoder, turn))
     x = np.asarray(truth.sample(jax.random.key(0), N)[0])
     data = xr.Dataset({"x": (("obs", "feature"), x), "height": ("obs", x[:, 0])})
     options = {"draws": DRAWS, "predictive": DRAWS, "levels": 8}

@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 import sami_ppl as sp
-from sami_ppl.encoders.encoder import RotatedEncoder
+from sami_ppl.encoders.encoder import AffineEncoder
 from sami_ppl.posteriors import combine, posterior, save_tree
 from sami_ppl.posteriors.symmetry import symmetries
 
@@ -35,7 +35,7 @@ def fits():
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]], np.float32)
 
     def draw(matrix, seed):
-        own = program.replace(encoder=RotatedEncoder(program.encoder, jnp.asarray(matrix)))
+        own = program.replace(encoder=AffineEncoder(program.encoder, jnp.asarray(matrix)))
         return posterior(own, np.asarray(x), key=jax.random.key(seed), draws=100, predictive=0, levels=0)
 
     return {"one": draw(np.eye(3, dtype=np.float32), 1), "planted": draw(TURN, 2), "other": draw(turn, 3)}

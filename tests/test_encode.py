@@ -13,7 +13,7 @@ import zarr
 
 import sami_ppl as sp
 from sami_ppl.data import load_data, open_data
-from sami_ppl.encoders.encoder import AbstractEncoder, RotatedEncoder
+from sami_ppl.encoders.encoder import AbstractEncoder, AffineEncoder
 
 RNG = np.random.default_rng(0)
 
@@ -61,7 +61,7 @@ def test_dims_and_labels(tiny_program, tmp_path):
 def test_scale_of_correlated_codes_is_that_of_their_axes(tiny_program, tmp_path):
     program, x = tiny_program(), vectors(50)
     turn = jax.numpy.asarray([[0.6, 0.8], [-0.8, 0.6]])
-    program = program.replace(encoder=RotatedEncoder(program.encoder, turn))
+    program = program.replace(encoder=AffineEncoder(program.encoder, turn))
     codes = sp.encode(program, store(tmp_path / "x.zarr", x, 16), tmp_path / "z.zarr", chunk=16, progress=False)
     assert same(codes, program.encode(x, chunk=16))
     root = np.asarray(program.code_law(jax.numpy.asarray(x)).root)

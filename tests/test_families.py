@@ -17,7 +17,7 @@ from sami_ppl.decoders.guidance import guidance
 from sami_ppl.diagnostics import noise_end_kl
 from sami_ppl.diagnostics.gain import draw_code
 from sami_ppl.diffusion.schedule import VariancePreserving
-from sami_ppl.encoders.encoder import DiagonalEncoder, FamilyEncoder, RotatedEncoder, encoder_for
+from sami_ppl.encoders.encoder import AffineEncoder, DiagonalEncoder, FamilyEncoder, encoder_for
 from sami_ppl.encoders.families import DiagonalMixture, ProjectedNormals
 from sami_ppl.fitting.objective import ScoreELBO
 from sami_ppl.priors.read import read_prior
@@ -305,7 +305,7 @@ def test_draws_of_a_gaussian_code_have_its_mean_and_covariance(rotated, tiny_pro
     program = tiny_program()
     encoder = fill(program.encoder)
     if rotated:
-        encoder = RotatedEncoder(encoder, jnp.array([[0.8, -0.6], [0.6, 0.8]]))
+        encoder = AffineEncoder(encoder, jnp.array([[0.8, -0.6], [0.6, 0.8]]))
     program = program.replace(encoder=encoder)
     x = jax.random.normal(jax.random.key(3), (1, 4))
     z = np.asarray(draw_code(program, jnp.repeat(x, 40_000, 0), KEY))

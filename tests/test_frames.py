@@ -50,7 +50,7 @@ def test_the_noisy_posterior_of_frames_is_the_gaussian_of_all_of_them(mlp):
     """Location and scale, or root, are those of its log density: diagonal frames, and full ones behind a rotation."""
     schedule = sp.VariancePreserving(-4.0, 4.0)
     diagonal = sp.DiagonalEncoder(mlp(4, 6, key=KEY), schedule, (4,), D, key=KEY)
-    turned = sp.RotatedEncoder(diagonal, jnp.array([[0.6, -0.8], [0.8, 0.6]]))
+    turned = sp.AffineEncoder(diagonal, jnp.array([[0.6, -0.8], [0.8, 0.6]]))
     x, z, level = (
         0.5 * jax.random.normal(k, s) for k, s in zip(jax.random.split(KEY, 3), ((3, 4), (3 * D,), ()), strict=True)
     )

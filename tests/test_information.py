@@ -11,7 +11,7 @@ from sami_ppl.decoders.exact import LinearGaussian
 from sami_ppl.diagnostics import information_spectrum
 from sami_ppl.diagnostics.information import code_kl
 from sami_ppl.diffusion.schedule import VarianceExploding, VariancePreserving
-from sami_ppl.encoders.encoder import RotatedEncoder
+from sami_ppl.encoders.encoder import AffineEncoder
 from sami_ppl.program.program import Program
 
 OBS = 16384
@@ -110,7 +110,7 @@ def test_kl_of_correlated_axes_is_that_of_the_code_before_it_was_turned(tiny_pro
     """N(0, I) stays as it is when turned; the marginals of the turned axes alone say less, by their correlations."""
     program = tiny_program()
     program = program.replace(encoder=fill(program.encoder, 0.8))
-    turned = program.replace(encoder=RotatedEncoder(program.encoder, jnp.array([[0.6, -0.8], [0.8, 0.6]])))
+    turned = program.replace(encoder=AffineEncoder(program.encoder, jnp.array([[0.6, -0.8], [0.8, 0.6]])))
     x = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
     own, other = (code_kl(p, x, jax.random.key(0)) for p in (program, turned))
     assert other == pytest.approx(own, rel=1e-4)

@@ -16,7 +16,7 @@ from saved_programs import DATA, PROGRAM_FILE, edit, same, shifted
 
 from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
 from sami_ppl.diffusion.schedule import VariancePreserving
-from sami_ppl.encoders.encoder import DiagonalEncoder, RotatedEncoder
+from sami_ppl.encoders.encoder import AffineEncoder, DiagonalEncoder
 from sami_ppl.nn.flax import FlaxNetwork
 from sami_ppl.program.program import Program
 from sami_ppl.saving.files import build_program
@@ -45,9 +45,9 @@ def test_arrays_come_back_bit_for_bit(tiny_program, fill, tmp_path):
 def test_rotated_encoder(tiny_program, tmp_path):
     program = tiny_program()
     rotation = jnp.asarray([[0.6, 0.8], [-0.8, 0.6]])
-    rotated = program.replace(encoder=RotatedEncoder(program.encoder, rotation))
+    rotated = program.replace(encoder=AffineEncoder(program.encoder, rotation))
     loaded = load(save(rotated, tmp_path / "saved"), program)
-    assert isinstance(loaded.encoder, RotatedEncoder)
+    assert isinstance(loaded.encoder, AffineEncoder)
     assert same(rotated, loaded)
     assert same(rotated, load(tmp_path / "saved", shifted(rotated)))
 

@@ -14,7 +14,7 @@ from saved_programs import DATA, PROGRAM_FILE, same, shifted
 from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
 from sami_ppl.diffusion.sampler import Heun, StochasticDPMSolver
 from sami_ppl.diffusion.schedule import VarianceExploding, VariancePreserving
-from sami_ppl.encoders.encoder import DiagonalEncoder, RotatedEncoder
+from sami_ppl.encoders.encoder import AffineEncoder, DiagonalEncoder
 from sami_ppl.program.program import Program
 from sami_ppl.saving.files import build_program
 from sami_ppl.saving.save import LoadError, load, load_denoiser, load_networks, save
@@ -195,7 +195,7 @@ def test_a_denoiser_keeps_the_units_of_its_data(tmp_path, fill):
 
 def test_networks_of_a_program_with_another_prior(tmp_path, fill):
     fitted = with_units(fill(vectors(tmp_path)), -0.5, 0.3)
-    rotated = fitted.replace(encoder=RotatedEncoder(fitted.encoder, jnp.asarray([[0.6, 0.8], [-0.8, 0.6]])))
+    rotated = fitted.replace(encoder=AffineEncoder(fitted.encoder, jnp.asarray([[0.6, 0.8], [-0.8, 0.6]])))
     new = with_units(vectors(tmp_path), 2.0, 4.0).replace(prior=prior_of(dist.Laplace(0.0, 1.0).expand([2])))
     for program in (fitted, rotated):
         found = load_networks(save(program, tmp_path / "fitted"), new)

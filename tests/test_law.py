@@ -11,7 +11,7 @@ from scipy import stats
 
 from sami_ppl.distributions.gaussian import Affine, gaussian_root
 from sami_ppl.distributions.relaxed import LogRatios
-from sami_ppl.encoders.law import DiagonalLaw, FramesLaw, GaussianLaw, RotatedLaw, WholeLaw
+from sami_ppl.encoders.law import AffineLaw, DiagonalLaw, FramesLaw, GaussianLaw, WholeLaw
 
 KEY = jax.random.key(0)
 LOC = jnp.asarray([0.3, -1.0, 2.0])
@@ -21,8 +21,9 @@ SITES = [SimpleNamespace(name=n, start=a, size=b - a, code=slice(a, b)) for n, a
 LAWS = {
     "diagonal": DiagonalLaw(LOC, jnp.asarray([0.5, 0.8, 0.3])),
     "full": GaussianLaw(LOC, ROOT),
-    "rotated": RotatedLaw(DiagonalLaw(LOC, jnp.asarray([0.5, 0.8, 0.3])), TURN),
-    "rotated full": RotatedLaw(GaussianLaw(LOC, ROOT), TURN),
+    "rotated": AffineLaw(DiagonalLaw(LOC, jnp.asarray([0.5, 0.8, 0.3])), TURN, jnp.zeros(3)),
+    "affine": AffineLaw(DiagonalLaw(LOC, jnp.asarray([0.5, 0.8, 0.3])), ROOT + TURN, LOC / 2),
+    "affine, of a full one": AffineLaw(GaussianLaw(LOC, ROOT), ROOT + TURN, LOC / 2),
     "frames": FramesLaw(DiagonalLaw(LOC[:, None], jnp.asarray([[0.5], [0.8], [0.3]]))),
     "frames, full": FramesLaw(GaussianLaw(LOC[None], ROOT[None])),
 }

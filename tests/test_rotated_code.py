@@ -12,7 +12,7 @@ from scipy import stats
 from two_priors import PRIORS, Hashed, N, X, losses, traced
 
 from sami_ppl.decoders.decoder import ScoreDecoder
-from sami_ppl.encoders.encoder import RotatedEncoder
+from sami_ppl.encoders.encoder import AffineEncoder
 from sami_ppl.fitting.objective import ScoreELBO
 from sami_ppl.program.kl import site_kl
 
@@ -22,7 +22,7 @@ ROTATION = stats.special_ortho_group(3, seed=1).rvs().astype(np.float32)
 @pytest.fixture
 def rotated(program):
     p = program()
-    return p, p.replace(encoder=RotatedEncoder(p.encoder, jnp.asarray(ROTATION)))
+    return p, p.replace(encoder=AffineEncoder(p.encoder, jnp.asarray(ROTATION)))
 
 
 @pytest.mark.slow
@@ -41,7 +41,7 @@ def test_rotation_leaves_the_divergence_unchanged(rotated):
     Control: a shear in place of the rotation changes it.
     """
     p, q = rotated
-    shear = p.replace(encoder=RotatedEncoder(p.encoder, jnp.eye(3).at[0, 1].set(1.0)))
+    shear = p.replace(encoder=AffineEncoder(p.encoder, jnp.eye(3).at[0, 1].set(1.0)))
     keys = jax.random.split(jax.random.key(4), 2000)
 
     def divergence(program):
@@ -96,7 +96,7 @@ def test_chain_of_conditionals_is_the_joint_gaussian(rotated):
 def test_guide_draws_have_the_law_of_the_encoder(name, program):
     """Draws of the rotated guide, as codes: mean and covariance of R N(μ, s²); 4,000 draws, 5 sd per moment (6e-7)."""
     p = program(name)
-    q, n = p.replace(encoder=RotatedEncoder(p.encoder, jnp.asarray(ROTATION))), 4000
+    q, n = p.replace(encoder=AffineEncoder(p.encoder, jnp.asarray(ROTATION))), 4000
     draws = Predictive(q.guide, params=q.params(), num_samples=n)(jax.random.key(9), X[:1])
     z = np.asarray(q.latents.to_code(draws))[:, 0]
     loc, scale = (np.asarray(v) for v in p.encoder.posterior(jnp.asarray(X[0])))

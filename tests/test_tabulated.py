@@ -15,7 +15,7 @@ from sami_ppl import families
 from sami_ppl.decoders.exact import LinearGaussian, LinearMixture
 from sami_ppl.diffusion.sampler import DDIM
 from sami_ppl.diffusion.schedule import VariancePreserving
-from sami_ppl.encoders.encoder import RotatedEncoder, encoder_for
+from sami_ppl.encoders.encoder import AffineEncoder, encoder_for
 from sami_ppl.posteriors import posterior
 from sami_ppl.program.program import Program
 from sami_ppl.program.tabulated import parameter_count
@@ -86,7 +86,7 @@ def test_likelihood_is_that_of_numpyro(made, name):
 def test_rotated_posteriors_too(made):
     program = made("diagonal")
     turn = np.linalg.qr(np.random.default_rng(1).normal(size=(2, 2)))[0]
-    turned = program.replace(encoder=RotatedEncoder(program.encoder, jnp.asarray(turn, jnp.float32)))
+    turned = program.replace(encoder=AffineEncoder(program.encoder, jnp.asarray(turn, jnp.float32)))
     tree = posterior(turned, X, key=KEY, draws=40, predictive=0, levels=3, chunk=5)
     assert parameter_count(turned.encoder) == 2 + 2, "those of the posterior that is turned"
     known = likelihood_by_numpyro(turned, tree, 3)

@@ -14,7 +14,7 @@ from sklearn.metrics import adjusted_rand_score
 from sami_ppl.decoders.exact import LinearGaussian
 from sami_ppl.diffusion.denoiser import GaussianDenoiser
 from sami_ppl.diffusion.schedule import VariancePreserving
-from sami_ppl.encoders.encoder import RotatedEncoder, encoder_for
+from sami_ppl.encoders.encoder import AffineEncoder, encoder_for
 from sami_ppl.encoders.rotation import TurningEncoder
 from sami_ppl.fitting.components import low_pass_codes, start_codes
 from sami_ppl.fitting.start import _with_features, arrange, fit_codes, transfer, warm_start
@@ -141,9 +141,7 @@ def test_warm_start_copies_then_fits(tiny_program, monkeypatch, fill, capsys):
     assert "1 of 2 axes carry a component of observations as they are; 1 start at the prior" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "around", [TurningEncoder, lambda e: RotatedEncoder(e, jnp.eye(2))], ids=["turning", "rotated"]
-)
+@pytest.mark.parametrize("around", [TurningEncoder, lambda e: AffineEncoder(e, jnp.eye(2))], ids=["turning", "rotated"])
 def test_features_reach_the_encoder_inside_a_rotation(tiny_program, around):
     program = tiny_program()
     started = _with_features(program.replace(encoder=around(program.encoder)))

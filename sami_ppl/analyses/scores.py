@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl.diagnostics.clusters import clusters
-from sami_ppl.encoders.encoder import RotatedEncoder
+from sami_ppl.encoders.encoder import AffineEncoder
 from sami_ppl.fitting.components import low_pass_codes, widest_blur
 from sami_ppl.fitting.gauge import orthogonal_ica
 from sami_ppl.metrics import circular_correlation, disentanglement_report, largest_jump, mean_correlation
@@ -61,9 +61,9 @@ def factor_figures(program: Program, codes: tuple, factors: tuple, names: list[s
         }  # fmt: skip
 
     figures = scores(codes)
-    if isinstance(program.encoder, RotatedEncoder):
-        rotation = np.asarray(program.encoder.rotation)
-        before = scores(tuple(c @ rotation for c in codes))
+    if isinstance(program.encoder, AffineEncoder):
+        back = np.linalg.inv(np.asarray(program.encoder.matrix)).T  # but for a shift, which no score sees
+        before = scores(tuple(c @ back for c in codes))
         figures["raw"] = {name: before[name] for name in ("mig", "dci_disentanglement", "corr")}
     return figures
 

@@ -25,7 +25,7 @@ from sami_ppl.encoders.families import (
     squashed_scale,
     with_min_scale,
 )
-from sami_ppl.encoders.law import CodeLaw, DiagonalLaw, RotatedLaw, SitewiseLaw
+from sami_ppl.encoders.law import AffineLaw, CodeLaw, DiagonalLaw, SitewiseLaw
 from sami_ppl.nn.embed import NoiseEmbedding
 from sami_ppl.priors.latents import Latents
 from sami_ppl.priors.read import Given, Prior, read_prior
@@ -295,18 +295,22 @@ def encoder_for(
     return FamilyEncoder(network, schedule, event_shape, latents, families=scaled, **settings)
 
 
-class AbstractRotation(AbstractEncoder):
-    """The encoder of z' = R z for an orthogonal R: the same noisy posterior, in rotated axes.
+class AbstractAffine(AbstractEncoder):
+    """The encoder of z' = A (z − m) for an A that can be inverted: the same noisy posterior, in other axes.
 
-    q'(z' | x_λ, λ) = q(Rᵀ z' | x_λ, λ) exactly, so guidance, samples and the bound are unchanged wherever the prior
-    is invariant under R. The posterior of z must be Gaussian.
+    q'(z' | x_λ, λ) = q(z | x_λ, λ) / |det A| exactly, so guidance and samples given the code are unchanged; so is the
+    bound where A is a rotation, m is 0 and the prior is invariant under A. The posterior of z must be Gaussian.
     """
 
     base: eqx.AbstractVar[AbstractEncoder]
 
     @abc.abstractmethod
-    def matrix(self) -> Float[Array, "D D"]:
-        """R."""
+    def linear(self) -> Float[Array, "D D"]:
+        """A."""
+
+    def shift(self) -> Float[Array, " D"]:
+        """Here m; 0 unless a kind of encoder has another."""
+        return jnp.zeros(self.latent_size)
 
     @property
     def schedule(self) -> AbstractSchedule:
@@ -324,28 +328,37 @@ class AbstractRotation(AbstractEncoder):
         return self.base.parameters(x_noisy, log_snr)
 
     def family_of(self, site: str) -> str:
-        return f"{self.base.family_of(site)}, rotated"
+        return f"{self.base.family_of(site)}, turned"
 
-    def distribution(self, parameters: Any) -> RotatedLaw:
-        return RotatedLaw(self.base.distribution(parameters), self.matrix())
+    def distribution(self, parameters: Any) -> AffineLaw:
+        return AffineLaw(self.base.distribution(parameters), self.linear(), self.shift())
 
     def check_latents(self, latents: Latents) -> None:
         super().check_latents(latents)
         check_gaussian(latents)
 
 
-class RotatedEncoder(AbstractRotation):
-    """A rotation that is given, and kept while the encoder behind it is trained: what gauge fixing makes."""
+class AffineEncoder(AbstractAffine):
+    """Axes that are given, and kept while the encoder behind them is trained: what gauge fixing makes.
+
+    `matrix` A (D, D), `centre` m (D,), None for 0.
+    """
 
     base: AbstractEncoder
-    rotation: Float[Array, "D D"]
+    matrix: Float[Array, "D D"]
+    centre: Float[Array, " D"]
 
-    def __init__(self, base: AbstractEncoder, rotation: Float[Array, "D D"]):
-        self.base, self.rotation = base, rotation
+    def __init__(self, base: AbstractEncoder, matrix: Float[Array, "D D"], centre: Float[Array, " D"] | None = None):
+        self.base, self.matrix = base, matrix
+        self.centre = jnp.zeros(base.latent_size) if centre is None else centre
 
-    def matrix(self) -> Float[Array, "D D"]:
-        """The rotation, without a gradient."""
-        return jax.lax.stop_gradient(self.rotation)
+    def linear(self) -> Float[Array, "D D"]:
+        """A, without a gradient."""
+        return jax.lax.stop_gradient(self.matrix)
+
+    def shift(self) -> Float[Array, " D"]:
+        """Here m, without a gradient."""
+        return jax.lax.stop_gradient(self.centre)
 
 
 def gaussian(encoder: AbstractEncoder) -> bool:

@@ -194,22 +194,24 @@ class GaussianLaw(CodeLaw):
         return dist.MultivariateNormal(mean, scale_tril=lower[..., span, span])
 
 
-class RotatedLaw(GaussianLaw):
-    """The law of z' = R z for an orthogonal R and a Gaussian law of z; densities and draws are those of z, turned."""
+class AffineLaw(GaussianLaw):
+    """The law of z' = A (z − m) for a Gaussian law of z: densities and draws are those of z, carried over.
 
-    pytree_data_fields = ("base", "rotation")
+    A (D, D) can be inverted.
+    """
 
-    def __init__(self, base: CodeLaw, rotation: Float[Array, "D D"]):
-        self.base, self.rotation = base, rotation
-        loc = jnp.asarray(base.mean)
-        root = (
-            rotation * base.scale[..., None, :] if isinstance(base, DiagonalLaw) else rotation @ jnp.asarray(base.root)
-        )
-        super().__init__((rotation @ loc[..., None])[..., 0], root)
+    pytree_data_fields = ("base", "linear", "shift")
+
+    def __init__(self, base: CodeLaw, linear: Float[Array, "D D"], shift: Float[Array, " D"]):
+        self.base, self.linear, self.shift = base, linear, shift
+        loc = jnp.asarray(base.mean) - shift
+        root = linear * base.scale[..., None, :] if isinstance(base, DiagonalLaw) else linear @ jnp.asarray(base.root)
+        super().__init__((linear @ loc[..., None])[..., 0], root)
 
     def log_prob(self, value: Array, intermediates: None = None) -> Array:
         """Log density in nats."""
-        return jnp.asarray(self.base.log_prob((self.rotation.T @ value[..., None])[..., 0]))
+        before = (jnp.linalg.inv(self.linear) @ value[..., None])[..., 0] + self.shift
+        return jnp.asarray(self.base.log_prob(before)) - jnp.linalg.slogdet(self.linear)[1]
 
 
 class SitewiseLaw(CodeLaw):

@@ -16,10 +16,10 @@ from jaxtyping import Array, Float
 import numpy as np
 from numpyro import distributions as dist
 
-from sami_ppl.encoders.encoder import AbstractEncoder, AbstractRotation, gaussian
+from sami_ppl.encoders.encoder import AbstractAffine, AbstractEncoder, gaussian
 
 
-class TurningEncoder(AbstractRotation):
+class TurningEncoder(AbstractAffine):
     """The encoder of z' = R z for a learned rotation R, which begins as the identity.
 
     `base`: an encoder with a Gaussian posterior of the whole code. `rate`: factor on the learning rate of R. R turns
@@ -49,7 +49,7 @@ class TurningEncoder(AbstractRotation):
         """The network of the encoder that is turned."""
         return getattr(self.base, "network", None)
 
-    def matrix(self) -> Float[Array, "D D"]:
+    def linear(self) -> Float[Array, "D D"]:
         """The rotation, with its gradient in A."""
         return jax.scipy.linalg.expm(self.rate * (self.skew - self.skew.T))
 

@@ -2,8 +2,8 @@
 
 A blurred image changes monotonically as an object moves, where components of the sharp image turn over; but what is
 blurred away, no code can be started on. So the blur is the widest that leaves nearly all that components of the sharp
-image would tell: a quarter of the image's side for a disk on an even ground, a tenth or less for photographs and
-handwriting (`widest_blur`).
+image would tell: a quarter of the image's side for a disk on an even ground, a tenth or less for photographs, clothes
+and handwriting (`widest_blur`).
 
 Components of a curved set of observations outnumber its factors: those that are functions of the ones before them tell
 nothing new, and a code that has them counts the same thing twice. They are left out (`free_components`), by how well
@@ -18,14 +18,16 @@ from scipy.ndimage import gaussian_filter1d
 
 WIDTHS = (0.25, 0.18, 0.12, 0.08, 0.05, 0.0)
 """Standard deviations of the blur that are tried, in units of the image's side."""
-KEPT = 0.95
+KEPT = 0.99
 """Share of what components of sharp images tell that those of blurred ones must tell."""
+NEIGHBOURS, FEWEST = 5, 20
+"""Neighbours that predict an observation, and observations without which nothing is predicted."""
 FUNCTION = 0.85
 """R² from which a component is a function of others. Of those that are, nearest neighbours reach .89 to 1; of those
 that tell something of their own, .77 at most (disks, bars, digits, clothes, patches, faces)."""
 NOTHING = 1e-7
 """Variance, in units of the largest, below which a direction is flat: rounding in single precision."""
-FEW, SOME = 2000, 4000
+SOME = 4000
 """Observations that the blur and the functions are found from, at most."""
 
 
@@ -43,7 +45,7 @@ class StartCodes(NamedTuple):
 def start_codes(
     x: Float[Array | np.ndarray, "obs *event"], size: int, components: int | None = None, *, seed: int = 0
 ) -> StartCodes:
-    """Codes of `size` axes, each of mean 0 and variance 1, for these observations; one axis at least is no noise unless all are the same.
+    """Codes of `size` axes, each of mean 0 and variance 1, for these observations.
 
     At most so many `components` are taken, None as many as axes. Axes without one are noise, as the prior is, so that
     no factor starts out spread over more axes than it needs.
@@ -62,8 +64,8 @@ def low_pass_codes(
 ) -> Float[np.ndarray, "obs k"]:
     """The leading principal components of blurred observations, each of mean 0 and variance 1, in order of variance.
 
-    No more than there are observations, features or directions in which observations differ. `width`: standard deviation of the blur in units of the image's
-    side; vectors are not blurred.
+    No more than there are observations, features or directions in which observations differ. `width`: standard
+    deviation of the blur in units of the image's side; vectors are not blurred.
     """
     flat = np.asarray(x, dtype=np.float32)
     if flat.ndim == 4 and width > 0:
@@ -88,41 +90,46 @@ def _blurred(images: Float[np.ndarray, "n c h w"], pixels: float) -> Float[np.nd
     return gaussian_filter1d(rows, pixels, axis=3, mode="nearest")[..., ::step]
 
 
-def widest_blur(x: Float[Array | np.ndarray, "obs *event"], components: int) -> float:
+def widest_blur(x: Float[Array | np.ndarray, "obs *event"], components: int, *, seed: int = 0) -> float:
     """The widest blur, of `WIDTHS`, whose components tell nearly as much of the observations as those without blur.
 
-    What codes tell is the variance of sharp observations that is linear in them; `KEPT` is the share that must be left.
-    It is 0 for vectors.
+    What codes tell is the share of the sharp observations' variance that nearest neighbours of the codes predict;
+    `KEPT` of it must be left. It is 0 for vectors, and for too few images to tell.
     """
-    some = np.asarray(x[:FEW], dtype=np.float32)
-    if some.ndim != 4:
+    some = np.asarray(x[np.random.default_rng(seed).permutation(len(x))[:SOME]], dtype=np.float32)
+    if some.ndim != 4 or len(some) < FEWEST:
         return 0.0
     flat = some.reshape(len(some), -1)
-    centred = flat - flat.mean(0)
 
     def told(width: float) -> float:
-        codes = low_pass_codes(some, components, width=width)  # uncorrelated, of variance 1
-        return float(((codes.T @ centred / len(some)) ** 2).sum())
+        return predicted(low_pass_codes(some, components, width=width), flat)
 
     all_of_it = told(0.0)
     return next(width for width in WIDTHS if told(width) >= KEPT * all_of_it)
 
 
-def free_components(codes: Float[np.ndarray, "obs k"], *, seed: int = 0) -> list[int]:
-    """Columns that are no function of those before them; the first always is one of them.
+def predicted(codes: Float[np.ndarray, "obs k"], values: Float[np.ndarray, "obs d"]) -> float:
+    """R² of values of the first quarter of observations by the nearest neighbours that their codes have in the others.
 
-    Five nearest neighbours in the columns taken so far predict the next one, for a quarter of the observations from the
-    others; it is a function of them where R² is above `FUNCTION`. Of a few observations none is found.
+    Neighbours count by their nearness. The variance explained and the whole one are summed over the values.
     """
     from sklearn.neighbors import KNeighborsRegressor
 
-    rows = np.random.default_rng(seed).permutation(len(codes))[:SOME]
-    fitted, held = rows[len(rows) // 4 :], rows[: len(rows) // 4]
+    held, cut = values[: len(values) // 4], len(values) // 4
+    neighbours = KNeighborsRegressor(NEIGHBOURS, weights="distance").fit(codes[cut:], values[cut:])
+    error = np.sum((neighbours.predict(codes[:cut]) - held) ** 2)
+    return float(1 - error / max(np.sum((held - values[cut:].mean(0)) ** 2), 1e-12))
+
+
+def free_components(codes: Float[np.ndarray, "obs k"], *, seed: int = 0) -> list[int]:
+    """Columns that are no function of those before them; the first always is one of them.
+
+    A column is one where nearest neighbours in the columns taken so far predict it with R² above `FUNCTION`. Of a few
+    observations none is found.
+    """
+    some = codes[np.random.default_rng(seed).permutation(len(codes))[:SOME]]
     free = list(range(min(1, codes.shape[1])))
     for column in range(1, codes.shape[1]):
-        if len(held) >= 5:
-            neighbours = KNeighborsRegressor(5, weights="distance").fit(codes[fitted][:, free], codes[fitted, column])
-            if neighbours.score(codes[held][:, free], codes[held, column]) > FUNCTION:
-                continue
-        free.append(column)
+        if len(some) < FEWEST or predicted(some[:, free], some[:, [column]]) <= FUNCTION:
+            free.append(column)
     return free

@@ -1,9 +1,15 @@
-"""Gauge fixing: choosing among equivalent programs the one whose axes are most non-Gaussian.
+"""Gauge fixing: axes that fill the prior, and of those the ones that are most non-Gaussian.
 
-A prior N(0, I) is invariant under rotations of the axes that share it, so a fit picks one of many equivalent
-programs. Rotating z' = R z leaves the prior, the samples and the bound as they are, and turns the diagonal posterior
-diag(s²) into R diag(s²) Rᵀ. Among all R the one is taken that makes the posterior means as non-Gaussian as possible
-(orthogonal independent component analysis, FastICA); no labels are used.
+z' = A (z − m) changes no sample and no part of the bound but the KL, since the guidance of z' is that of z. Two things
+are left to A, and neither asks for labels.
+
+*Filling the prior.* With m and C the mean and covariance of the aggregate posterior, the average of q(z | x) over the
+observations, and A Aᵀ = C⁻¹ up to a rotation, z' has mean 0 and covariance I, as the prior has. No other m and A Aᵀ
+give a smaller KL: it falls by ½ (tr C + ‖m‖² − k − log det C) nats for k axes, exactly and never below 0. Codes that a
+small weight of the KL has let spread beyond the prior come back to it, so that draws of the prior look like data.
+
+*Turning.* N(0, I) is invariant under rotations, so a fit picks one of many equivalent programs. The rotation is taken
+that makes the posterior means as non-Gaussian as possible (orthogonal independent component analysis, FastICA).
 """
 
 from functools import partial
@@ -19,27 +25,30 @@ from scipy.optimize import linear_sum_assignment
 from sami_ppl._util.chunks import by_chunks, chunk_of
 from sami_ppl._util.tables import readable
 from sami_ppl.decoders.guidance import check_guided
-from sami_ppl.encoders.encoder import RotatedEncoder, gaussian
+from sami_ppl.encoders.encoder import AbstractEncoder, AffineEncoder, gaussian
 from sami_ppl.program.program import Program
 
 
 @readable
 class Alignment(NamedTuple):
-    """The equivalent program, the rotation R (D, D) of z' = R z, and what independence of the new axes would cost.
+    """The program with other axes, z' = A (z − m), and what became of its KL.
 
-    `diagonal_cost`: KL of the rotated posterior from the product of its marginals, averaged over observations, in
-    nats. The bound of the program itself does not change: its guide keeps the correlations.
+    `matrix` A (D, D), `centre` m (D,). `gain`: nats of the KL, and so of the bound, that filling the prior saves.
+    `diagonal_cost`: KL of the new posterior from the product of its marginals, averaged over observations, in nats:
+    what independence of the new axes would cost. The guide keeps the correlations.
     """
 
     program: Program
-    rotation: np.ndarray
+    matrix: np.ndarray
+    centre: np.ndarray
+    gain: float
     diagonal_cost: float
 
 
 def align(
     program: Program, x: Float[Array | np.ndarray, "obs *event"], *, seed: int = 0, active_variance: float = 0.05
 ) -> Alignment:
-    """Rotate the active axes of a program with a standard normal prior by orthogonal ICA on the posterior means.
+    """The program with axes that fill its standard normal prior, turned by orthogonal ICA of the posterior means.
 
     Axes whose posterior means vary less than `active_variance` (prior variance 1) carry nothing and stay as they are.
     Raises ValueError if fewer than two axes have a fixed normal prior: other priors have no rotation symmetry; and
@@ -57,24 +66,46 @@ def align(
             f"another program (sites without that symmetry: {kinds or 'none'}, "
             f"{int(symmetric.sum())} normal axis in all). Leave alignment out for this prior"
         )
-    means, _ = program.encode(x)
-    axes = np.flatnonzero(symmetric & (means.var(0) > active_variance))
-    size = program.latents.size
-    rotation = np.eye(size)
-    if len(axes) > 1:
-        rotation[np.ix_(axes, axes)] = orthogonal_ica(means[:, axes], seed)
+    means = program.encode(x)[0].astype(float)
     root = by_chunks(partial(posterior_roots, program), chunk_of(1024, program.event_shape), program.observed(x))
-    factor = rotation @ root
+    axes = np.flatnonzero(symmetric & (means.var(0) > active_variance))
+    matrix, centre, gain = np.eye(program.latents.size), np.zeros(program.latents.size), 0.0
+    if len(axes):
+        own = root[:, axes].astype(float)
+        white, middle, gain = filling(means[:, axes], np.mean(own @ np.swapaxes(own, -1, -2), 0))
+        turn = orthogonal_ica((means[:, axes] - middle) @ white.T, seed) if len(axes) > 1 else np.eye(1)
+        matrix[np.ix_(axes, axes)], centre[axes] = turn @ white, middle
+    factor = matrix @ root
     covariance = factor @ np.swapaxes(factor, -1, -2)
     marginal = np.log(np.diagonal(covariance, axis1=-2, axis2=-1)).sum(-1)
     cost = 0.5 * np.mean(marginal - np.linalg.slogdet(covariance)[1])
-    base, before = (
-        (program.encoder.base, np.asarray(program.encoder.rotation))
-        if isinstance(program.encoder, RotatedEncoder)
-        else (program.encoder, np.eye(size))
-    )
-    encoder = RotatedEncoder(base, jnp.asarray(rotation @ before, jnp.float32))
-    return Alignment(program.replace(encoder=encoder), rotation, float(cost))
+    encoder = _in_axes(program.encoder, matrix, centre)
+    return Alignment(program.replace(encoder=encoder), matrix, centre, gain, float(cost))
+
+
+def filling(
+    means: Float[np.ndarray, "obs k"], covariance: Float[np.ndarray, "k k"]
+) -> tuple[Float[np.ndarray, "k k"], Float[np.ndarray, " k"], float]:
+    """A and m by which posteriors of these means and mean covariance fill N(0, I), and the KL that it saves, in nats.
+
+    A is the symmetric square root of C⁻¹: of all that serve, the one that moves the axes least.
+    """
+    middle = means.mean(0)
+    total = np.cov(means.T, bias=True).reshape(covariance.shape) + covariance
+    values, vectors = np.linalg.eigh(total)
+    gain = 0.5 * (np.sum(values - 1 - np.log(values)) + np.sum(middle**2))
+    return vectors / np.sqrt(values) @ vectors.T, middle, float(gain)
+
+
+def _in_axes(encoder: AbstractEncoder, matrix: np.ndarray, centre: np.ndarray) -> AffineEncoder:
+    """The encoder of A (z − m); of one that is affine already, in one step: A (B (z − n) − m) = A B (z − n − B⁻¹ m)."""
+    base = encoder
+    if isinstance(encoder, AffineEncoder):
+        inner = np.asarray(encoder.matrix, float)
+        base, matrix, centre = (
+            encoder.base, matrix @ inner, np.asarray(encoder.centre, float) + np.linalg.solve(inner, centre),
+        )  # fmt: skip
+    return AffineEncoder(base, jnp.asarray(matrix, jnp.float32), jnp.asarray(centre, jnp.float32))
 
 
 @eqx.filter_jit

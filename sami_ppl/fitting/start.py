@@ -22,7 +22,7 @@ import xarray as xr
 from sami_ppl._util.keys import check_key
 from sami_ppl._util.progress import phase, progress_bar, say, telling
 from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
-from sami_ppl.encoders.encoder import AbstractEncoder, AbstractRotation, NetworkEncoder
+from sami_ppl.encoders.encoder import AbstractAffine, AbstractEncoder, NetworkEncoder
 from sami_ppl.fitting.components import start_codes
 from sami_ppl.fitting.stage import batches
 from sami_ppl.fitting.start_prior import fit_prior, with_clusters
@@ -198,7 +198,7 @@ def _with_features(program: Program) -> AbstractEncoder:
         return program.encoder  # nothing was learned that could be taken
 
     def inside(encoder: AbstractEncoder) -> AbstractEncoder:
-        return inside(encoder.base) if isinstance(encoder, AbstractRotation) else encoder
+        return inside(encoder.base) if isinstance(encoder, AbstractAffine) else encoder
 
     built = inside(program.encoder)
     if not isinstance(built, NetworkEncoder):

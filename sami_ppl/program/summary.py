@@ -8,7 +8,7 @@ import jax
 from jax.core import Tracer
 
 from sami_ppl._util.tables import as_html, few, table
-from sami_ppl.encoders.encoder import AbstractEncoder, AbstractRotation, DiagonalEncoder, NetworkEncoder
+from sami_ppl.encoders.encoder import AbstractAffine, AbstractEncoder, DiagonalEncoder, NetworkEncoder
 from sami_ppl.priors.sites import LatentSite
 
 SITES = 8
@@ -98,7 +98,7 @@ def _row(program: Any, site: LatentSite) -> tuple[str, ...]:
 
 
 def _innermost(encoder: AbstractEncoder) -> AbstractEncoder:
-    while (inside := encoder.base if isinstance(encoder, AbstractRotation) else encoder.single) is not encoder:
+    while (inside := encoder.base if isinstance(encoder, AbstractAffine) else encoder.single) is not encoder:
         encoder = inside
     return encoder
 

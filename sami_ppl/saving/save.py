@@ -26,7 +26,7 @@ import numpy as np
 from sami_ppl._util.files import written_aside
 from sami_ppl._util.versions import versions
 from sami_ppl.distributions.supports import described
-from sami_ppl.encoders.encoder import RotatedEncoder
+from sami_ppl.encoders.encoder import AffineEncoder
 from sami_ppl.program.program import NETWORKS, Program
 from sami_ppl.program.sequences import with_frames
 from sami_ppl.saving.files import build_program, slip
@@ -83,7 +83,7 @@ def load(folder: str | Path, program: Program | None = None) -> Program:
             raise LoadError(f"{folder} was saved from Python and holds no program file: {again}")
         program = _built(folder, description)
     if description["aligned"]:
-        program = _rotated(program)
+        program = _turned(program)
     latents = {site.name: list(site.event_shape) for site in program.latents.sites}
     if latents != description["latents"]:
         raise LoadError(
@@ -115,7 +115,7 @@ def load_networks(folder: str | Path, program: Program) -> Program:
     predicts. Raises LoadError, also for networks of another kind or with another schedule.
     """
     folder = Path(folder)
-    return _with_networks(_rotated(program) if _read_description(folder)["aligned"] else program, folder, NETWORKS)
+    return _with_networks(_turned(program) if _read_description(folder)["aligned"] else program, folder, NETWORKS)
 
 
 def _write(program: Program, folder: Path) -> None:
@@ -130,7 +130,7 @@ def _write(program: Program, folder: Path) -> None:
         "versions": versions(),
         "config": None if program.origin is None else json.loads(program.origin.config),
         "data": None if program.origin is None else json.loads(program.origin.data),
-        "aligned": isinstance(program.encoder, RotatedEncoder),
+        "aligned": isinstance(program.encoder, AffineEncoder),
         "event_shape": list(program.event_shape),
         "latents": {site.name: list(site.event_shape) for site in program.latents.sites},
         "program": _description(program),
@@ -154,12 +154,13 @@ def _built(folder: Path, description: dict[str, Any]) -> Program:
         raise LoadError(f"{folder} holds a program file that is damaged, or fails: {mistake}") from error
 
 
-def _rotated(program: Program) -> Program:
-    """The program with a place for the rotation of one whose gauge was fixed."""
-    if isinstance(program.encoder, RotatedEncoder):
+def _turned(program: Program) -> Program:
+    """The program with a place for the axes of one whose gauge was fixed."""
+    if isinstance(program.encoder, AffineEncoder):
         return program
-    shape = (program.latents.size, program.latents.size)
-    return program.replace(encoder=RotatedEncoder(program.encoder, cast(Any, jax.ShapeDtypeStruct(shape, jnp.float32))))
+    size = program.latents.size
+    places: Any = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((size, size), (size,))]
+    return program.replace(encoder=AffineEncoder(program.encoder, *places))
 
 
 def _with_networks(program: Program, folder: Path, names: tuple[str, ...]) -> Program:
