@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import xarray as xr
 
-from sami_ppl import Decoupled, Program, Stage, fit
+from sami_ppl import Decoupled, Program, Sized, fit
 from sami_ppl.data import check_data, train_test
 
 
@@ -18,8 +18,8 @@ from sami_ppl.data import check_data, train_test
 class Config:
     """Settings; the posterior is drawn for `posterior_obs` held-out observations, `draws` times each."""
 
-    both: Stage = Stage(steps=5000, batch=128, learning_rate=1e-3, validate_every=500, clip=150.0)
-    align: bool = False
+    both: Sized = Sized()
+    align: bool = True
     posterior_obs: int = 64
     draws: int = 100
 

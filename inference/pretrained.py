@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import xarray as xr
 
-from sami_ppl import EncoderOnly, Program, Stage, fit
+from sami_ppl import EncoderOnly, Program, Sized, fit
 from sami_ppl.data import check_data, train_test
 from sami_ppl.saving.save import load_denoiser
 
@@ -19,12 +19,10 @@ class Config:
     """Settings; `denoiser` is the folder of a saved program."""
 
     denoiser: str = ""
-    encoder: Stage = Stage(
-        steps=3000, batch=128, learning_rate=8e-4, warmup=300, beta=0.2, validate_every=500, clip=150.0
-    )
+    encoder: Sized = Sized()
     warm_steps: int = 500
     warm_clusters: bool = False
-    align: bool = False
+    align: bool = True
     posterior_obs: int = 64
     draws: int = 100
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import xarray as xr
 
-from sami_ppl import PriorOnly, Program, Stage, fit
+from sami_ppl import PriorOnly, Program, Sized, fit
 from sami_ppl.data import check_data, train_test
 from sami_ppl.saving.save import load_networks
 
@@ -21,7 +21,7 @@ class Config:
     """Settings; `program` is the folder of a saved program."""
 
     program: str = ""
-    fit: Stage = Stage(steps=1500, batch=512, learning_rate=3e-3, beta=1.0, validate_every=500)
+    fit: Sized = Sized()
     posterior_obs: int = 64
     draws: int = 100
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import xarray as xr
 
-from sami_ppl import Program, Stage, TwoStage, fit
+from sami_ppl import Program, Sized, TwoStage, fit
 from sami_ppl.data import check_data, train_test
 
 
@@ -19,13 +19,11 @@ from sami_ppl.data import check_data, train_test
 class Config:
     """Settings; the posterior is drawn for `posterior_obs` held-out observations, `draws` times each."""
 
-    denoiser: Stage = Stage(steps=3000, batch=256, learning_rate=3e-3, validate_every=500)
-    encoder: Stage = Stage(
-        steps=3000, batch=128, learning_rate=8e-4, warmup=300, beta=0.2, validate_every=500, clip=150.0
-    )
+    denoiser: Sized = Sized()
+    encoder: Sized = Sized()
     warm_steps: int = 500
     warm_clusters: bool = False
-    align: bool = False
+    align: bool = True
     posterior_obs: int = 64
     draws: int = 100
 

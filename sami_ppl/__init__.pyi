@@ -50,6 +50,7 @@ from .encoders.encoder import FamilyEncoder as FamilyEncoder
 from .encoders.encoder import encoder_for as encoder_for
 from .encoders.rotation import TurningEncoder as TurningEncoder
 from .encoders.rotation import soft_uniform as soft_uniform
+from .evidence import bits_per_dim as bits_per_dim
 from .evidence import evidence_bound as evidence_bound
 from .evidence import flow_log_prob as flow_log_prob
 from .evidence import importance_weighted_bound as importance_weighted_bound
@@ -65,6 +66,7 @@ from .fitting.plans import Joint as Joint
 from .fitting.plans import PriorOnly as PriorOnly
 from .fitting.plans import TwoStage as TwoStage
 from .fitting.plans import fit as fit
+from .fitting.sizes import Sized as Sized
 from .fitting.stage import Stage as Stage
 from .fitting.start import warm_start as warm_start
 from .fitting.stopping import Interrupted as Interrupted

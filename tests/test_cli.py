@@ -158,7 +158,10 @@ def load(config, *, key):
         (["run", "images", "--data", "wide.npz"], "in_shape must be (channels, size, size)"),
         (["run", "disks", "--data", "nan.npz", *sets(*SMALL)], "NaN or infinite"),
         (["run", "images", "--data", "odd.npz", *sets("widths=4,4")], "image size 9"),
-        (["run", "disks", *sets(*SMALL)], "a batch of 256 needs at least as many observations for training, got 48"),
+        (
+            ["run", "disks", *sets(*SMALL, "denoiser.batch=256")],
+            "a batch of 256 needs at least as many observations for training, got 48",
+        ),
         # What only the second stage or the end would find out, hours later:
         (["run", "disks", *sets(*LATE, "encoder.batch=49")], "a batch of 49 needs"),
         (["run", "disks", *sets(*LATE, "encoder.site_beta={'zz': 0.5}")], "name zz, but the prior's sites are z"),

@@ -1,6 +1,6 @@
 """The front door: a prior of named factors, a program from prior and data, plans; what is guessed, said and refused."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 import inspect
 
 import jax
@@ -15,6 +15,7 @@ import sami_ppl as sp
 from sami_ppl.fitting.sizes import denoiser_stage, encoder_stage
 from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
 from sami_ppl.program.build import unet_size
+from sami_ppl.saving.files import find, load_file
 
 KEY = jax.random.key(0)
 SMALL = {"width": 8, "depth": 1}
@@ -322,3 +323,32 @@ def test_sizes_follow_the_number_of_observations(count, batch, steps):
     stage = denoiser_stage(program, count)
     assert (stage.batch, stage.steps) == (batch, steps)
     assert encoder_stage(program, count).batch == min(128, count)
+
+
+def test_what_a_sized_stage_leaves_open_suits_program_and_data():
+    """Its settings are those of a stage, each None; given ones count, and what follows from the steps follows them."""
+    assert [f.name for f in fields(sp.Sized)] == [f.name for f in fields(sp.Stage)]
+    assert all(f.default is None for f in fields(sp.Sized))
+    program = sp.autoencoder(three_factors(), VECTORS, size=SMALL, key=KEY, progress=False)
+    default = encoder_stage(program, 1000)
+    assert sp.Sized().settled(encoder_stage, program, 1000) == default
+    found = sp.Sized(steps=60, beta=0.7).settled(encoder_stage, program, 1000)
+    assert found == replace(default, steps=60, beta=0.7, validate_every=60, warmup=12)
+    assert sp.Sized(epochs=1).settled(encoder_stage, program, 1280).count(1280) == 10
+    plan = sp.TwoStage(encoder=sp.Sized(steps=60)).settled(program, 1000)
+    assert (plan.encoder.steps, plan.encoder.beta, plan.encoder.train) == (60, default.beta, ("encoder",))
+    assert plan.denoiser == replace(denoiser_stage(program, 1000), target="marginal")
+    assert hash(sp.Sized(steps=60)) == hash(sp.Sized(steps=60))
+    with pytest.raises(ValueError, match="steps must be positive, got -1"):
+        sp.Sized(steps=-1)
+
+
+@pytest.mark.parametrize("name", ["two_stage", "decoupled", "joint", "vae", "pretrained", "prior"])
+def test_the_command_line_takes_the_same_stages_as_python(name):
+    """What an inference file leaves open, `sp.fit` leaves open: neither has sizes of its own."""
+    config = load_file(find(name, "inference")).Config()
+    stages = [getattr(config, f.name) for f in fields(config) if isinstance(getattr(config, f.name), sp.Sized)]
+    assert stages
+    assert all(stage == sp.Sized() for stage in stages)
+    if hasattr(config, "align"):
+        assert config.align == sp.TwoStage().align == sp.Joint().align

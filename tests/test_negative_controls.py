@@ -30,9 +30,9 @@ MISTAKES = {
         "jnp.sum(0.5 * standard**2 * self.scale + jnp.log(self.scale)",
         "test_bound.py::test_guided_bound_is_the_conditional_likelihood[vp]",
     ),
-    "rotation of the code not undone in its density": (
-        "encoders/law.py", "(self.rotation.T @ value", "(self.rotation @ value",
-        "test_law.py::test_a_gaussian_law_is_the_one_of_its_mean_and_root[rotated]",
+    "axes of the code not undone in its density": (
+        "encoders/law.py", "(jnp.linalg.inv(self.linear) @ value", "(self.linear @ value",
+        "test_law.py::test_a_gaussian_law_is_the_one_of_its_mean_and_root[affine]",
     ),
     "sites of a correlated code conditioned the wrong way": (
         "encoders/law.py", "mean = mean + (lower[..., span, :before]", "mean = mean - (lower[..., span, :before]",

@@ -11,3 +11,4 @@ from sami_ppl.evidence.elbo import mean_and_error as mean_and_error
 from sami_ppl.evidence.elbo import summarise as summarise
 from sami_ppl.evidence.flow import flow_log_prob as flow_log_prob
 from sami_ppl.evidence.iwae import importance_weighted_bound as importance_weighted_bound
+from sami_ppl.evidence.pixels import bits_per_dim as bits_per_dim

@@ -29,7 +29,7 @@ from sami_ppl.fitting.checkpoint import check_extension
 from sami_ppl.fitting.gauge import align, symmetric_axes
 from sami_ppl.fitting.header import header
 from sami_ppl.fitting.loop import fit_stage
-from sami_ppl.fitting.sizes import denoiser_stage, encoder_stage, joint_stage, prior_stage
+from sami_ppl.fitting.sizes import Sized, denoiser_stage, encoder_stage, joint_stage, prior_stage
 from sami_ppl.fitting.stage import Stage
 from sami_ppl.fitting.start import check_clusters, warm_start
 from sami_ppl.fitting.stopping import carries
@@ -60,7 +60,7 @@ class Run(NamedTuple):
 
 
 class AbstractPlan(abc.ABC):
-    """The stages of a fit. Subclasses are frozen dataclasses of `Stage`s; None is one whose sizes suit the data.
+    """The stages of a fit. Subclasses are frozen dataclasses of `Stage`s, or of `Sized` ones, which suit the data.
 
     `guided`: whether it is for guided decoders only, since it fits a denoiser without codes, or needs one.
     """
@@ -69,7 +69,7 @@ class AbstractPlan(abc.ABC):
 
     @abc.abstractmethod
     def settled(self, program: Program, count: int) -> "AbstractPlan":
-        """The plan with every stage given: one that is None follows from the program and `count` observations."""
+        """The plan with every stage as it is taken, for a program and `count` observations."""
 
     @abc.abstractmethod
     def check(self, program: Program, count: int) -> None:
@@ -93,7 +93,7 @@ class TwoStage(AbstractPlan):
     The denoiser cannot absorb what the encoder gets wrong.
 
     Args:
-        denoiser: stage of the denoiser; None, one whose sizes suit the data.
+        denoiser: stage of the denoiser; what a `Sized` one leaves open suits program and data.
         encoder: the same of the encoder.
         warm_steps: steps of the encoder's warm start (`warm_start`); 0 leaves it out.
         warm_clusters: start discrete sites from clusters.
@@ -101,17 +101,17 @@ class TwoStage(AbstractPlan):
     """
 
     guided: ClassVar[bool] = True
-    denoiser: Stage | None = None
-    encoder: Stage | None = None
+    denoiser: Stage | Sized = Sized()
+    encoder: Stage | Sized = Sized()
     warm_steps: int = 500
     warm_clusters: bool = False
-    align: bool = False
+    align: bool = True
 
     def settled(self, program: Program, count: int) -> "TwoStage":
         return replace(
             self,
-            denoiser=_for(self, self.denoiser or denoiser_stage(program, count), target="marginal"),
-            encoder=_for(self, self.encoder or encoder_stage(program, count), train=("encoder",)),
+            denoiser=_taken(self, self.denoiser, denoiser_stage, program, count, target="marginal"),
+            encoder=_taken(self, self.encoder, encoder_stage, program, count, train=("encoder",)),
         )
 
     def check(self, program: Program, count: int) -> None:
@@ -134,21 +134,21 @@ class EncoderOnly(AbstractPlan):
     """The encoder against a denoiser that is fitted already: after `with_prior`, or with a loaded denoiser.
 
     Args:
-        encoder: stage of the encoder; None, one whose sizes suit the data.
+        encoder: stage of the encoder; what a `Sized` one leaves open suits program and data.
         warm_steps: steps of the warm start; 0 leaves it out.
         warm_clusters: start discrete sites from clusters.
         align: fix the gauge at the end where the prior has the symmetry.
     """
 
     guided: ClassVar[bool] = True
-    encoder: Stage | None = None
+    encoder: Stage | Sized = Sized()
     warm_steps: int = 500
     warm_clusters: bool = False
-    align: bool = False
+    align: bool = True
 
     def settled(self, program: Program, count: int) -> "EncoderOnly":
-        stage = self.encoder or encoder_stage(program, count)
-        return replace(self, encoder=_for(self, stage, train=("encoder",)))
+        stage = _taken(self, self.encoder, encoder_stage, program, count, train=("encoder",))
+        return replace(self, encoder=stage)
 
     def check(self, program: Program, count: int, *, fitted: bool = False) -> None:
         if self.warm_steps < 0:
@@ -185,15 +185,16 @@ class Joint(AbstractPlan):
     The plan for decoders that take the code themselves.
 
     Args:
-        both: the stage; None, one whose sizes suit the data.
+        both: the stage; what a `Sized` one leaves open suits program and data.
         align: fix the gauge at the end where the prior has the symmetry, and the decoder is guided.
     """
 
-    both: Stage | None = None
-    align: bool = False
+    both: Stage | Sized = Sized()
+    align: bool = True
 
     def settled(self, program: Program, count: int) -> "Joint":
-        return replace(self, both=_for(self, self.both or joint_stage(program, count), denoiser_loss="guided"))
+        stage = _taken(self, self.both, joint_stage, program, count, denoiser_loss="guided")
+        return replace(self, both=stage)
 
     def check(self, program: Program, count: int) -> None:
         _given(self.both).check(program, count)
@@ -209,17 +210,18 @@ class Decoupled(AbstractPlan):
     One pass of the denoiser serves both; it stays a model of the observations, as in two stages.
 
     Args:
-        both: the stage; None, one whose sizes suit the data.
+        both: the stage; what a `Sized` one leaves open suits program and data.
         align: fix the gauge at the end where the prior has the symmetry.
     """
 
     guided: ClassVar[bool] = True
 
-    both: Stage | None = None
-    align: bool = False
+    both: Stage | Sized = Sized()
+    align: bool = True
 
     def settled(self, program: Program, count: int) -> "Decoupled":
-        return replace(self, both=_for(self, self.both or joint_stage(program, count), denoiser_loss="own"))
+        stage = _taken(self, self.both, joint_stage, program, count, denoiser_loss="own")
+        return replace(self, both=stage)
 
     def check(self, program: Program, count: int) -> None:
         _given(self.both).check(program, count)
@@ -233,13 +235,13 @@ class PriorOnly(AbstractPlan):
     """The prior's parameters to the posteriors of a fitted program, by their KL alone; the denoiser is not called.
 
     Args:
-        fit: the stage; None, one whose sizes suit the data.
+        fit: the stage; what a `Sized` one leaves open suits program and data.
     """
 
-    fit: Stage | None = None
+    fit: Stage | Sized = Sized()
 
     def settled(self, program: Program, count: int) -> "PriorOnly":
-        return replace(self, fit=_for(self, self.fit or prior_stage(count), train=("prior",)))
+        return replace(self, fit=_taken(self, self.fit, prior_stage, program, count, train=("prior",)))
 
     def check(self, program: Program, count: int) -> None:
         _given(self.fit).check(program, count)
@@ -339,11 +341,15 @@ def fit(
     return program, History.joined(histories)
 
 
-def _for(plan: AbstractPlan, stage: Stage, **settings: Any) -> Stage:
+def _taken(
+    plan: AbstractPlan, stage: Stage | Sized, default: Callable, program: Program, count: int, **settings: Any
+) -> Stage:
     """The stage as a plan trains it. Raises ValueError where the stage itself says otherwise."""
-    default = {field.name: field.default for field in fields(Stage)}
+    if isinstance(stage, Sized):
+        stage = stage.settled(default, program, count)
+    own = {field.name: field.default for field in fields(Stage)}
     for name, value in settings.items():
-        if (found := getattr(stage, name)) not in (default[name], value):
+        if (found := getattr(stage, name)) not in (own[name], value):
             kind = type(plan).__name__
             raise ValueError(
                 f"{kind} sets {name}={value!r}, its stage has {name}={found!r}: leave it out, or fit this stage by "
@@ -352,8 +358,8 @@ def _for(plan: AbstractPlan, stage: Stage, **settings: Any) -> Stage:
     return replace(stage, **settings)
 
 
-def _given(stage: Stage | None) -> Stage:
-    assert stage is not None, "plans are settled before they are checked and run"
+def _given(stage: Stage | Sized) -> Stage:
+    assert isinstance(stage, Stage), "plans are settled before they are checked and run"
     return stage
 
 

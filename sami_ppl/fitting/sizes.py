@@ -1,18 +1,80 @@
-"""Stages whose sizes suit program and data, where a plan is given none.
+"""Stages whose sizes suit program and data, where nothing else is said.
 
 A batch of no more than there are observations, steps for so many epochs, the learning rate of the kind of network.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import jax
 
-from sami_ppl.fitting.stage import Stage
+from sami_ppl.decoders.training import DenoiserLoss
+from sami_ppl.diffusion.schedule import NoiseProposal
+from sami_ppl.fitting.penalties import Penalty
+from sami_ppl.fitting.stage import Stage, Target
 from sami_ppl.nn import AscendingUNet, UNet
 from sami_ppl.program.program import Program
 
 EPOCHS = 150
 """Passes through the data that a stage takes, within its least and most steps."""
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A stage of a plan of which some settings are given; those left at None suit program and data.
+
+        sp.TwoStage(encoder=sp.Sized(steps=5000))
+
+    The settings are those of `Stage`. Raises ValueError as it does.
+    """
+
+    steps: int | None = None
+    epochs: int | None = None
+    batch: int | None = None
+    learning_rate: float | None = None
+    warmup: int | None = None
+    clip: float | None = None
+    weight_decay: float | None = None
+    ema: float | None = None
+    target: Target | None = None
+    train: tuple[str, ...] | None = None
+    denoiser_loss: DenoiserLoss | None = None
+    discount: float | None = None
+    proposal: NoiseProposal | tuple[float, ...] | None = None
+    dropped: float | None = None
+    penalties: dict[str, Penalty] | None = None
+    beta: float | None = None
+    beta_start: float | None = None
+    beta_steps: int | None = None
+    free_bits: float | dict[str, float] | None = None
+    site_beta: dict[str, float] | None = None
+    capacity: dict[str, float] | None = None
+    capacity_steps: int | None = None
+    label_weight: float | None = None
+    validate_every: int | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        Stage(**self.given)
+
+    def __hash__(self) -> int:
+        return hash(Stage(**self.given))
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that are not None, by name."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def settled(self, default: Callable[[Program, int], Stage], program: Program, count: int) -> Stage:
+        """The stage, its other settings those of `default` for a program and so many observations."""
+        stage = replace(default(program, count), **self.given)
+        if "validate_every" not in self.given:
+            stage = replace(stage, validate_every=_every(stage.count(count)))
+        if "warmup" not in self.given:
+            stage = replace(stage, warmup=min(stage.warmup, max(1, stage.count(count) // 5)))
+        return stage
 
 
 def denoiser_stage(program: Program, count: int) -> Stage:
@@ -37,13 +99,17 @@ def joint_stage(program: Program, count: int) -> Stage:
 
 def _stage(count: int, batch: int, most: int, **settings: Any) -> Stage:
     steps = _steps(count, batch, 500, most)
-    return Stage(steps=steps, batch=min(batch, count), validate_every=max(100, steps // 6), **settings)
+    return Stage(steps=steps, batch=min(batch, count), validate_every=_every(steps), **settings)
 
 
-def prior_stage(count: int) -> Stage:
+def prior_stage(program: Program, count: int) -> Stage:
     """The stage of a prior's parameters, for `count` observations."""
     steps, batch = _steps(count, 512, 200, 1500), min(512, count)
-    return Stage(steps=steps, batch=batch, learning_rate=3e-3, beta=1.0, validate_every=max(100, steps // 3))
+    return Stage(steps=steps, batch=batch, learning_rate=3e-3, beta=1.0, validate_every=_every(steps))
+
+
+def _every(steps: int) -> int:
+    return max(min(100, steps), steps // 6)
 
 
 def _steps(count: int, batch: int, least: int, most: int) -> int:
