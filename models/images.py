@@ -1,4 +1,4 @@
-"""Images: any set of square images, by a U-Net and half a U-Net; `--data` takes a folder of files or an array.
+"""Images: any set of square images, by networks that suit their size; `--data` takes a folder of files or an array.
 
 Without `--data`, real images that scikit-image carries (install the extra: `pip install "sami_ppl[images]"`): patches
 of its photographs, or its 200 small pictures of faces and non-faces.
@@ -30,18 +30,13 @@ class Config:
     latents: int = 8
     decoder: Literal["guided", "conditioned", "gaussian"] = "guided"
     size: int = 16
-    widths: tuple[int, ...] = (32, 64)
-    patch: int = 2
+    network: Literal["mlp", "unet", "hybrid"] | None = None
+    widths: tuple[int, ...] | None = None
+    patch: int | None = None
     log_snr_min: float = -6.0
     log_snr_max: float = 6.0
     mean: float | None = None
     std: float | None = None
-
-
-RECOMMENDED = {
-    "denoiser.steps": 2500, "denoiser.batch": 64, "denoiser.learning_rate": 1e-3,
-    "encoder.steps": 1200, "encoder.batch": 64,
-}  # fmt: skip
 
 
 def load(config: Config, *, key: jax.Array) -> xr.Dataset:
@@ -74,10 +69,11 @@ def load(config: Config, *, key: jax.Array) -> xr.Dataset:
 
 
 def build(config: Config, data: xr.Dataset, *, key: jax.Array) -> sp.Program:
-    """The program: independent standard normal factors, a U-Net denoiser and half a U-Net as encoder."""
+    """The program: independent standard normal factors, and networks that suit the images' size."""
+    size = {name: value for name in ("widths", "patch") if (value := getattr(config, name)) is not None}
     prior = sp.factors(z=dist.Normal(0, 1).expand([config.latents]), dims={"z": "factor"})
     return sp.autoencoder(
-        prior, data, decoder=config.decoder, network="unet", size={"widths": config.widths, "patch": config.patch},
+        prior, data, decoder=config.decoder, network=config.network, size=size,
         schedule=sp.VariancePreserving(config.log_snr_min, config.log_snr_max),
         mean=config.mean, std=config.std, progress=False, key=key,
     )  # fmt: skip

@@ -155,7 +155,7 @@ def load(config, *, key):
         (["run", "misspelt.py"], "misspelt.py, line 9: NameError: name 'mised' is not defined"),
         (["run", "disks", "--seed", "4294967296", *sets(*SMALL)], "--seed 4294967296: must be at least 0 and below"),
         (["run", "disks", "--seed", str(10**30), *sets(*SMALL)], f"--seed {10**30}: must be at least 0 and below"),
-        (["run", "images", "--data", "wide.npz"], "in_shape must be (channels, size, size)"),
+        (["run", "images", "--data", "wide.npz", *sets("network=unet")], "in_shape must be (channels, size, size)"),
         (["run", "disks", "--data", "nan.npz", *sets(*SMALL)], "NaN or infinite"),
         (["run", "images", "--data", "odd.npz", *sets("widths=4,4")], "image size 9"),
         (

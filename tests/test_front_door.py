@@ -102,24 +102,24 @@ def test_labels_of_one_dim_must_agree():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("shape", "network"),
+    ("shape", "network", "trunk"),
     [
-        ((5,), ResidualMLP),
-        ((1, 16, 16), ResidualMLP),
-        ((1, 28, 28), UNet),
-        ((3, 64, 64), UNet),
-        ((1, 25, 25), ResidualMLP),
-        ((1, 24, 30), ResidualMLP),
-        ((40, 30), ResidualMLP),
+        ((5,), ResidualMLP, ResidualMLP),
+        ((1, 16, 16), ResidualMLP, ResidualMLP),
+        ((1, 28, 28), UNet, ResidualMLP),
+        ((3, 64, 64), UNet, HalfUNet),
+        ((1, 25, 25), ResidualMLP, ResidualMLP),
+        ((1, 24, 30), ResidualMLP, ResidualMLP),
+        ((40, 30), ResidualMLP, ResidualMLP),
     ],
 )
-def test_networks_follow_the_shape(shape, network, capsys):
+def test_networks_follow_the_shape(shape, network, trunk, capsys):
     """And what the encoder says of one observation has the size of the code."""
     x = RNG.standard_normal((3, *shape)).astype(np.float32)
     size = SMALL if network is ResidualMLP else {"widths": (8,) * len(unet_size(shape)["widths"])}
     program = sp.autoencoder(three_factors(), x, size=size, key=KEY)
     assert isinstance(program.denoiser.network, network)
-    assert isinstance(program.encoder.network, HalfUNet if network is UNet else ResidualMLP)
+    assert isinstance(program.encoder.network, trunk)
     assert program.event_shape == (shape if len(shape) != 2 else (1, *shape))
     lam = jnp.zeros(())
     found = jax.eval_shape(program.encoder, jnp.zeros(program.event_shape), lam)

@@ -13,7 +13,7 @@ from sami_ppl.decoders.training import DenoiserLoss
 from sami_ppl.diffusion.schedule import NoiseProposal
 from sami_ppl.fitting.penalties import Penalty
 from sami_ppl.fitting.stage import Stage, Target
-from sami_ppl.nn import AscendingUNet, UNet
+from sami_ppl.nn import AscendingUNet, HalfUNet, UNet
 from sami_ppl.program.program import Program
 
 EPOCHS = 150
@@ -79,20 +79,25 @@ class Sized:
 
 def denoiser_stage(program: Program, count: int) -> Stage:
     """The stage of a denoiser, for `count` observations."""
-    batch, most, rate = (64, 2500, 1e-3) if _is_convolutional(program) else (256, 3000, 3e-3)
+    batch, most, rate = (64, 4000, 1e-3) if _is_convolutional(program.denoiser) else (256, 3000, 3e-3)
     return _stage(count, batch, most, learning_rate=rate)
 
 
 def encoder_stage(program: Program, count: int) -> Stage:
     """The stage of an encoder against a fitted denoiser, for `count` observations."""
-    batch, most = (64, 1500) if _is_convolutional(program) else (128, 3000)
+    if _is_convolutional(program.encoder):
+        batch, most = 64, 1500
+    elif _is_convolutional(program.denoiser):
+        batch, most = 128, 5000
+    else:
+        batch, most = 128, 3000
     warmup = min(300, _steps(count, batch, 500, most) // 5)
     return _stage(count, batch, most, learning_rate=8e-4, warmup=warmup, beta=0.2, clip=150.0)
 
 
 def joint_stage(program: Program, count: int) -> Stage:
     """The stage of both networks at once, for `count` observations."""
-    batch, most = (64, 3000) if _is_convolutional(program) else (128, 5000)
+    batch, most = (64, 3000) if _is_convolutional(program.denoiser) else (128, 5000)
     beta = 0.1 if program.denoiser.marginal else 1.0
     return _stage(count, batch, most, learning_rate=1e-3, clip=150.0, beta=beta)
 
@@ -116,6 +121,6 @@ def _steps(count: int, batch: int, least: int, most: int) -> int:
     return min(most, max(least, EPOCHS * count // min(batch, count)))
 
 
-def _is_convolutional(program: Program) -> bool:
-    nodes = jax.tree.leaves(program.denoiser, is_leaf=lambda node: isinstance(node, UNet | AscendingUNet))
-    return any(isinstance(node, UNet | AscendingUNet) for node in nodes)
+def _is_convolutional(part: Any) -> bool:
+    kinds = UNet | HalfUNet | AscendingUNet
+    return any(isinstance(node, kinds) for node in jax.tree.leaves(part, is_leaf=lambda node: isinstance(node, kinds)))
