@@ -153,7 +153,7 @@ def components(data: tuple[xr.Dataset, xr.Dataset], latents: int) -> dict[str, A
     from sklearn.decomposition import PCA
 
     start = time.perf_counter()
-    train, test = (_floats(part).reshape(part.sizes["obs"], -1) for part in data)
+    train, test = (floats(part).reshape(part.sizes["obs"], -1) for part in data)
     pca = PCA(min(latents, *train.shape), random_state=0).fit(train)
     codes = pca.transform(train), pca.transform(test)
     some = test[:FEW]
@@ -176,10 +176,10 @@ def fitted(data: xr.Dataset, latents: int, decoder: str, seed: int, *, progress:
     found: dict[str, Any] = {"seconds": time.perf_counter() - start}
     codes = program.encode(train)[0], program.encode(test)[0]
     some = test.isel(obs=slice(FEW))
-    x = _floats(some)
+    x = floats(some)
     bound = sp.evidence_bound(program, test.isel(obs=slice(1000)), key=keys[2])
     samples = np.stack([sp.generate(program, x=x, key=key) for key in jax.random.split(keys[3], REPEATS)])
-    reference, other = (_floats(part.isel(obs=slice(1000))) for part in (test, train))
+    reference, other = (floats(part.isel(obs=slice(1000))) for part in (test, train))
     features = random_features()
     drawn = sp.generate(program, size=len(reference), key=keys[4])
     found |= {
@@ -197,7 +197,8 @@ def fitted(data: xr.Dataset, latents: int, decoder: str, seed: int, *, progress:
     return found | scores(codes, (train, test))
 
 
-def _floats(data: xr.Dataset) -> np.ndarray:
+def floats(data: xr.Dataset) -> np.ndarray:
+    """Observations as programs take them."""
     x = data["x"].values
     return sp.data.scale_bytes(x, 255) if x.dtype == np.uint8 else x.astype(np.float32)
 
