@@ -45,9 +45,6 @@ class Config:
     std: float | None = None
 
 
-RECOMMENDED = {"align": True}
-
-
 def make_prior(config: Config):
     """A Normal for every factor, around what its parent says, or its own mean, or around its label where it is told."""
 

@@ -46,7 +46,7 @@ class Config:
 
 
 # Settings of the inference that suit these data; `--set` has the last word.
-RECOMMENDED = {"align": True}
+RECOMMENDED = {"encoder.beta": 0.2, "encoder.discount": 0.0}
 
 
 def load(config: Config, *, key: jax.Array) -> xr.Dataset:

@@ -84,15 +84,19 @@ def denoiser_stage(program: Program, count: int) -> Stage:
 
 
 def encoder_stage(program: Program, count: int) -> Stage:
-    """The stage of an encoder against a fitted denoiser, for `count` observations."""
-    if _is_convolutional(program.encoder):
-        batch, most = 64, 1500
-    elif _is_convolutional(program.denoiser):
-        batch, most = 128, 5000
+    """The stage of an encoder against a fitted denoiser, for `count` observations.
+
+    Beside a U-Net, so on images with more to tell than a code can, what lies at low noise is discounted: at c = 0 such
+    a code spends itself on texture (docs/panel.md).
+    """
+    weights: dict[str, float] = {"beta": 0.2}
+    if _is_convolutional(program.denoiser):
+        batch, most = (64 if _is_convolutional(program.encoder) else 128), 1500
+        weights = {"beta": 0.1, "discount": 1.0}
     else:
         batch, most = 128, 3000
     warmup = min(300, _steps(count, batch, 500, most) // 5)
-    return _stage(count, batch, most, learning_rate=8e-4, warmup=warmup, beta=0.2, clip=150.0)
+    return _stage(count, batch, most, learning_rate=8e-4, warmup=warmup, clip=150.0, **weights)
 
 
 def joint_stage(program: Program, count: int) -> Stage:
