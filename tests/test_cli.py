@@ -143,7 +143,7 @@ def load(config, *, key):
         (["run", "disks", "--data", "none.npz"], "no data at none.npz"),
         (["run", "disks", "--data", "bad.npz"], "no array 'x'"),
         (
-            ["run", "images", "--data", "vectors.npz"],
+            ["run", "images", "--data", "vectors.npz", *sets("network=unet")],
             "in_shape must be (channels, size, size), a square image, got (5,)",
         ),
         (

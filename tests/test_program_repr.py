@@ -113,8 +113,8 @@ def test_results_print_as_short_tables(program):
     lines = repr(found).splitlines()
     assert lines[0] == "Alignment"
     assert row(repr(found), "program")[:3] == ["program", "Program", "of"]
-    assert "rotation       float64 (2, 2), mean" in repr(found)
-    assert len(lines) == 4
+    assert "matrix         float64 (2, 2), mean" in repr(found)
+    assert len(lines) == 6
     assert found._repr_html_().startswith("<pre")
     draw = LatentDraw({"z": np.ones(2), "none": np.ones(0)}, jnp.ones((1, 2)), None, "text", {})
     assert row(repr(draw), "values[z]") == ["values[z]", "float64", "(2,),", "mean", "1,", "1", "to", "1"]

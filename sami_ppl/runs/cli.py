@@ -343,7 +343,7 @@ def main() -> None:
     A user's mistake is one message on stderr and exit code 2, without a stack trace; a bug is its trace and a line that
     says so, and exit code 1. With SAMI_TRACE=1 in the environment both are raised.
     """
-    command, bound, _ = app.parse_args()
+    command, bound, _ = app.parse_args(sys.argv[1:])
     try:
         if command in COMPUTING:
             # Figures go into files. A notebook hands its commands a backend that may not be installed here.
