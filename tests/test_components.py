@@ -6,7 +6,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from sami_ppl.data import bars, digits, disks
-from sami_ppl.fitting.components import free_components, low_pass_codes, start_codes, widest_blur
+from sami_ppl.fitting.components import WIDTHS, free_components, low_pass_codes, start_codes, widest_blur
 
 RNG = np.random.default_rng
 
@@ -155,3 +155,4 @@ def test_the_widest_blur_that_leaves_what_components_tell():
     assert widest_blur(images(bands), 2) == 0.25
     assert widest_blur(images(bands + stripes), 1) < 0.12, "else the bands come first"
     assert widest_blur(images(bands)[:, 0, 0], 2) == 0.0, "vectors"
+    assert widest_blur(rng.normal(size=(40, 1, 8, 8)), 3) in WIDTHS, "of noise components tell less than nothing"

@@ -100,7 +100,7 @@ def test_rotation_comes_back(runs):
     """R has moved, and is saved with the program."""
     encoder = running.open_run(runs["turned"]).program.encoder
     assert isinstance(encoder, TurningEncoder)
-    assert 1e-5 < np.abs(np.asarray(encoder.matrix()) - np.eye(3)).max() < 0.1
+    assert 1e-5 < np.abs(np.asarray(encoder.linear()) - np.eye(3)).max() < 0.1
 
 
 def test_directions_come_back(runs):

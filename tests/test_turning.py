@@ -56,7 +56,7 @@ def turned_by(tiny_program, factor, data, steps=400):
     skew = program.encoder.skew + jnp.array([[0.0, 0.0], [0.01, 0.0]])
     for i in range(steps):
         skew = skew - 0.1 * step(skew, jax.random.fold_in(KEY, i))[1]
-    rotation = eqx.tree_at(lambda e: e.skew, program.encoder, skew).matrix()
+    rotation = eqx.tree_at(lambda e: e.skew, program.encoder, skew).linear()
     return float(np.degrees(np.arctan2(rotation[1, 0], rotation[0, 0])))
 
 
@@ -112,7 +112,7 @@ def test_turning_encoder_is_the_encoder_of_the_turned_code(tiny_program):
     base = tiny_program(prior=independent(dist.Normal(0, 1), 3)).encoder
     turning = eqx.tree_at(lambda e: e.skew, TurningEncoder(base, rate=2.0), jnp.arange(9.0).reshape(3, 3) / 10)
     x, z, log_snr = jnp.ones(base.event_shape), jnp.array([0.3, -1.0, 2.0]), jnp.array(1.0)
-    rotation = np.asarray(turning.matrix())
+    rotation = np.asarray(turning.linear())
     np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-5)
     assert np.linalg.det(rotation) == pytest.approx(1, abs=1e-5)
     np.testing.assert_allclose(rotation, expm(2.0 * (turning.skew - turning.skew.T)), atol=1e-5)
@@ -123,7 +123,7 @@ def test_turning_encoder_is_the_encoder_of_the_turned_code(tiny_program):
     np.testing.assert_allclose(root @ root.T, rotation @ np.diag(scale**2) @ rotation.T, atol=1e-5)
     density = dist.MultivariateNormal(turned_loc, covariance_matrix=root @ root.T).log_prob(z)
     np.testing.assert_allclose(turning.log_prob(z, x, log_snr), density, rtol=1e-4)
-    np.testing.assert_array_equal(TurningEncoder(base).matrix(), np.eye(3))
+    np.testing.assert_array_equal(TurningEncoder(base).linear(), np.eye(3))
 
 
 @pytest.mark.slow

@@ -104,8 +104,8 @@ def widest_blur(x: Float[Array | np.ndarray, "obs *event"], components: int, *, 
     def told(width: float) -> float:
         return predicted(low_pass_codes(some, components, width=width), flat)
 
-    all_of_it = told(0.0)
-    return next(width for width in WIDTHS if told(width) >= KEPT * all_of_it)
+    all_of_it = told(0.0)  # of noise it is below 0
+    return next(width for width in WIDTHS if told(width) >= all_of_it - (1 - KEPT) * abs(all_of_it))
 
 
 def predicted(codes: Float[np.ndarray, "obs k"], values: Float[np.ndarray, "obs d"]) -> float:
