@@ -140,9 +140,38 @@ def test_a_stage_takes_a_proposal(tiny_program):
         ({"proposal": (1.0, 0.0)}, "proposal must hold positive shares"),
         ({"proposal": ()}, "proposal must hold positive shares"),
         ({"discount": -1.0}, "discount must be at least 0, got -1.0"),
+        ({"weighting": "sigmoid"}, "weighting must be one of"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0, got -1.0"),
     ],
 )
 def test_numbers_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         replace(STAGE, **settings)
+
+
+def test_weights_of_noise_levels_in_closed_form():
+    """The bound's are 1; simple ones those of a uniform time of the cosine schedule, λ = −2 log tan(πt/2), times 2π."""
+    levels = jnp.linspace(-6.0, 6.0, 25)
+    np.testing.assert_array_equal(Objective().weight(levels), np.ones(25))
+    np.testing.assert_allclose(Objective(discount=0.7).weight(levels), np.exp(-0.7 * np.maximum(levels, 0)), rtol=1e-6)
+    time = 2 / np.pi * np.arctan(np.exp(-np.asarray(levels, float) / 2))
+    rate = np.abs(np.gradient(-2 * np.log(np.tan(np.pi * np.linspace(0.01, 0.99, 9801) / 2)), 1e-4))
+    density = 1 / np.interp(time, np.linspace(0.01, 0.99, 9801), rate)
+    inside = (time > 0.012) & (time < 0.988)
+    assert inside.sum() > 15
+    simple = Objective(weighting="simple")
+    np.testing.assert_allclose(simple.weight(levels)[inside], 2 * np.pi * density[inside], rtol=1e-3)
+    both = Objective(weighting="simple", discount=0.7)
+    np.testing.assert_allclose(both.weight(levels), simple.weight(levels) * Objective(discount=0.7).weight(levels))
+
+
+@pytest.mark.slow
+def test_a_stage_of_simple_weighting_trains_by_it_and_reports_the_bound(tiny_program):
+    """Another loss in training; what is reported is the bound, to the digit."""
+    stage = replace(ALONE, steps=2, validate_every=2, learning_rate=1e-9)
+    records = [
+        fit(tiny_program(), X, one, key=KEY, progress=False)[1].records[-1]
+        for one in (stage, replace(stage, weighting="simple"))
+    ]
+    assert records[0]["train_loss"] > records[1]["train_loss"], "the weight is at most 1"
+    assert records[0]["bound"] == pytest.approx(records[1]["bound"], rel=1e-6)

@@ -1,5 +1,6 @@
 """Data sets: procedural ones, small real ones, a user's own files; and the checks every data set passes."""
 
+from sami_ppl.data.augment import augmented as augmented
 from sami_ppl.data.balls import lit_balls as lit_balls
 from sami_ppl.data.balls import render_balls as render_balls
 from sami_ppl.data.bars import bars as bars

@@ -22,6 +22,7 @@ from sami_ppl.diffusion.schedule import AbstractSchedule, NoiseLevels, NoiseProp
 from sami_ppl.encoders.encoder import AbstractEncoder
 
 DenoiserLoss = Literal["guided", "own", "none"]
+Weighting = Literal["bound", "simple"]
 
 
 @dataclass(frozen=True)
@@ -30,21 +31,27 @@ class Objective:
 
     `denoiser_loss` says what teaches the denoiser: "guided", the error of the guided noise prediction (joint training);
     "own", its error without guidance, ‖ε − ε_θ‖², of which the gradient counts and not the value; "none", nothing.
-    `discount` c weights noise levels by w(λ) = exp(−c max(λ, 0)). `proposal`: shares of draws that fall into equal bins
-    of the noise range, from the noisy end, or a `NoiseProposal` that has them; each error is divided by its density, so
-    that the expected loss is the same. None is the uniform density. `dropped`: share of the observations whose code is
-    kept from a conditioned denoiser, so that it learns to do without. Raises ValueError for another loss, for a
-    discount below 0, for shares that are not positive, and for a share dropped outside [0, 1).
+    Noise levels are weighed by w(λ) = v(λ) exp(−c max(λ, 0)), c the `discount`. `weighting` says v: 1 is "bound";
+    "simple" is sech(λ/2), by which the loss is the mean of ‖ε − ε̂‖² over a cosine schedule, up to a factor (Ho, Jain &
+    Abbeel 2020; the density of λ is sech(λ/2) / 2π there, Kingma & Gao 2023, table 1). `proposal`: shares of draws that
+    fall into equal bins of the noise range, from the noisy end, or a `NoiseProposal` that has them; each error is
+    divided by its density, so that the expected loss is the same. None is the uniform density. `dropped`: share of the
+    observations whose code is kept from a conditioned denoiser, so that it learns to do without. Raises ValueError for
+    another loss or weighting, for a discount below 0, for shares that are not positive, and for a share dropped outside
+    [0, 1).
     """
 
     denoiser_loss: DenoiserLoss = "guided"
     discount: float = 0.0
     proposal: NoiseProposal | tuple[float, ...] | None = None
     dropped: float = 0.0
+    weighting: Weighting = "bound"
 
     def __post_init__(self) -> None:
         if self.denoiser_loss not in get_args(DenoiserLoss):
             raise ValueError(f"denoiser_loss must be one of {get_args(DenoiserLoss)}, got {self.denoiser_loss!r}")
+        if self.weighting not in get_args(Weighting):
+            raise ValueError(f"weighting must be one of {get_args(Weighting)}, got {self.weighting!r}")
         if not self.discount >= 0:
             raise ValueError(f"discount must be at least 0, got {self.discount}: 0 is the bound itself")
         if not 0 <= self.dropped < 1:
@@ -66,7 +73,12 @@ class Objective:
         shares = self.shares
         drawn = schedule if shares is None else NoiseProposal(schedule, jnp.asarray(shares))
         log_snr, weight = drawn.stratified(key, n)
-        return NoiseLevels(log_snr, weight * jnp.exp(-self.discount * jnp.maximum(log_snr, 0.0)))
+        return NoiseLevels(log_snr, weight * self.weight(log_snr))
+
+    def weight(self, log_snr: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """w(λ), which is 1 for the bound itself."""
+        base = 1 / jnp.cosh(log_snr / 2) if self.weighting == "simple" else 1.0
+        return base * jnp.exp(-self.discount * jnp.maximum(log_snr, 0.0))
 
     def told(
         self, denoiser: AbstractDenoiser, z: Float[Array, "obs D"] | None, key: Key[Array, ""]

@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from sami_ppl.decoders.training import DenoiserLoss
+from sami_ppl.data.augment import Augmentation
+from sami_ppl.decoders.training import DenoiserLoss, Weighting
 from sami_ppl.diffusion.schedule import NoiseProposal
 from sami_ppl.fitting.penalties import Penalty
 from sami_ppl.fitting.stage import Stage, Target
@@ -41,6 +42,7 @@ class Sized:
     train: tuple[str, ...] | None = None
     denoiser_loss: DenoiserLoss | None = None
     discount: float | None = None
+    weighting: Weighting | None = None
     proposal: NoiseProposal | tuple[float, ...] | None = None
     dropped: float | None = None
     penalties: dict[str, Penalty] | None = None
@@ -52,6 +54,7 @@ class Sized:
     capacity: dict[str, float] | None = None
     capacity_steps: int | None = None
     label_weight: float | None = None
+    augment: Augmentation | None = None
     validate_every: int | None = None
     patience: int | None = None
 

@@ -10,8 +10,9 @@ from jaxtyping import Array
 import numpy as np
 
 from sami_ppl._util import parallel
+from sami_ppl.data.augment import Augmentation
 from sami_ppl.decoders.guidance import check_guided
-from sami_ppl.decoders.training import DenoiserLoss, Objective
+from sami_ppl.decoders.training import DenoiserLoss, Objective, Weighting
 from sami_ppl.diffusion.schedule import NoiseProposal
 from sami_ppl.fitting.penalties import Penalty
 from sami_ppl.priors.latents import Latents
@@ -43,6 +44,7 @@ class Stage:
         denoiser_loss: whose error teaches the denoiser, "guided", its "own", or "none" (`decoders.training.Objective`).
         discount: c of the weight exp(−c max(λ, 0)) of noise levels: less effort where the observation says it all by
             itself; what is logged and reported stays the bound, c = 0.
+        weighting: "bound" or "simple", the weight of noise levels beside the discount (`decoders.training.Objective`).
         proposal: density from which noise levels are drawn, `evidence.elbo.importance_proposal` or shares of equal bins
             of the noise range from its noisy end; the expected loss is that of the uniform density, None.
         penalties: further terms of the loss by name, functions of a `fitting.penalties.Draw`; they are logged apart. A
@@ -57,6 +59,7 @@ class Stage:
         capacity: nats C of single sites, which draw the KL to them, β |KL − C|.
         capacity_steps: the first steps, over which they grow from 0.
         label_weight: teaches discrete sites the values that are known (see `ScoreELBO`).
+        augment: symmetries by which every batch is moved and mirrored (`data.augmented`); validation is not.
         validate_every: steps between two validations.
         patience: validations without a better loss after which the stage ends; None, never.
 
@@ -75,6 +78,7 @@ class Stage:
     train: tuple[str, ...] = NETWORKS
     denoiser_loss: DenoiserLoss = "guided"
     discount: float = 0.0
+    weighting: Weighting = "bound"
     proposal: NoiseProposal | tuple[float, ...] | None = None
     dropped: float = 0.1
     penalties: dict[str, Penalty] = field(default_factory=dict)
@@ -86,6 +90,7 @@ class Stage:
     capacity: dict[str, float] = field(default_factory=dict)
     capacity_steps: int = 0
     label_weight: float = 1.0
+    augment: Augmentation | None = None
     validate_every: int = 200
     patience: int | None = None
 
@@ -127,7 +132,9 @@ class Stage:
     def objective(self) -> Objective:
         """What of the bound is trained: nothing teaches a denoiser that is not."""
         frozen = self.target == "joint" and "denoiser" not in self.train
-        return Objective("none" if frozen else self.denoiser_loss, self.discount, self.proposal, self.dropped)
+        return Objective(
+            "none" if frozen else self.denoiser_loss, self.discount, self.proposal, self.dropped, self.weighting
+        )
 
     @property
     def has_codes(self) -> bool:
@@ -147,6 +154,8 @@ class Stage:
         if self.target == "marginal" or self.denoiser_loss == "own":
             own = "target='marginal'" if self.target == "marginal" else "denoiser_loss='own'"
             check_guided(program.denoiser, f"a stage with {own}")
+        if self.augment is not None:
+            self.augment.check(program.event_shape, program.event_dims)
         self.check_sites(program.latents)
         global_names = ", ".join(sorted(site.name for site in program.latents.global_sites))
         if observations is None and global_names:

@@ -33,6 +33,9 @@ from sami_ppl.nn.unet import outside_loops
 from sami_ppl.priors.read import Given
 from sami_ppl.program.program import NETWORKS, Program
 
+AUGMENT = 7
+"""Number of the random stream of augmentation among those of a step."""
+
 
 class Batch(NamedTuple):
     """Observations, and the variables that the prior takes."""
@@ -139,6 +142,9 @@ class Recipe:
 
     def update(self, program: Program, state: State, batch: Batch) -> tuple[State, Array]:
         """One step of SVI and of the running average of the weights; the program's own weights are not used."""
+        if self.stage.augment is not None:
+            key = jax.random.fold_in(state.svi.rng_key, AUGMENT)
+            batch = batch._replace(x=self.stage.augment(key, batch.x))
         svi = self.svi(program, batch, state.step)
         arguments = self.arguments(batch, beta=self.weights_at(state.step))
         after, loss = svi.update(state.svi, batch.x, **arguments)
