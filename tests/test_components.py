@@ -156,3 +156,16 @@ def test_the_widest_blur_that_leaves_what_components_tell():
     assert widest_blur(images(bands + stripes), 1) < 0.12, "else the bands come first"
     assert widest_blur(images(bands)[:, 0, 0], 2) == 0.0, "vectors"
     assert widest_blur(rng.normal(size=(40, 1, 8, 8)), 3) in WIDTHS, "of noise components tell less than nothing"
+
+
+@pytest.mark.slow
+def test_codes_of_many_features_are_those_of_all_eigenvectors(monkeypatch):
+    """Leading eigenvectors alone, of 1,200 features, or all of them: the same codes to rounding, up to signs."""
+    x = RNG(0).normal(size=(1500, 8)) @ (RNG(1).normal(size=(8, 1200)) * np.arange(8, 0, -1)[:, None])
+    x = (x + 0.1 * RNG(2).normal(size=x.shape)).astype(np.float32)
+    found = low_pass_codes(x, 5, width=0.0)
+    monkeypatch.setattr("sami_ppl.fitting.components.LARGE", 10_000)
+    want = low_pass_codes(x, 5, width=0.0)
+    np.testing.assert_allclose(np.abs(found), np.abs(want), atol=2e-3)
+    monkeypatch.setattr("sami_ppl.fitting.components.LARGE", 10)
+    assert low_pass_codes(np.ones((50, 40)), 3, width=0.0).shape == (50, 0), "all alike"

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from jaxtyping import Array, Float
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
+from scipy.sparse.linalg import eigsh
 
 WIDTHS = (0.25, 0.18, 0.12, 0.08, 0.05, 0.0)
 """Standard deviations of the blur that are tried, in units of the image's side."""
@@ -27,6 +28,8 @@ FUNCTION = 0.85
 that tell something of their own, .77 at most (disks, bars, digits, clothes, patches, faces)."""
 NOTHING = 1e-7
 """Variance, in units of the largest, below which a direction is flat: rounding in single precision."""
+LARGE = 1000
+"""Size of a matrix above which not all of its eigenvalues are computed."""
 SOME = 4000
 """Observations that the blur and the functions are found from, at most."""
 
@@ -75,12 +78,23 @@ def low_pass_codes(
     components = min(components, *flat.shape)
     centred = flat - flat.mean(0)
     wide = flat.shape[1] > len(flat)  # then there are fewer products of observations than of features
-    values, vectors = np.linalg.eigh((centred @ centred.T if wide else centred.T @ centred) / len(flat))
-    leading = np.argsort(values)[::-1][:components]
-    leading = leading[values[leading] > NOTHING * max(values[leading[0]], 1e-12)] if len(leading) else leading
+    values, vectors = _leading((centred @ centred.T if wide else centred.T @ centred) / len(flat), components)
+    kept = values > NOTHING * max(values[0], 1e-12)
+    values, vectors = values[kept], vectors[:, kept]
     if wide:  # its eigenvectors are the codes
-        return (vectors[:, leading] * np.sqrt(len(flat))).astype(np.float32)
-    return (centred @ vectors[:, leading] / np.sqrt(np.maximum(values[leading], 1e-12))).astype(np.float32)
+        return (vectors * np.sqrt(len(flat))).astype(np.float32)
+    return (centred @ vectors / np.sqrt(np.maximum(values, 1e-12))).astype(np.float32)
+
+
+def _leading(products: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The largest eigenvalues of a symmetric matrix, in falling order, and their vectors; of a large one by Lanczos."""
+    if len(products) > LARGE and 4 * count < len(products) and np.trace(products) > 0:
+        start = np.random.default_rng(0).standard_normal(len(products)).astype(products.dtype)
+        values, vectors = eigsh(products, count, v0=start)
+    else:
+        values, vectors = np.linalg.eigh(products)
+    order = np.argsort(values)[::-1][:count]
+    return values[order], vectors[:, order]
 
 
 def _blurred(images: Float[np.ndarray, "n c h w"], pixels: float) -> Float[np.ndarray, "n c rows columns"]:

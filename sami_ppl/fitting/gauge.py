@@ -28,6 +28,9 @@ from sami_ppl.decoders.guidance import check_guided
 from sami_ppl.encoders.encoder import AbstractEncoder, AffineEncoder, gaussian
 from sami_ppl.program.program import Program
 
+MOST = 10_000
+"""Observations whose posteriors say where the axes lie, at most."""
+
 
 @readable
 class Alignment(NamedTuple):
@@ -50,10 +53,10 @@ def align(
 ) -> Alignment:
     """The program with axes that fill its standard normal prior, turned by orthogonal ICA of the posterior means.
 
-    Axes whose posterior means vary less than `active_variance` (prior variance 1) carry nothing and stay as they are.
-    Raises ValueError if fewer than two axes have a fixed normal prior: other priors have no rotation symmetry; and
-    unless the decoder is guided: others know the code by the axes that it was fitted with. Raises TypeError for a seed
-    that is no whole number.
+    Of more than 10,000 observations the first are used. Axes whose posterior means vary less than `active_variance`
+    (prior variance 1) carry nothing and stay as they are. Raises ValueError if fewer than two axes have a fixed normal
+    prior: other priors have no rotation symmetry; and unless the decoder is guided: others know the code by the axes
+    that it was fitted with. Raises TypeError for a seed that is no whole number.
     """
     if not isinstance(seed, int | np.integer):
         raise TypeError(f"align takes a whole number as seed, got {type(seed).__name__}: write seed=0")
@@ -66,6 +69,7 @@ def align(
             f"another program (sites without that symmetry: {kinds or 'none'}, "
             f"{int(symmetric.sum())} normal axis in all). Leave alignment out for this prior"
         )
+    x = x[:MOST]
     means = program.encode(x)[0].astype(float)
     root = by_chunks(partial(posterior_roots, program), chunk_of(1024, program.event_shape), program.observed(x))
     axes = np.flatnonzero(symmetric & (means.var(0) > active_variance))
