@@ -13,8 +13,9 @@ from sami_ppl.decoders.guidance import GuidedDenoiser
 from sami_ppl.diffusion.sampler import DDIM, Ancestral
 from sami_ppl.diffusion.schedule import VariancePreserving
 from sami_ppl.encoders.encoder import AffineEncoder
-from sami_ppl.fitting.gauge import _in_axes, align, filling, orthogonal_ica
+from sami_ppl.fitting.gauge import _in_axes, align, filling, orthogonal_ica, why_axes_stay
 from sami_ppl.fitting.objective import ScoreELBO
+from sami_ppl.fitting.stage import Stage
 from sami_ppl.program.program import Program
 
 pytestmark = pytest.mark.slow
@@ -315,3 +316,20 @@ def test_collapsed_axes_leave_the_program_as_it_is(oracle, exact_encoder):
     np.testing.assert_array_equal(found.matrix, np.eye(4))
     assert found.gain == 0
     assert found.diagonal_cost == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({}, ""),
+        ({"site_beta": {"a": 0.5}}, "weights of single sites, or penalties, may tell them apart"),
+        ({"capacity": {"b": 3.0}}, "weights of single sites, or penalties, may tell them apart"),
+        ({"penalties": {"mine": lambda draw: jnp.zeros(())}}, "weights of single sites, or penalties, may"),
+    ],
+)
+def test_axes_that_a_stage_tells_apart_stay(oracle, exact_encoder, settings, why):
+    """Sites that are weighed apart are no symmetry of the loss, whatever the prior."""
+    found = why_axes_stay(make(oracle, exact_encoder), Stage(train=("encoder",), **settings))
+    assert found.startswith(why)
+    assert bool(found) == bool(why)
+    assert "no two that may be turned" in why_axes_stay(make(oracle, exact_encoder, prior=boxes), Stage())

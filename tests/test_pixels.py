@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 from numpyro import distributions as dist
 import pytest
 from scipy import integrate, stats
+import xarray as xr
 
 import sami_ppl as sp
 from sami_ppl.diffusion.schedule import VariancePreserving
@@ -75,3 +77,29 @@ def test_bits_of_noise_are_eight_at_least(decoder):
     assert scaled["mean"] == pytest.approx(found["mean"], rel=1e-5)
     with pytest.raises(ValueError, match="must be 8-bit images"):
         bits_per_dim(program, BYTES / np.float32(127.5) - 1.001, key=KEY)
+
+
+@pytest.mark.slow
+def test_bits_of_a_gaussian_are_those_of_its_bins():
+    """By hand, of a program whose prior takes a variable: KL and the mass of the bins at many draws of the code."""
+
+    def prior(place):
+        numpyro.sample("z", dist.Normal(place, 1.0).expand([2]).to_event(1))
+
+    data = xr.Dataset({"x": (("obs", "channel", "row", "column"), BYTES), "place": ("obs", np.linspace(-1, 1, 40))})
+    program = sp.autoencoder(
+        prior, data, decoder="gaussian", network="mlp", size={"width": 8, "depth": 1}, key=KEY, progress=False
+    )
+    found = bits_per_dim(program, data, key=KEY, levels=64)
+    law = program.code_law(jnp.asarray(BYTES / 127.5 - 1, jnp.float32), {"place": jnp.linspace(-1, 1, 40)})
+    z, x = law.sample(jax.random.key(1), (64,)), BYTES / 127.5 - 1
+    edges = lambda side: np.where(side * x > 1 - 1 / 255, side * np.inf, x + side / 255)  # noqa: E731
+    masses = []
+    for codes in z:
+        decoders = [program.decoder(code) for code in codes]
+        mean, std = np.stack([d.mean for d in decoders]), float(decoders[0].std)
+        masses.append(
+            -np.log(stats.norm.cdf(edges(1), mean, std) - stats.norm.cdf(edges(-1), mean, std)).sum((1, 2, 3))
+        )
+    kl = sp.evidence_bound(program, data, key=KEY)["kl"].sum("site").values
+    assert found["mean"] == pytest.approx(np.mean(np.mean(masses, 0) + kl) / (64 * np.log(2)), rel=5e-3)

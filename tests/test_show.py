@@ -32,13 +32,17 @@ def test_types_choices_and_meanings_are_told(tmp_path):
         '"""Mine: a program."""\nfrom typing import Literal\nimport sami_ppl as sp\n\nclass Config:\n'
         '    """Settings; `size` in pixels. `law`: of z."""\n\n'
         '    size: int = 3\n    law: Literal["normal", "box"] = "box"\n    fit: sp.Stage = sp.Stage(steps=7)\n'
-        '    path: str\n\nRECOMMENDED = {"align": True}\n'
+        '    size_of: sp.Sized = sp.Sized(steps=9)\n    path: str\n\nRECOMMENDED = {"align": True}\n'
     )
     lines = [" ".join(line.split()) for line in settings_table(str(file)).splitlines()]
     assert lines[0] == "mine: Mine: a program."
     assert lines[2:5] == ["size int 3 size in pixels", "law str 'box' one of normal, box; of z",
                           "fit.steps int 7 number of steps"]  # fmt: skip
     assert any(line.startswith("fit.target str 'joint' one of marginal, joint; ") for line in lines)
+    assert "size_of.steps int 9 number of steps" in lines
+    assert "size_of.beta float None weight of the KL" in lines, "said by the class that has the same settings"
+    assert any(line.startswith("size_of.target str None one of marginal, joint; ") for line in lines)
+    assert "None in a stage: what suits program and data, which a run says when it begins" in lines
     assert "path str" in lines
     assert "taken unless others are set: {'align': True}" in lines[-2]
 

@@ -28,6 +28,7 @@ from sami_ppl.decoders.conditional import NormalDenoiser
 from sami_ppl.decoders.guidance import given
 from sami_ppl.diffusion.schedule import AbstractSchedule
 from sami_ppl.evidence.elbo import evidence_bound, mean_and_error
+from sami_ppl.priors.read import Given
 from sami_ppl.program.program import Program
 
 VALUES = 256
@@ -77,10 +78,10 @@ def bits_per_dim(
     """
     check_key(key)
     raw = as_array(data["x"].values if isinstance(data, xr.Dataset) else data)
-    x, _ = program.observations(data)
+    x, variables = program.observations(data)
     steps = (x.astype(np.float64) + 1) * (VALUES - 1) / 2
-    index = np.rint(steps).astype(np.int64)
-    if raw.dtype != np.uint8 and (np.abs(steps - index).max() > 1e-3 or index.min() < 0 or index.max() >= VALUES):
+    index = np.clip(np.nan_to_num(np.rint(steps)), 0, VALUES - 1).astype(np.int64)
+    if not np.abs(steps - index).max() < 1e-3:  # nor where frames are missing
         raise ValueError(
             "x must be 8-bit images, 0 … 255, or those scaled to [−1, 1], to have bits per dimension, got values "
             f"between {raw.min():g} and {raw.max():g} that lie on no such grid: give the bytes, x.astype('uint8')"
@@ -88,9 +89,8 @@ def bits_per_dim(
     bound = evidence_bound(program, data, key=key, levels=levels)
     nats = bound["bound"].values - bound["reconstruction"].values
     if isinstance(_decoder(program), NormalDenoiser):
-        codes = jax.random.split(key, len(x))
-        kl = bound["kl"].sum("site").values
-        nats = kl + by_chunks(partial(_bins, program, levels), chunk_of(64, program.event_shape), x, codes)
+        keys, kl = jax.random.split(key, len(x)), bound["kl"].sum("site").values
+        nats = kl + by_chunks(partial(_bins, program, levels), chunk_of(64, program.event_shape), x, variables, keys)
     else:
         nats = nats + reconstruction_table(program.denoiser.schedule)[index].reshape(len(x), -1).sum(1)
     return mean_and_error(nats / (x[0].size * np.log(2)))
@@ -101,9 +101,9 @@ def _decoder(program: Program) -> Any:
 
 
 @eqx.filter_jit
-def _bins(program: Program, levels: int, x: Array, keys: Array) -> Float[Array, " obs"]:
+def _bins(program: Program, levels: int, x: Array, variables: Given, keys: Array) -> Float[Array, " obs"]:
     """−log P(x | z) of a Gaussian likelihood, the mean over draws of z, in nats."""
-    codes = program.code_law(x).sample(keys[0], (levels,))
+    codes = program.code_law(x, variables).sample(keys[0], (levels,))
 
     def one(x: Array, z: Array) -> Array:
         decoder: Any = given(program.denoiser, program.encoder, z)

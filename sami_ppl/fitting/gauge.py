@@ -26,6 +26,7 @@ from sami_ppl._util.chunks import by_chunks, chunk_of
 from sami_ppl._util.tables import readable
 from sami_ppl.decoders.guidance import check_guided
 from sami_ppl.encoders.encoder import AbstractEncoder, AffineEncoder, gaussian
+from sami_ppl.fitting.stage import Stage
 from sami_ppl.program.program import Program
 
 MOST = 10_000
@@ -116,6 +117,15 @@ def _in_axes(encoder: AbstractEncoder, matrix: np.ndarray, centre: np.ndarray) -
 def posterior_roots(program: Program, x: Float[Array, "obs *event"]) -> Float[Array, "obs D D"]:
     """Square roots A of the covariances A Aᵀ of the code's posteriors, which must be Gaussian."""
     return jnp.asarray(program.code_law(x).root)
+
+
+def why_axes_stay(program: Program, stage: Stage) -> str:
+    """Why the gauge of a program that a stage has fitted is not to be chosen; nothing where it may."""
+    if not program.guided:
+        return "the decoder knows the code by them"
+    if stage.sites_named() or stage.penalties:
+        return "weights of single sites, or penalties, may tell them apart"
+    return "" if symmetric_axes(program).sum() > 1 else "the prior has no two that may be turned"
 
 
 def symmetric_axes(program: Program) -> Bool[np.ndarray, " D"]:

@@ -26,7 +26,7 @@ from sami_ppl.data.checks import training_part
 from sami_ppl.decoders.training import refuse
 from sami_ppl.diagnostics.fitted import not_fitted
 from sami_ppl.fitting.checkpoint import check_extension
-from sami_ppl.fitting.gauge import align, symmetric_axes
+from sami_ppl.fitting.gauge import align, why_axes_stay
 from sami_ppl.fitting.header import header
 from sami_ppl.fitting.loop import fit_stage
 from sami_ppl.fitting.sizes import Sized, denoiser_stage, encoder_stage, joint_stage, prior_stage
@@ -175,7 +175,7 @@ class EncoderOnly(AbstractPlan):
                     batch=stage.batch, progress=run.progress,
                 )  # fmt: skip
         program, history = run.stage(program, stage, "encoder", key=encoder_key)
-        return _aligned(program, run) if self.align else program, [history]
+        return _aligned(program, run, stage) if self.align else program, [history]
 
 
 @dataclass(frozen=True)
@@ -368,14 +368,12 @@ def _both(
 ) -> tuple[Program, list[History]]:
     (key,) = jax.random.split(key, 1)
     program, history = run.stage(program, stage, "both", key=key)
-    return _aligned(program, run) if align else program, [history]
+    return _aligned(program, run, stage) if align else program, [history]
 
 
-def _aligned(program: Program, run: Run) -> Program:
-    if not program.guided:
-        say("gauge: the axes stay as they are, the decoder is not guided and knows the code by them")
-        return program
-    if symmetric_axes(program).sum() < 2:
+def _aligned(program: Program, run: Run, stage: Stage) -> Program:
+    if why := why_axes_stay(program, stage):
+        say(f"gauge: the axes stay as they are, {why}")
         return program
     with carries(program), phase("gauge: turning the axes to where the posterior means are least Gaussian"):
         return align(program, program.observed(run.train)).program

@@ -29,6 +29,8 @@ def settings_table(name: str) -> str:
     rows = [("setting", "type", "default", "meaning"), *_settings(config, _assigned(module), {})]
     title = (ast.get_docstring(module) or "").split("\n")[0]
     lines = [f"{file.stem}: {title}" if title else file.stem, table(rows, indent="  ")]
+    if any(row[0].endswith(".steps") and row[2] == "None" for row in rows):
+        lines.append("None in a stage: what suits program and data, which a run says when it begins")
     if recommended := _assigned(module).get("RECOMMENDED"):
         text = ast.unparse(recommended)
         lines.append(f"Settings of inferences that suit it, and are taken unless others are set: {text}")
@@ -39,7 +41,10 @@ def _settings(
     config: ast.ClassDef, names: dict[str, ast.expr], given: dict[str, ast.expr], prefix: str = ""
 ) -> Iterator[tuple[str, str, str, str]]:
     """Rows of the table; `names`: what names of the file stand for, `given`: defaults that replace the class's own."""
-    meaning = _meanings(ast.get_docstring(config) or "")
+    docstring = ast.get_docstring(config) or ""
+    like = re.search(r"The settings are those of `(\w+)`", docstring)
+    named = _library_class(like[1]) if like else None  # another class says what they mean
+    meaning = _meanings(docstring if named is None else ast.get_docstring(named[0]) or "")
     for field in config.body:
         if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
             continue
@@ -50,13 +55,20 @@ def _settings(
             continue
         default = given.get(name, value)
         default = "" if default is None else ast.unparse(_meant(default, names))
-        kind, choices = _kind(_meant(field.annotation, names))
+        kind, choices = _kind(_meant(field.annotation if named is None else _without_none(field.annotation), names))
         told = "; ".join(part for part in (choices, meaning(name)) if part)
         yield prefix + name, kind, default.replace("field(default_factory=dict)", "{}"), told
 
 
 def _meant(expression: ast.expr, names: dict[str, ast.expr]) -> ast.expr:
     return names.get(expression.id, expression) if isinstance(expression, ast.Name) else expression
+
+
+def _without_none(annotation: ast.expr) -> ast.expr:
+    """X of `X | None`: that None is taken too is plain from the default."""
+    if isinstance(annotation, ast.BinOp) and ast.unparse(annotation.right) == "None":
+        return annotation.left
+    return annotation
 
 
 def _kind(annotation: ast.expr) -> tuple[str, str]:
