@@ -29,7 +29,7 @@ def settings_table(name: str) -> str:
     rows = [("setting", "type", "default", "meaning"), *_settings(config, _assigned(module), {})]
     title = (ast.get_docstring(module) or "").split("\n")[0]
     lines = [f"{file.stem}: {title}" if title else file.stem, table(rows, indent="  ")]
-    if any(row[0].endswith(".steps") and row[2] == "None" for row in rows):
+    if any(row[0].endswith((".steps", ".batch", ".beta")) and row[2] == "None" for row in rows):
         lines.append("None in a stage: what suits program and data, which a run says when it begins")
     if recommended := _assigned(module).get("RECOMMENDED"):
         text = ast.unparse(recommended)
