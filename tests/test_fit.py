@@ -13,6 +13,7 @@ from scripted_fits import ALONE, KEY, STAGE, leaves, same, scripted
 import xarray as xr
 
 from sami_ppl import Matern, Program, encoder_for, fit, over_time
+from sami_ppl._util import chunks
 from sami_ppl.decoders.training import Objective
 from sami_ppl.diagnostics import CollapseWarning
 from sami_ppl.fitting.loop import NonFiniteLoss
@@ -250,6 +251,20 @@ def test_gradient_not_finite_is_told_from_terms_not_finite(tiny_program, x):
     assert run.sites_not_finite(state, Batch(jnp.full((8, 4), jnp.nan), {})) == "'x'"
     svi = state.svi._replace(optim_state=jax.tree.map(lambda a: a * jnp.nan, state.svi.optim_state))
     assert "gradient" in run.sites_not_finite(state._replace(svi=svi), x.take(slice(8)))
+
+
+def test_large_observations_are_looked_at_in_chunks(tiny_program, x, monkeypatch):
+    """The figures are the means of those of whole chunks; a chunk holds two at least, whose codes are exchanged."""
+    run = Fit(tiny_program(), STAGE, steps=6)
+    tested, keys = Batch(jnp.asarray(x[:11]), {}), [KEY, jax.random.fold_in(KEY, 1)]
+    params = run.init(KEY, tested).average
+    parts = [run.record(params, tested.take(slice(4 * i, 4 * i + 4)), key) for i, key in enumerate(keys)]
+    monkeypatch.setattr(chunks, "NUMBERS", 4 * 5)
+    whole = run.record(params, tested, KEY)
+    for name in ("bound", "loss", "own", "shuffled", "unguided"):
+        np.testing.assert_allclose(whole[name], np.mean([part[name] for part in parts], 0), rtol=1e-5)
+    monkeypatch.setattr(chunks, "NUMBERS", 4)
+    assert not np.array_equal(*(run.record(params, tested, KEY)[name] for name in ("own", "shuffled")))
 
 
 # Whole fits

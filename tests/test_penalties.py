@@ -13,8 +13,10 @@ from scripted_fits import KEY, STAGE
 
 from sami_ppl import fit
 from sami_ppl._util.history import summary_line
+from sami_ppl.decoders.exact import LinearGaussian
+from sami_ppl.diffusion.schedule import VariancePreserving
 from sami_ppl.encoders.law import DiagonalLaw, GaussianLaw
-from sami_ppl.fitting.penalties import Draw, Penalty, total_correlation
+from sami_ppl.fitting.penalties import Draw, Penalty, consistency, prior_mmd, total_correlation
 from sami_ppl.fitting.stage import Stage
 from sami_ppl.fitting.step import Batch, Fit
 
@@ -67,6 +69,66 @@ def test_total_correlation_needs_diagonal_posteriors():
     full = SimpleNamespace(code_law=lambda x, given: GaussianLaw(draw.z, jnp.broadcast_to(jnp.eye(2), (8, 2, 2))))
     with pytest.raises(ValueError, match=r"needs diagonal Gaussian posteriors .* got a GaussianLaw and 8"):
         total_correlation(draw._replace(program=full))
+
+
+def prior_draw(z, program=None):
+    """Codes beside a standard normal prior."""
+    normal = SimpleNamespace(prior_codes=lambda key, size: jax.random.normal(key, (size, z.shape[1])))
+    return Draw(jnp.zeros((len(z), 4)), {}, z, program or normal, {}, {}, 50, KEY)
+
+
+def test_prior_mmd_is_that_of_gaussians():
+    """E k(u, v) of Gaussians is a Gaussian integral; 400 batches of 32, to 4.5 standard errors of their mean.
+
+    Narrow codes and codes beside the prior are told from codes that fill it, which have 0: not the KL of each of them.
+    """
+    size, shift, keys = 3, 0.5, jax.random.split(KEY, 400)
+
+    def kernel(variance, mean):  # of u − v ~ N(mean, variance I)
+        return (size / (size + variance)) ** (size / 2) * np.exp(-(size * mean**2) / (2 * (size + variance)))
+
+    def found(scale, mean):
+        codes = jax.vmap(lambda key: scale * jax.random.normal(key, (32, size)) + mean)(jax.random.split(keys[0], 400))
+        each = jax.vmap(lambda z, key: prior_mmd(prior_draw(z)._replace(key=key)))(codes, keys)
+        return np.mean(each), 4.5 * np.std(each) / 20
+
+    for scale, mean in ((1.0, 0.0), (0.3, 0.0), (1.0, shift)):
+        exact = kernel(2 * scale**2, 0) + kernel(2, 0) - 2 * kernel(1 + scale**2, mean)
+        value, error = found(scale, mean)
+        assert abs(value - exact) < error
+    assert error < exact / 4, "control: what is told apart"
+    with pytest.raises(ValueError, match="got one observation: take a larger batch"):
+        prior_mmd(prior_draw(jnp.zeros((1, size))))
+
+
+def test_prior_mmd_draws_from_the_prior_of_the_program(tiny_program):
+    """Codes that are such draws themselves have 0, by the same draws; codes elsewhere nearly all there can be."""
+    program = tiny_program()
+    z = program.prior_codes(KEY, 16)
+    same, far = (float(prior_mmd(prior_draw(codes, program))) for codes in (z, z + 100))
+    assert abs(same) < 0.1
+    assert 0.5 < far < 2
+
+
+def test_consistency_is_the_entropy_of_exact_noisy_posteriors():
+    """Of z and x drawn together, −E log p(z | x_λ) is the entropy of z less the information, over all noise levels.
+
+    20,000 observations, to .05 nats: 4.5 standard errors. Any other noisy posterior has more.
+    """
+    weights, schedule = jnp.asarray([[1.0, 0.5], [0.0, 1.0], [0.5, -1.0]]), VariancePreserving()
+    exact, other = (LinearGaussian(weights, noise, schedule) for noise in (0.3, 0.9))
+    key, noise_key = jax.random.split(KEY)
+    x, z = exact.sample(key, 20_000)
+    denoiser = SimpleNamespace(fill_missing=lambda x: (x, jnp.ones_like(x)))
+
+    def draw(encoder):
+        return Draw(x, {}, z, SimpleNamespace(encoder=encoder, denoiser=denoiser), {}, {}, len(x), noise_key)
+
+    levels = jnp.linspace(schedule.log_snr_min, schedule.log_snr_max, 2001)
+    entropy = jnp.log(2 * jnp.pi * jnp.e) - jnp.mean(jax.vmap(exact.information)(levels))
+    assert float(consistency(draw(exact.encoder))) == pytest.approx(float(entropy), abs=0.05)
+    assert float(consistency(draw(other.encoder))) > entropy + 0.2, "control: what is told apart"
+    assert not np.any(jax.grad(lambda z: consistency(draw(exact.encoder)._replace(z=z)))(z)), "the code is given"
 
 
 @pytest.mark.slow

@@ -3,7 +3,8 @@
     def f(draw: Draw) -> Array:
         return 5.0 * total_correlation(draw)
 
-They are added to the loss, in nats per observation, and logged apart: no bound and no KL contains them.
+There are `total_correlation`, `consistency` and `prior_mmd`; yours is a function as they are. They are added to the
+loss, in nats per observation, and logged apart: no bound and no KL contains them.
 """
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -64,3 +65,42 @@ def total_correlation(draw: Draw) -> Float[Array, ""]:
     joint = jax.nn.logsumexp(weight + log_q.sum(-1), axis=1)
     marginals = jax.nn.logsumexp(weight[..., None] + log_q, axis=1)
     return jnp.mean(joint - marginals.sum(-1))
+
+
+def consistency(draw: Draw) -> Float[Array, ""]:
+    """−E log q(z | x_λ, λ) in nats, at noise levels spread over the whole range, z ~ q(z | x) taken as given.
+
+    Noisy posteriors that have the smallest are the average of q(z | x) over the observations that x_λ may come from, as
+    well as their family can be, so that they cover it. Guidance alone asks for the right gradient, and may leave their
+    width wrong. No gradient goes through z: the code itself is not changed by it.
+    """
+    encoder, schedule = draw.program.encoder, draw.program.encoder.schedule
+    level_key, noise_key = jax.random.split(draw.key)
+    x = jax.vmap(lambda x: draw.program.denoiser.fill_missing(x)[0])(draw.x)
+    log_snr = schedule.stratified(level_key, len(x)).log_snr
+    x_noisy = jax.vmap(schedule.add_noise)(x, log_snr, jax.random.normal(noise_key, x.shape, x.dtype))
+    return -jnp.mean(jax.vmap(encoder.log_prob)(jax.lax.stop_gradient(draw.z), x_noisy, log_snr))
+
+
+def prior_mmd(draw: Draw) -> Float[Array, ""]:
+    """Squared maximum mean discrepancy of the codes of a batch from as many draws of the prior, unbiased.
+
+    0 in the mean where the aggregate posterior is the prior, at most 2, so that weights of tens to thousands of nats
+    matter beside a bound. The kernel is exp(−|u − v|² / 2D) for codes of D numbers. The aggregate posterior is asked
+    to fill the prior, single posteriors are left as narrow as they are: with beta=0 the objective of InfoVAE (Zhao et
+    al. 2017, arXiv:1706.02262) and InfoDiffusion.
+
+    Raises ValueError for a batch of one.
+    """
+    batch, size = draw.z.shape
+    if batch < 2:
+        raise ValueError("prior_mmd compares the codes of a batch, got one observation: take a larger batch")
+    other = draw.program.prior_codes(draw.key, batch)
+
+    def kernel(u: Array, v: Array) -> Array:
+        return jnp.exp(-jnp.sum((u[:, None] - v[None]) ** 2, -1) / (2 * size))
+
+    def within(u: Array) -> Array:  # a code beside itself says nothing of the law
+        return (jnp.sum(kernel(u, u)) - batch) / (batch * (batch - 1))
+
+    return within(draw.z) + within(other) - 2 * jnp.mean(kernel(draw.z, other))

@@ -24,6 +24,7 @@ from numpyro.infer.util import transform_fn
 import optax
 
 from sami_ppl._util import parallel
+from sami_ppl._util.chunks import chunk_of
 from sami_ppl.decoders.training import BOUND
 from sami_ppl.diagnostics.gain import NoiseErrors, noise_errors
 from sami_ppl.fitting.objective import ScoreELBO, Scores
@@ -244,9 +245,16 @@ class Fit:
         return state, np.stack(jax.device_get(losses))
 
     def record(self, params: dict, data: Batch, key: Key[Array, ""]) -> dict[str, Any]:
-        """What a validation finds, in nats per observation: `bound` is at β = 1, `loss` at the stage's final β."""
+        """What a validation finds, in nats per observation: `bound` is at β = 1, `loss` at the stage's final β.
+
+        Large observations are taken in whole chunks, what is left over is not looked at.
+        """
         stage = self.stage
-        terms, errors = jax.device_get(compiled_terms(self.recipe, self.rest, params, data, key))
+        size = max(min(2, len(data.x)), chunk_of(len(data.x), self.program.event_shape))  # each is shown another's code
+        chunks = [data.take(slice(start, start + size)) for start in range(0, len(data.x) - size + 1, size)]
+        keys = [key, *(jax.random.fold_in(key, i) for i in range(1, len(chunks)))]
+        found = [self._found(params, chunk, own) for chunk, own in zip(chunks, keys, strict=True)]
+        terms, errors = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *found)
         penalties = {name: float(terms.pop(name)) for name in stage.penalties}
         kl = {name: term for name, term in terms.items() if name != "x"}
         total_kl = sum(float(np.sum(term)) for term in kl.values())
@@ -257,6 +265,9 @@ class Fit:
         first = [site.name for site in (*self.program.latents.sites, *self.program.latents.global_sites)]
         kl = {name: kl[name] for name in [*(n for n in first if n in kl), *(n for n in kl if n not in first)]}
         return {"bound": float(terms["x"]) + total_kl, "loss": loss, "kl": kl, **logged, **errors._asdict()}
+
+    def _found(self, params: dict, data: Batch, key: Key[Array, ""]) -> tuple[dict[str, Any], NoiseErrors]:
+        return jax.device_get(compiled_terms(self.recipe, self.rest, params, data, key))
 
     def sites_not_finite(self, state: State, batch: Batch) -> str:
         """The sites whose terms are not finite in the step after `state`."""
