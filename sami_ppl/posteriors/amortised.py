@@ -68,6 +68,7 @@ def posterior(
         draws: draws of every site, for each observation.
         predictive: observations drawn for each one; 0 leaves their groups out.
         levels: noise levels of the bound on log p(x | z); 0 leaves out `log_likelihood` and what follows from it.
+            Default 64, down to 8 of observations of more than 4,096 numbers, 8 where every draw calls the encoder.
         chunk: observations at a time; default 64, fewer of large ones.
         attrs: attributes of the tree, as JSON text.
         out: a new zarr store, written chunk by chunk and opened, not read; it appears when it is complete.

@@ -12,6 +12,7 @@ import numpyro
 from numpyro import handlers
 from numpyro.infer import Predictive, log_likelihood
 
+from sami_ppl._util.chunks import chunk_of
 from sami_ppl.decoders.decoder import NoisePass, ScoreDecoder
 from sami_ppl.evidence.elbo import draw_latents
 from sami_ppl.evidence.iwae import weight_tails
@@ -28,7 +29,8 @@ from sami_ppl.program.tabulated import (
 )
 
 TABULATED_LEVELS, LEVELS = 64, 8
-"""Noise levels of the bound unless asked for: where it can be tabulated, and where every draw calls the encoder."""
+"""Noise levels of the bound unless asked for: where it can be tabulated, fewer of large observations, and where every
+draw calls the encoder."""
 
 Groups = dict[str, dict[str, np.ndarray]]
 """Arrays by group and variable, with the dims of `layout`."""
@@ -81,7 +83,8 @@ class Sampler:
     ):
         self.program, self.size, self.draws, self.predictive = program, size, draws, predictive
         self.tabulated = levels != 0 and _can_tabulate(program, draws)
-        self.levels = levels if levels is not None else TABULATED_LEVELS if self.tabulated else LEVELS
+        borne = chunk_of(TABULATED_LEVELS, program.event_shape, passes=4) if self.tabulated else LEVELS
+        self.levels = max(borne, LEVELS) if levels is None else levels
         # Keys of their own for what is drawn once: those of chunks are folded, and fold_in(k, i) is split(k, n)[i].
         *self.keys, global_key, global_prior_key = jax.random.split(key, 6)
         self.global_values, self.global_prior, self.global_groups = _global_values(
