@@ -10,14 +10,15 @@ Rows are kept in FOLDER/panel.json as they come, and not made again. What is rep
 - codes: accuracy of 5 nearest neighbours and of a logistic regression where there are classes; linear and forest R²,
   and DCI disentanglement, where there are factors; how many axes are active;
 - samples: squared error per number, to the observation that gave the code, of the mean of 16 samples (of principal
-  components: of the reconstruction) and of single ones, beside that of the mean observation; Fréchet distance of
-  samples of prior draws from held-out observations on random features, beside that of as many training observations;
-- the bound on −log p(x) and its KL, in nats, of 8-bit images in bits per dimension too; seconds of the fit.
+  components: of the reconstruction) and of single ones, beside that of the mean observation; Fréchet distance from
+  held-out observations on random features, of samples given the codes of such, of samples of prior draws and of samples
+  without a code, beside that of as many training observations;
+- the bound on −log p(x) and its KL, in nats, of 8-bit images in bits per dimension too; seconds of the fit;
+- the gauge: what filling the prior took off the KL and the bound, and the DCI before and after.
 """
 
 import argparse
 from collections.abc import Callable
-import gzip
 import json
 from pathlib import Path
 import time
@@ -34,6 +35,8 @@ from sami_ppl._util.tables import table
 from sami_ppl.analyses.evaluate import probes
 from sami_ppl.data import bars, digits, disks, load_data, split, train_test
 from sami_ppl.data.factors import factor_names, read_factors
+from sami_ppl.data.idx import read_idx
+from sami_ppl.encoders.encoder import AffineEncoder
 from sami_ppl.metrics import dci, forest_r2, frechet, linear_r2, random_features
 from sami_ppl.priors.read import Prior
 from sami_ppl.saving.files import find, load_file
@@ -42,8 +45,8 @@ FASHION = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist has its files."""
 FEW, REPEATS = 256, 16
 """Observations that are sampled, and samples of each whose mean is scored."""
-MOST = 10_000
-"""Observations on which classifiers and regressions are fitted, at most."""
+DRAWN = 1000
+"""Samples of each kind, and observations, between which Fréchet distances are."""
 
 
 class Case(NamedTuple):
@@ -55,19 +58,7 @@ class Case(NamedTuple):
 
 def fashion(key: jax.Array) -> xr.Dataset:
     """60,000 images for training, 10,000 held out."""
-
-    def read(name: str) -> np.ndarray:
-        raw = gzip.decompress((FASHION / f"{name}.gz").read_bytes())
-        dims = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3])]
-        return np.frombuffer(raw, np.uint8, offset=4 + 4 * len(dims)).reshape(dims)
-
-    x = np.concatenate([read(f"{part}-images-idx3-ubyte") for part in ("train", "t10k")])
-    labels = np.concatenate([read(f"{part}-labels-idx1-ubyte") for part in ("train", "t10k")])
-    part = np.where(np.arange(len(x)) < 60_000, "train", "test")
-    dims = ("obs", "channel", "row", "column")
-    return xr.Dataset(
-        {"x": (dims, x[:, None]), "kind": ("obs", labels.astype(np.int32))}, coords={"split": ("obs", part)}
-    )
+    return read_idx(FASHION)
 
 
 def vectors(key: jax.Array) -> xr.Dataset:
@@ -134,8 +125,6 @@ def prior_of(latents: int) -> Prior:
 
 def scores(codes: tuple[np.ndarray, np.ndarray], data: tuple[xr.Dataset, xr.Dataset]) -> dict[str, Any]:
     """What codes tell of known classes and factors: (training, held-out) of each."""
-    codes = (codes[0][:MOST], codes[1][:MOST])
-    data = (data[0].isel(obs=slice(MOST)), data[1].isel(obs=slice(MOST)))
     found: dict[str, Any] = {}
     for name in factor_names(data[0], "class"):
         own = probes(codes, codes, tuple(part[name].values for part in data))
@@ -175,13 +164,9 @@ def fitted(data: xr.Dataset, latents: int, decoder: str, seed: int, *, progress:
     program, _ = sp.fit(program, train, progress=progress, key=keys[1])
     found: dict[str, Any] = {"seconds": time.perf_counter() - start}
     codes = program.encode(train)[0], program.encode(test)[0]
-    some = test.isel(obs=slice(FEW))
-    x = floats(some)
-    bound = sp.evidence_bound(program, test.isel(obs=slice(1000)), key=keys[2])
+    x = floats(test.isel(obs=slice(FEW)))
+    bound = sp.evidence_bound(program, test.isel(obs=slice(DRAWN)), key=keys[2])
     samples = np.stack([sp.generate(program, x=x, key=key) for key in jax.random.split(keys[3], REPEATS)])
-    reference, other = (floats(part.isel(obs=slice(1000))) for part in (test, train))
-    features = random_features()
-    drawn = sp.generate(program, size=len(reference), key=keys[4])
     found |= {
         "active axes": int((codes[1].var(0) > 0.05).sum()),
         "variance of codes": float(codes[1].var(0).max()),
@@ -189,12 +174,38 @@ def fitted(data: xr.Dataset, latents: int, decoder: str, seed: int, *, progress:
         "KL": float(bound["kl"].sum("site").mean()),
         "error of mean": float(np.mean((samples.mean(0) - x) ** 2)),
         "error of one": float(np.mean((samples[0] - x) ** 2)),
-        "Fréchet": list(frechet(features(drawn), features(reference), bootstrap=20)),
-        "Fréchet of data": frechet(features(other), features(reference), bootstrap=0).value,
     }
+    found |= distances(program, (train, test), keys[4])
     if test["x"].dtype == np.uint8:
-        found["bits"] = sp.bits_per_dim(program, test.isel(obs=slice(1000)), key=keys[5])["mean"]
-    return found | scores(codes, (train, test))
+        found["bits"] = sp.bits_per_dim(program, test.isel(obs=slice(DRAWN)), key=keys[5])["mean"]
+    found |= scores(codes, (train, test))
+    if isinstance(program.encoder, AffineEncoder):
+        before = program.replace(encoder=program.encoder.base)
+        fitted = sp.evidence_bound(before, test.isel(obs=slice(DRAWN)), key=keys[2])
+        found["gauge: bound"] = found["bound"] - float(fitted["bound"].mean())
+        if "DCI" in found:
+            own = scores((before.encode(train)[0], before.encode(test)[0]), (train, test))
+            found["gauge: DCI"] = found["DCI"] - own["DCI"]
+    return found
+
+
+def distances(program: sp.Program, data: tuple[xr.Dataset, xr.Dataset], key: jax.Array) -> dict[str, Any]:
+    """Fréchet distances from held-out observations: of three kinds of samples, with standard errors, and of data."""
+    keys = jax.random.split(key, 3)
+    reference, other = (floats(part.isel(obs=slice(DRAWN))) for part in reversed(data))
+    features = random_features()
+    seen = features(reference)
+    kinds = {
+        "own codes": lambda: sp.generate(program, x=reference, key=keys[0]),
+        "prior": lambda: sp.generate(program, size=len(reference), key=keys[1]),
+        "no code": lambda: sp.generate(program, size=len(reference), guided=False, key=keys[2]),
+    }
+    if not program.denoiser.marginal:
+        del kinds["no code"]
+    found: dict[str, Any] = {
+        f"Fréchet, {kind}": list(frechet(features(draw()), seen, bootstrap=20)) for kind, draw in kinds.items()
+    }
+    return found | {"Fréchet, data": frechet(features(other), seen, bootstrap=0).value}
 
 
 def floats(data: xr.Dataset) -> np.ndarray:
@@ -205,31 +216,24 @@ def floats(data: xr.Dataset) -> np.ndarray:
 
 def shown(rows: dict[str, dict[str, Any]]) -> str:
     """The rows as a table: data set, method, seed, then what was found."""
-    head = [
-        "data",
-        "method",
-        "seed",
-        "s",
-        "active",
-        "KL",
-        "bound",
-        "bits",
-        "codes",
-        "error: mean, one",
-        "Fréchet (data)",
-    ]
-    lines = [head]
+    head = ("data", "method", "seed", "s", "active", "KL", "bound", "bits", "codes", "error: mean, one",
+            "Fréchet: own codes, prior, no code (data)", "gauge: bound, DCI")  # fmt: skip
+    lines: list[tuple[str, ...]] = [head]
     for name, row in rows.items():
         number = lambda key, form, row=row: format(row[key], form) if key in row else "–"  # noqa: E731
         told = [f"{k} {v:.3f}" for k, v in row.items() if k.startswith(("knn", "linear ", "DCI")) and "R²" not in k]
         told += [f"{k} {' '.join(f'{v:.2f}' for v in row[k])}" for k in ("linear R²", "forest R²") if k in row]
-        distance = f"{row['Fréchet'][0]:.3g} ± {row['Fréchet'][1]:.1g}" if "Fréchet" in row else "–"
-        errors = f"{number('error of mean', '.4f')}, {number('error of one', '.4f')}"
-        told_of = [number("seconds", ".0f"), number("active axes", "d"), number("KL", ".1f"), number("bound", ".1f")]
-        lines.append([
-            *name.split("/"), *told_of, number("bits", ".3f"), ", ".join(told), errors,
-            f"{distance} ({number('Fréchet of data', '.3g')})",
-        ])  # fmt: skip
+        away = [
+            "{:.3g} ± {:.1g}".format(*row[key]) if (key := f"Fréchet, {kind}") in row else "–"
+            for kind in ("own codes", "prior", "no code")
+        ]
+        lines.append((
+            *name.split("/"), number("seconds", ".0f"), number("active axes", "d"), number("KL", ".1f"),
+            number("bound", ".1f"), number("bits", ".3f"), ", ".join(told),
+            f"{number('error of mean', '.4f')}, {number('error of one', '.4f')}",
+            f"{', '.join(away)} ({number('Fréchet, data', '.3g')})",
+            f"{number('gauge: bound', '+.1f')}, {number('gauge: DCI', '+.2f')}",
+        ))  # fmt: skip
     return table(lines)
 
 

@@ -189,7 +189,7 @@ def broken_files(folder):
     (folder / "chunk.zarr" / "x" / "c" / "0" / "0").write_bytes(b"no chunk")
     return {
         "absent.npz": (FileNotFoundError, r"no data at .*absent.npz: expected a .npz, .nc or .zarr file, or a folder"),
-        "data.csv": (ValueError, r"suffix '.csv', expected .npz, .nc, .zarr or a folder.*np.savez"),
+        "data.csv": (ValueError, r"suffix '.csv', expected .npz, .nc, .zarr, a folder of images.*np.savez"),
         "no_x.npz": (ValueError, r"no_x.npz has no array 'x', it has \['images'\]: write np.savez"),
         "flat.npz": (ValueError, r"'x' in flat.npz has shape \(5,\), expected observations on the first axis"),
         "objects.npz": (ValueError, r"objects.npz cannot be read as a .npz file of plain arrays .*no object arrays"),

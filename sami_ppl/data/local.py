@@ -1,4 +1,4 @@
-"""A user's own data: a `.npz`, `.nc` or `.zarr` file, or a folder of images, as a data set.
+"""A user's own data: a `.npz`, `.nc` or `.zarr` file, a folder of images, or files like MNIST's, as a data set.
 
 Files are read as they are, with one exception: 8-bit images, stored as uint8 or as image files, are scaled from
 [0, 255] to [−1, 1]. uint8 arrays with no value but 0 and 1 are masks and are scaled from [0, 1].
@@ -14,6 +14,7 @@ from PIL import Image
 import xarray as xr
 
 from sami_ppl._util.errors import attempt
+from sami_ppl.data.idx import idx_images, read_idx
 from sami_ppl.data.layout import default_event_dims
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
@@ -39,6 +40,8 @@ def load_data(path: str | Path) -> xr.Dataset:
     - `.nc`, `.zarr`: a dataset with the variable x.
     - a folder of images of one square size, in order of file name: x (obs, channel, row, column) with one channel
       if all are grayscale, else three (transparency is dropped), and the names in the variable `file`.
+    - IDX files as MNIST and its kin have them (`idx`): one of images, with the variable `label` where its labels are
+      beside it, or a folder of those for training and for testing, with their `split`.
 
     Raises FileNotFoundError where nothing is at `path`, ValueError for what cannot be read as described; of a folder it
     names every file that is no image, has several pages, or has another size. Warns of EXIF that cannot be read.
@@ -48,11 +51,14 @@ def load_data(path: str | Path) -> xr.Dataset:
         raise FileNotFoundError(f"no data at {path}: expected a .npz, .nc or .zarr file, or a folder of images")
     if path.suffix in READERS:
         data = READERS[path.suffix](path)
+    elif idx_images(path):
+        data = read_idx(path)
     elif path.is_dir():
         data = _read_images(path)
     else:
         raise ValueError(
-            f"{path.name} has the suffix {path.suffix!r}, expected {', '.join(READERS)} or a folder of images: "
+            f"{path.name} has the suffix {path.suffix!r}, expected {', '.join(READERS)}, a folder of images, or a file "
+            "of MNIST's format with its name, as train-images-idx3-ubyte.gz: "
             'write for instance np.savez("data.npz", x=array)'
         )
     if data.x.dtype != np.uint8:
