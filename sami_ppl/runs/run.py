@@ -24,6 +24,7 @@ import jax
 import numpy as np
 import xarray as xr
 
+from sami_ppl._util.chunks import chunk_of
 from sami_ppl._util.errors import UserError, mistakes
 from sami_ppl._util.history import read_history
 from sami_ppl._util.parallel import data_parallel, is_first_process
@@ -45,6 +46,8 @@ from sami_ppl.saving.save import LoadError, load, save
 
 INFERENCES = {"conditioned": "joint", "gaussian": "vae"}
 """Inferences of programs whose decoder takes the code, which two stages cannot fit."""
+PREDICTIVE = 4
+"""Observations drawn for each one whose posterior is kept, fewer of large ones."""
 MEASURED = 180.0
 """Seconds for the figures of `metrics.json`, about: then they are of fewer observations."""
 
@@ -154,8 +157,10 @@ def _saved_posterior(program: Program, out: Path, *, data: xr.Dataset, draws: in
             "fit(...)` and `return program`; it is saved, and its posterior drawn, by whoever called"
         )
     save(program, out / "model")
-    with phase(f"posteriors of {data.sizes['obs']:,} test observations, {draws:,} draws of each"):
-        return program.posterior(data, key=key, draws=draws)
+    count = data.sizes["obs"]
+    predictive = chunk_of(PREDICTIVE, program.event_shape, passes=max(1, count))
+    with phase(f"posteriors of {count:,} test observations: {draws:,} draws of each, {predictive} samples"):
+        return program.posterior(data, key=key, draws=draws, predictive=predictive)
 
 
 @readable
