@@ -36,7 +36,7 @@ from sami_ppl.analyses.evaluate import probes
 from sami_ppl.data import bars, digits, disks, load_data, split, train_test
 from sami_ppl.data.factors import factor_names, read_factors
 from sami_ppl.data.idx import read_idx
-from sami_ppl.encoders.encoder import AffineEncoder
+from sami_ppl.encoders.affine import AffineEncoder
 from sami_ppl.metrics import dci, forest_r2, frechet, linear_r2, random_features
 from sami_ppl.priors.read import Prior
 from sami_ppl.saving.files import find, load_file

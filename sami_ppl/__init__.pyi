@@ -21,6 +21,7 @@ from . import saving as saving
 from ._util.parallel import data_parallel as data_parallel
 from .analyses.evaluate import evaluate as evaluate
 from .calibration import calibration_table as calibration_table
+from .calibration import recalibrate as recalibrate
 from .calibration import simulation_based_calibration as simulation_based_calibration
 from .calibration import typicality as typicality
 from .decoders.conditional import ConditionedDenoiser as ConditionedDenoiser
@@ -44,10 +45,11 @@ from .distributions.flows import flow_distribution as flow_distribution
 from .distributions.matern import Matern as Matern
 from .distributions.relaxed import RelaxedOneHotCategorical as RelaxedOneHotCategorical
 from .encoders import families as families
-from .encoders.encoder import AffineEncoder as AffineEncoder
+from .encoders.affine import AffineEncoder as AffineEncoder
 from .encoders.encoder import DiagonalEncoder as DiagonalEncoder
 from .encoders.encoder import FamilyEncoder as FamilyEncoder
 from .encoders.encoder import encoder_for as encoder_for
+from .encoders.recalibrated import RecalibratedEncoder as RecalibratedEncoder
 from .encoders.rotation import TurningEncoder as TurningEncoder
 from .encoders.rotation import soft_uniform as soft_uniform
 from .evidence import bits_per_dim as bits_per_dim

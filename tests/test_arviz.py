@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 import sami_ppl as sp
-from sami_ppl.encoders.encoder import AffineEncoder
+from sami_ppl.encoders.affine import AffineEncoder
 
 pytestmark = pytest.mark.slow  # all stand on a fitted program
 

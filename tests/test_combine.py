@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 import sami_ppl as sp
-from sami_ppl.encoders.encoder import AffineEncoder
+from sami_ppl.encoders.affine import AffineEncoder
 from sami_ppl.posteriors import combine, posterior, save_tree
 from sami_ppl.posteriors.symmetry import symmetries
 

@@ -13,7 +13,8 @@ import zarr
 
 import sami_ppl as sp
 from sami_ppl.data import load_data, open_data
-from sami_ppl.encoders.encoder import AbstractEncoder, AffineEncoder
+from sami_ppl.encoders.affine import AffineEncoder
+from sami_ppl.encoders.encoder import AbstractEncoder
 
 RNG = np.random.default_rng(0)
 

@@ -17,7 +17,8 @@ from sami_ppl.decoders.guidance import guidance
 from sami_ppl.diagnostics import noise_end_kl
 from sami_ppl.diagnostics.gain import draw_code
 from sami_ppl.diffusion.schedule import VariancePreserving
-from sami_ppl.encoders.encoder import AffineEncoder, DiagonalEncoder, FamilyEncoder, encoder_for
+from sami_ppl.encoders.affine import AffineEncoder
+from sami_ppl.encoders.encoder import DiagonalEncoder, FamilyEncoder, encoder_for
 from sami_ppl.encoders.families import DiagonalMixture, ProjectedNormals
 from sami_ppl.fitting.objective import ScoreELBO
 from sami_ppl.priors.read import read_prior

@@ -12,7 +12,7 @@ from sami_ppl.decoders.decoder import ScoreDecoder
 from sami_ppl.decoders.guidance import GuidedDenoiser
 from sami_ppl.diffusion.sampler import DDIM, Ancestral
 from sami_ppl.diffusion.schedule import VariancePreserving
-from sami_ppl.encoders.encoder import AffineEncoder
+from sami_ppl.encoders.affine import AffineEncoder
 from sami_ppl.fitting.gauge import _in_axes, align, filling, orthogonal_ica, why_axes_stay
 from sami_ppl.fitting.objective import ScoreELBO
 from sami_ppl.fitting.stage import Stage

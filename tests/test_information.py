@@ -11,7 +11,7 @@ from sami_ppl.decoders.exact import LinearGaussian
 from sami_ppl.diagnostics import information_spectrum
 from sami_ppl.diagnostics.information import code_kl
 from sami_ppl.diffusion.schedule import VarianceExploding, VariancePreserving
-from sami_ppl.encoders.encoder import AffineEncoder
+from sami_ppl.encoders.affine import AffineEncoder
 from sami_ppl.program.program import Program
 
 OBS = 16384

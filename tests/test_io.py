@@ -16,7 +16,8 @@ from saved_programs import DATA, PROGRAM_FILE, edit, same, shifted
 
 from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
 from sami_ppl.diffusion.schedule import VariancePreserving
-from sami_ppl.encoders.encoder import AffineEncoder, DiagonalEncoder
+from sami_ppl.encoders.affine import AffineEncoder
+from sami_ppl.encoders.encoder import DiagonalEncoder
 from sami_ppl.nn.flax import FlaxNetwork
 from sami_ppl.program.program import Program
 from sami_ppl.saving.files import build_program

@@ -14,7 +14,8 @@ from saved_programs import DATA, PROGRAM_FILE, same, shifted
 from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
 from sami_ppl.diffusion.sampler import Heun, StochasticDPMSolver
 from sami_ppl.diffusion.schedule import VarianceExploding, VariancePreserving
-from sami_ppl.encoders.encoder import AffineEncoder, DiagonalEncoder
+from sami_ppl.encoders.affine import AffineEncoder
+from sami_ppl.encoders.encoder import DiagonalEncoder
 from sami_ppl.program.program import Program
 from sami_ppl.saving.files import build_program
 from sami_ppl.saving.save import LoadError, load, load_denoiser, load_networks, save

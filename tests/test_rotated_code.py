@@ -12,7 +12,7 @@ from scipy import stats
 from two_priors import PRIORS, Hashed, N, X, losses, traced
 
 from sami_ppl.decoders.decoder import ScoreDecoder
-from sami_ppl.encoders.encoder import AffineEncoder
+from sami_ppl.encoders.affine import AffineEncoder
 from sami_ppl.fitting.objective import ScoreELBO
 from sami_ppl.program.kl import site_kl
 

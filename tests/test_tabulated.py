@@ -15,7 +15,8 @@ from sami_ppl import families
 from sami_ppl.decoders.exact import LinearGaussian, LinearMixture
 from sami_ppl.diffusion.sampler import DDIM
 from sami_ppl.diffusion.schedule import VariancePreserving
-from sami_ppl.encoders.encoder import AffineEncoder, encoder_for
+from sami_ppl.encoders.affine import AffineEncoder
+from sami_ppl.encoders.encoder import encoder_for
 from sami_ppl.posteriors import posterior
 from sami_ppl.program.program import Program
 from sami_ppl.program.tabulated import parameter_count

@@ -14,7 +14,8 @@ from sklearn.metrics import adjusted_rand_score
 from sami_ppl.decoders.exact import LinearGaussian
 from sami_ppl.diffusion.denoiser import GaussianDenoiser
 from sami_ppl.diffusion.schedule import VariancePreserving
-from sami_ppl.encoders.encoder import AffineEncoder, encoder_for
+from sami_ppl.encoders.affine import AffineEncoder
+from sami_ppl.encoders.encoder import encoder_for
 from sami_ppl.encoders.rotation import TurningEncoder
 from sami_ppl.fitting.components import low_pass_codes, start_codes
 from sami_ppl.fitting.start import _with_features, arrange, fit_codes, transfer, warm_start

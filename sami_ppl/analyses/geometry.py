@@ -81,7 +81,7 @@ def _covariances(program: Program, x: Array, keys: Array) -> Array:
 
     def covariance(inputs: tuple[Array, Array]) -> Array:
         x, key = inputs
-        q = encoder.distribution(encoder.parameters(*encoder.clean(x)))
+        q = encoder.law(x)
         draws = jax.vmap(q.sample)(jax.random.split(key, DRAWS))
         return jnp.cov(draws, rowvar=False).reshape(draws.shape[1], draws.shape[1])
 

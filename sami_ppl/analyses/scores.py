@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from sami_ppl.diagnostics.clusters import clusters
-from sami_ppl.encoders.encoder import AffineEncoder
+from sami_ppl.encoders.affine import AffineEncoder
 from sami_ppl.fitting.components import low_pass_codes, widest_blur
 from sami_ppl.fitting.gauge import orthogonal_ica
 from sami_ppl.metrics import circular_correlation, disentanglement_report, largest_jump, mean_correlation

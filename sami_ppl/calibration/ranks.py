@@ -96,7 +96,7 @@ def _ranks(
     def one(truth: Array, image_key: Array, key: Array) -> tuple[Array, Array, Array, Array]:
         draw_key, tie_key = jax.random.split(key)
         x = sampler.sample(program.decoder(truth), image_key)
-        q = encoder.distribution(encoder.parameters(*encoder.clean(x)))
+        q = encoder.law(x)
         z = jax.vmap(q.sample)(jax.random.split(draw_key, draws))
         drawn, true = (jnp.concatenate([c, jnp.asarray(q.log_prob(c))[:, None]], axis=1) for c in (z, truth[None]))
         # Draws that equal the truth, as those of discrete sites do, are ordered at random.

@@ -25,7 +25,7 @@ from sami_ppl.encoders.families import (
     squashed_scale,
     with_min_scale,
 )
-from sami_ppl.encoders.law import AffineLaw, CodeLaw, DiagonalLaw, SitewiseLaw
+from sami_ppl.encoders.law import CodeLaw, DiagonalLaw, SitewiseLaw
 from sami_ppl.nn.embed import NoiseEmbedding
 from sami_ppl.priors.latents import Latents
 from sami_ppl.priors.read import Given, Prior, read_prior
@@ -65,17 +65,22 @@ class AbstractEncoder(eqx.Module):
         """log q(z | x_λ, λ) in nats. Guidance is its gradient in x_λ."""
         return jnp.asarray(self.distribution(self.parameters(x_noisy, log_snr)).log_prob(z))
 
+    def law(self, x: Float[Array, "*event"]) -> CodeLaw:
+        """The guide q(z | x) of one observation: the noisy posterior at the clean end, unless a guide of its own is."""
+        return self.distribution(self.parameters(*self.clean(x)))
+
     def posterior(self, x: Float[Array, "*event"]) -> tuple[Float[Array, " D"], Float[Array, " D"]]:
-        """Mean and standard deviations of q(z | x), the noisy posterior at the clean end, without noise added."""
-        return self(*self.clean(x))
+        """Mean and standard deviations of q(z | x)."""
+        q = self.law(x)
+        return jnp.asarray(q.mean), jnp.sqrt(jnp.asarray(q.variance))
 
     def clean(self, x: Float[Array, "*event"]) -> tuple[Float[Array, "*event"], Float[Array, ""]]:
-        """Noisy observation and noise level at which q is the guide, q(z | x)."""
+        """Noisy observation and noise level of the clean end, without noise added."""
         log_snr = jnp.asarray(self.schedule.log_snr_max, dtype=jnp.result_type(float, x))
         return self.schedule.alpha(log_snr) * x, log_snr
 
     def guide(self, x: Float[Array, "obs *event"], prior: Callable[[], Any]) -> CodeLaw:
-        """The guide q(z | x) of a batch of observations: the noisy posterior at the clean end.
+        """The guide q(z | x) of a batch of observations.
 
         `prior`: a NumPyro function that samples the prior in a plate over the batch; the guide of sequences combines
         the two.
@@ -295,78 +300,11 @@ def encoder_for(
     return FamilyEncoder(network, schedule, event_shape, latents, families=scaled, **settings)
 
 
-class AbstractAffine(AbstractEncoder):
-    """The encoder of z' = A (z − m) for an A that can be inverted: the same noisy posterior, in other axes.
-
-    q'(z' | x_λ, λ) = q(z | x_λ, λ) / |det A| exactly, so guidance and samples given the code are unchanged; so is the
-    bound where A is a rotation, m is 0 and the prior is invariant under A. The posterior of z must be Gaussian.
-    """
-
-    base: eqx.AbstractVar[AbstractEncoder]
-
-    @abc.abstractmethod
-    def linear(self) -> Float[Array, "D D"]:
-        """A."""
-
-    def shift(self) -> Float[Array, " D"]:
-        """Here m; 0 unless a kind of encoder has another."""
-        return jnp.zeros(self.latent_size)
-
-    @property
-    def schedule(self) -> AbstractSchedule:
-        return self.base.schedule
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return self.base.event_shape
-
-    @property
-    def latent_size(self) -> int:
-        return self.base.latent_size
-
-    def parameters(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Any:
-        return self.base.parameters(x_noisy, log_snr)
-
-    def family_of(self, site: str) -> str:
-        return f"{self.base.family_of(site)}, turned"
-
-    def distribution(self, parameters: Any) -> AffineLaw:
-        return AffineLaw(self.base.distribution(parameters), self.linear(), self.shift())
-
-    def check_latents(self, latents: Latents) -> None:
-        super().check_latents(latents)
-        check_gaussian(latents)
-
-
-class AffineEncoder(AbstractAffine):
-    """Axes that are given, and kept while the encoder behind them is trained: what gauge fixing makes.
-
-    `matrix` A (D, D), `centre` m (D,), None for 0.
-    """
-
-    base: AbstractEncoder
-    matrix: Float[Array, "D D"]
-    centre: Float[Array, " D"]
-
-    def __init__(self, base: AbstractEncoder, matrix: Float[Array, "D D"], centre: Float[Array, " D"] | None = None):
-        self.base, self.matrix = base, matrix
-        self.centre = jnp.zeros(base.latent_size) if centre is None else centre
-
-    def linear(self) -> Float[Array, "D D"]:
-        """A, without a gradient."""
-        return jax.lax.stop_gradient(self.matrix)
-
-    def shift(self) -> Float[Array, " D"]:
-        """Here m, without a gradient."""
-        return jax.lax.stop_gradient(self.centre)
-
-
 def gaussian(encoder: AbstractEncoder) -> bool:
     """Whether the posterior of the whole code is Gaussian."""
 
     def root(encoder: AbstractEncoder) -> Any:
-        x = jnp.zeros(encoder.event_shape)
-        return encoder.distribution(encoder.parameters(x, jnp.zeros(()))).root
+        return encoder.law(jnp.zeros(encoder.event_shape)).root
 
     return eqx.filter_eval_shape(root, encoder) is not None
 

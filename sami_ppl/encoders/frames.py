@@ -134,7 +134,7 @@ class FramewiseEncoder(AbstractEncoder):
         return jnp.where(seen[:, None], loc, 0), jnp.where(seen[:, None, None], precision, 0)
 
     def _potential(self, x: Float[Array, "*frame"]) -> tuple[Float[Array, " D"], Float[Array, "D D"]]:
-        q = self.frame.distribution(self.frame.parameters(*self.frame.clean(x)))
+        q = self.frame.law(x)
         loc, root = jnp.asarray(q.mean), q.root
         if q.diagonal:
             excess = jnp.maximum(1 / q.variance - 1, LEAST_PRECISION)

@@ -16,7 +16,8 @@ from jaxtyping import Array, Float
 import numpy as np
 from numpyro import distributions as dist
 
-from sami_ppl.encoders.encoder import AbstractAffine, AbstractEncoder, gaussian
+from sami_ppl.encoders.affine import AbstractAffine
+from sami_ppl.encoders.encoder import AbstractEncoder, gaussian
 
 
 class TurningEncoder(AbstractAffine):

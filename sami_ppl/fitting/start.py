@@ -22,7 +22,9 @@ import xarray as xr
 from sami_ppl._util.keys import check_key
 from sami_ppl._util.progress import phase, progress_bar, say, telling
 from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
-from sami_ppl.encoders.encoder import AbstractAffine, AbstractEncoder, NetworkEncoder
+from sami_ppl.encoders.affine import AbstractAffine
+from sami_ppl.encoders.encoder import AbstractEncoder, NetworkEncoder
+from sami_ppl.encoders.recalibrated import RecalibratedEncoder
 from sami_ppl.fitting.components import start_codes
 from sami_ppl.fitting.stage import batches
 from sami_ppl.fitting.start_prior import fit_prior, with_clusters
@@ -159,7 +161,7 @@ def warm_start(
     carries a component, but for those that would only repeat the others (`components.free_components`): these start at
     the prior, and that is said. Of sequences, the encoder of frames is started, from all frames that are seen. With
     `clusters`, discrete sites start on clusters of the observations, else at random; and what the prior learns starts
-    at its most likely value for these codes.
+    at its most likely value for these codes. A guide of its own (`recalibrate`) is given up.
     `data`: observations, as an array or a Dataset, which holds the variables that the prior takes too.
 
     Raises ValueError for `clusters` with a prior that has global sites or nothing to learn, or is of sequences.
@@ -172,6 +174,8 @@ def warm_start(
     if single is not program:
         batch = batch * program.event_shape[0]
         return with_frames(program, warm_start(single, x, key=key, steps=steps, batch=batch, progress=progress))
+    if isinstance(program.encoder, RecalibratedEncoder):  # its guide is of what the encoder was
+        program = program.replace(encoder=program.encoder.base)
     program = program.replace(encoder=_with_features(program))
     axes = program.latents.size - sum(site.categories for site in program.latents.discrete)
     with telling(progress):

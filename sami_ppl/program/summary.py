@@ -8,7 +8,9 @@ import jax
 from jax.core import Tracer
 
 from sami_ppl._util.tables import as_html, few, table
-from sami_ppl.encoders.encoder import AbstractAffine, AbstractEncoder, DiagonalEncoder, NetworkEncoder
+from sami_ppl.encoders.affine import AbstractAffine
+from sami_ppl.encoders.encoder import AbstractEncoder, DiagonalEncoder, NetworkEncoder
+from sami_ppl.encoders.recalibrated import RecalibratedEncoder
 from sami_ppl.priors.sites import LatentSite
 
 SITES = 8
@@ -98,8 +100,8 @@ def _row(program: Any, site: LatentSite) -> tuple[str, ...]:
 
 
 def _innermost(encoder: AbstractEncoder) -> AbstractEncoder:
-    while (inside := encoder.base if isinstance(encoder, AbstractAffine) else encoder.single) is not encoder:
-        encoder = inside
+    while isinstance(encoder, AbstractAffine | RecalibratedEncoder) or encoder.single is not encoder:
+        encoder = encoder.base if isinstance(encoder, AbstractAffine | RecalibratedEncoder) else encoder.single
     return encoder
 
 

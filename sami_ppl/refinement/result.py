@@ -96,7 +96,7 @@ def _gain(program: Program, target: Target, x: Array, mean: Array, root: Array, 
     """Minus the bound of the amortised posterior, the gain of N(mean, root rootᵀ), in nats, its standard error."""
     encoder = program.encoder
     refined_key, amortised_key = jax.random.split(key)
-    q = encoder.distribution(encoder.parameters(*encoder.clean(x)))
+    q = encoder.law(x)
     half = jax.random.normal(refined_key, (PAIRS, len(mean)))
     refined = mean + jnp.concatenate([half, -half]) @ root.T
     amortised = jax.vmap(q.sample)(jax.random.split(amortised_key, 2 * PAIRS))

@@ -115,7 +115,7 @@ def _target(
 ) -> Target:
     encoder = program.encoder
     log_snr, eps = _noise(levels, x, key)
-    q = encoder.distribution(encoder.parameters(*encoder.clean(x)))
+    q = encoder.law(x)
     root = jnp.diag(jnp.sqrt(jnp.asarray(q.variance))) if q.root is None else q.root
     weight = jnp.tile(levels.weight, 2)
     table: Table | NoiseSet = NoiseSet(x, log_snr, weight, eps)

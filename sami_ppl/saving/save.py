@@ -26,9 +26,11 @@ import numpy as np
 from sami_ppl._util.files import written_aside
 from sami_ppl._util.versions import versions
 from sami_ppl.distributions.supports import described
-from sami_ppl.encoders.encoder import AffineEncoder
+from sami_ppl.encoders.affine import AffineEncoder
+from sami_ppl.encoders.encoder import AbstractEncoder
+from sami_ppl.encoders.recalibrated import RecalibratedEncoder
 from sami_ppl.program.program import NETWORKS, Program
-from sami_ppl.program.sequences import with_frames
+from sami_ppl.program.sequences import frames_of, with_frames
 from sami_ppl.saving.files import build_program, slip
 from sami_ppl.saving.outline import outlined
 
@@ -82,8 +84,7 @@ def load(folder: str | Path, program: Program | None = None) -> Program:
         if not (folder / "program.py").exists():
             raise LoadError(f"{folder} was saved from Python and holds no program file: {again}")
         program = _built(folder, description)
-    if description["aligned"]:
-        program = _turned(program)
+    program = _wrapped(program, description)
     latents = {site.name: list(site.event_shape) for site in program.latents.sites}
     if latents != description["latents"]:
         raise LoadError(
@@ -115,7 +116,7 @@ def load_networks(folder: str | Path, program: Program) -> Program:
     predicts. Raises LoadError, also for networks of another kind or with another schedule.
     """
     folder = Path(folder)
-    return _with_networks(_turned(program) if _read_description(folder)["aligned"] else program, folder, NETWORKS)
+    return _with_networks(_wrapped(program, _read_description(folder)), folder, NETWORKS)
 
 
 def _write(program: Program, folder: Path) -> None:
@@ -130,7 +131,8 @@ def _write(program: Program, folder: Path) -> None:
         "versions": versions(),
         "config": None if program.origin is None else json.loads(program.origin.config),
         "data": None if program.origin is None else json.loads(program.origin.data),
-        "aligned": isinstance(program.encoder, AffineEncoder),
+        "aligned": isinstance(_guiding(program), AffineEncoder),
+        "recalibrated": isinstance(program.encoder.single, RecalibratedEncoder),
         "event_shape": list(program.event_shape),
         "latents": {site.name: list(site.event_shape) for site in program.latents.sites},
         "program": _description(program),
@@ -154,13 +156,23 @@ def _built(folder: Path, description: dict[str, Any]) -> Program:
         raise LoadError(f"{folder} holds a program file that is damaged, or fails: {mistake}") from error
 
 
-def _turned(program: Program) -> Program:
-    """The program with a place for the axes of one whose gauge was fixed."""
-    if isinstance(program.encoder, AffineEncoder):
-        return program
-    size = program.latents.size
-    places: Any = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((size, size), (size,))]
-    return program.replace(encoder=AffineEncoder(program.encoder, *places))
+def _guiding(program: Program) -> AbstractEncoder:
+    """The encoder of a single observation that guides."""
+    encoder = program.encoder.single
+    return encoder.base if isinstance(encoder, RecalibratedEncoder) else encoder
+
+
+def _wrapped(program: Program, description: dict[str, Any]) -> Program:
+    """The program with places for the axes of one whose gauge was fixed, and for a guide of its own."""
+    if program.of_sequences:
+        return with_frames(program, _wrapped(frames_of(program), description))
+    encoder = _guiding(program)
+    if description["aligned"] and not isinstance(encoder, AffineEncoder):
+        size = program.latents.size
+        places: Any = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((size, size), (size,))]
+        encoder = AffineEncoder(encoder, *places)
+    recalibrated = description.get("recalibrated", False)
+    return program.replace(encoder=RecalibratedEncoder(encoder, encoder) if recalibrated else encoder)
 
 
 def _with_networks(program: Program, folder: Path, names: tuple[str, ...]) -> Program:

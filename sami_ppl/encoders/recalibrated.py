@@ -1,0 +1,55 @@
+"""Encoders that guide by one posterior and are read by another."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Array, Float
+
+from sami_ppl.diffusion.schedule import AbstractSchedule
+from sami_ppl.encoders.encoder import AbstractEncoder
+from sami_ppl.encoders.law import CodeLaw
+from sami_ppl.priors.latents import Latents
+
+
+class RecalibratedEncoder(AbstractEncoder):
+    """A guide of its own: `base` guides the denoiser, at every noise level; q(z | x), which is read, is that of `own`.
+
+    What `recalibrate` makes. Samples given z are those of `base`, and the bound is one with either guide.
+    """
+
+    base: AbstractEncoder
+    own: AbstractEncoder
+
+    def __init__(self, base: AbstractEncoder, own: AbstractEncoder):
+        self.base, self.own = base, own
+
+    @property
+    def schedule(self) -> AbstractSchedule:
+        return self.base.schedule
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return self.base.event_shape
+
+    @property
+    def latent_size(self) -> int:
+        return self.base.latent_size
+
+    def parameters(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Any:
+        return self.base.parameters(x_noisy, log_snr)
+
+    def distribution(self, parameters: Any) -> CodeLaw:
+        return self.base.distribution(parameters)
+
+    def law(self, x: Float[Array, "*event"]) -> CodeLaw:
+        return self.own.law(x)
+
+    def guide(self, x: Float[Array, "obs *event"], prior: Callable[[], Any]) -> CodeLaw:
+        return self.own.guide(x, prior)
+
+    def family_of(self, site: str) -> str:
+        return f"{self.own.family_of(site)}, recalibrated"
+
+    def check_latents(self, latents: Latents) -> None:
+        for part in (self.base, self.own):
+            part.check_latents(latents)
