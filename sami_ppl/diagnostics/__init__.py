@@ -3,6 +3,7 @@
 from sami_ppl.diagnostics.clusters import clusters as clusters
 from sami_ppl.diagnostics.collapse import CollapseWarning as CollapseWarning
 from sami_ppl.diagnostics.collapse import collapse_warning as collapse_warning
+from sami_ppl.diagnostics.consistency import consistency as consistency
 from sami_ppl.diagnostics.fitted import NotFittedWarning as NotFittedWarning
 from sami_ppl.diagnostics.gain import NoiseErrors as NoiseErrors
 from sami_ppl.diagnostics.gain import draw_code as draw_code
