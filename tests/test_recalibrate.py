@@ -1,5 +1,8 @@
 """Guides fitted to a program's own samples: against the exact posterior of a linear-Gaussian program."""
 
+import importlib
+from types import SimpleNamespace
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,11 +10,16 @@ import numpy as np
 import numpyro
 from numpyro import distributions as dist
 import pytest
+from scipy import stats
 
 import sami_ppl as sp
 from sami_ppl.calibration.recalibrate import recalibrate
 from sami_ppl.decoders.exact import ExactEncoder
 from sami_ppl.encoders.law import GaussianLaw
+from sami_ppl.priors.read import read_prior
+
+recalibration = importlib.import_module("sami_ppl.calibration.recalibrate")  # whose name the function has too
+RNG = np.random.default_rng(0)
 
 KEY = jax.random.key(3)
 COLUMNS = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 2)))[0] * [2.0, 1.0]
@@ -101,6 +109,50 @@ def test_a_guide_that_is_right_is_left_alone():
 
 
 @pytest.mark.slow
+def test_samples_that_lost_their_code_do_not_widen_the_guide(monkeypatch):
+    """One of a hundred comes from another code. Without room for such, standard deviations grow by a quarter or more."""
+    decode = recalibration.decode
+
+    def lost(made, z, *rest, **options):
+        return decode(made, np.where(np.arange(len(z))[:, None] % 100, z, -3 * z), *rest, **options)
+
+    monkeypatch.setattr(recalibration, "decode", lost)
+    x = np.asarray(TRUTH.sample(jax.random.key(5), 50)[0])
+    widths = [
+        recalibrate(
+            program(1.0), key=KEY, simulations=4000, steps=400, learning_rate=1e-2, outliers=share, progress=False
+        )
+        .program.encode(x)[1]
+        .mean(0)
+        for share in (0.01, 0.0)
+    ]
+    exact = program(1.0).encode(x)[1].mean(0)
+    np.testing.assert_allclose(widths[0], exact, rtol=0.1)
+    assert np.all(widths[1] > 1.25 * exact), "control"
+
+
+def test_the_reference_is_of_the_codes_own_moments_and_frequencies():
+    """By SciPy, by the length of the circle, and by counting."""
+
+    def three():
+        numpyro.sample("place", dist.Normal(0, 1).expand([2]).to_event(1))
+        numpyro.sample("kind", dist.Categorical(jnp.asarray([0.2, 0.8])))
+        numpyro.sample("angle", dist.VonMises(0.0, 1e-3))
+
+    latents = read_prior(three)
+    place = RNG.multivariate_normal([1.0, -2.0], [[2.0, 0.5], [0.5, 1.0]], 400)
+    kind, angle = RNG.integers(0, 2, 400), RNG.uniform(-np.pi, np.pi, 400)
+    z = np.asarray(
+        latents.to_code({"place": jnp.asarray(place), "kind": jnp.asarray(kind), "angle": jnp.asarray(angle)})
+    )
+    found = recalibration._reference(SimpleNamespace(latents=latents), z)
+    code = z[:, latents.sites[0].code].astype(float)
+    expected = stats.multivariate_normal(code.mean(0), np.cov(code.T)).logpdf(code)
+    expected += np.log(np.bincount(kind) / 400)[kind] - np.log(2 * np.pi)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+@pytest.mark.slow
 def test_it_is_saved_and_goes_on(narrow, tmp_path):
     """A second recalibration begins with the guide at hand, and guidance is still that of the encoder."""
     found = narrow[1]
@@ -134,7 +186,7 @@ def test_bad_input():
     fresh = sp.autoencoder(prior, x, size={"width": 4, "depth": 1}, progress=False, key=KEY)
     with pytest.raises(ValueError, match=r"have never been fitted.*sp.fit"):
         recalibrate(fresh, key=KEY)
-    for settings in ({"simulations": 100}, {"steps": 0}, {"batch": 0}):
+    for settings in ({"simulations": 100}, {"steps": 0}, {"batch": 0}, {"outliers": 1.0}):
         with pytest.raises(ValueError, match="simulations must be at least 500"):
             recalibrate(program(1.0), key=KEY, **settings)
 

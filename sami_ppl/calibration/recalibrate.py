@@ -9,9 +9,15 @@ x ~ p(x | z) of the program itself,
 whose least is the program's own posterior, as near as the family of q comes to it: the sleep phase of Dayan et al.
 (1995, *The Helmholtz Machine*), neural posterior estimation in simulation-based inference. No data are used and nothing
 but the guide changes: guidance, samples and the density p(x | z) stay, and the evidence bound is one for any guide.
+
+A few samples have nothing to do with their code: at high noise the denoiser decided for another place than guidance
+asked. One of a hundred such, at twenty standard deviations, would double the width of every Gaussian q. So each sample
+may be of that kind with a small probability ε, and what is fitted is the mixture (1 − ε) q(z | x) + ε r(z) of the guide
+and a reference r of the codes' own mean and spread (Huber's contamination model, 1964). What is read is q.
 """
 
 from functools import lru_cache
+import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -31,6 +37,7 @@ from sami_ppl.encoders.encoder import AbstractEncoder
 from sami_ppl.encoders.recalibrated import RecalibratedEncoder
 from sami_ppl.fitting.stage import batches
 from sami_ppl.posteriors.generate import decode
+from sami_ppl.priors.sites import Direction, Discrete
 from sami_ppl.program.program import Program
 from sami_ppl.program.sequences import frames_of, with_frames
 
@@ -44,7 +51,7 @@ EMA = 0.99
 
 @readable
 class Recalibration(NamedTuple):
-    """The program with a guide of its own, and −E log q(z | x) of simulations held out, in nats.
+    """The program with a guide of its own, and −E log ((1 − ε) q(z | x) + ε r(z)) of simulations held out, in nats.
 
     `before` and `after`, with the standard error of their difference, `error`; `step`, of `steps`, whose weights were
     the best. Where no step was better than the guide at hand, that one stays, and `step` is 0.
@@ -66,6 +73,7 @@ def recalibrate(
     steps: int = 2000,
     batch: int = 256,
     learning_rate: float = 5e-4,
+    outliers: float = 0.01,
     sampler: AbstractSampler | None = None,
     progress: bool = True,
 ) -> Recalibration:
@@ -82,6 +90,7 @@ def recalibrate(
         steps: steps of Adam, whose learning rate falls to zero as a cosine.
         batch: simulations of a step.
         learning_rate: the largest.
+        outliers: probability ε that a sample has nothing to do with its code; the guide is not to cover those.
         sampler: of reverse diffusion; default the program's own. A guide is calibrated for one sampler's images.
         progress: show phases and a bar.
 
@@ -90,7 +99,7 @@ def recalibrate(
 
     Raises:
         ValueError: networks that were never fitted, fewer than 500 simulations, fewer than 1 step or observation in a
-            batch, draws of the prior or samples that are not finite.
+            batch, a probability outside [0, 1), draws of the prior or samples that are not finite.
     """
     check_key(key)
     if parts := not_fitted(program):
@@ -98,15 +107,15 @@ def recalibrate(
             f"the {' and the '.join(parts)} of this program have never been fitted, and their samples say nothing: "
             "program, history = sp.fit(program, data, key=key) first"
         )
-    if simulations < FEWEST or steps < 1 or batch < 1:
+    if simulations < FEWEST or steps < 1 or batch < 1 or not 0 <= outliers < 1:
         raise ValueError(
-            f"simulations must be at least {FEWEST}, of which a tenth is held out, steps and batch at least 1; got "
-            f"simulations={simulations}, steps={steps}, batch={batch}"
+            f"simulations must be at least {FEWEST}, of which a tenth is held out, steps and batch at least 1, "
+            f"outliers in [0, 1); got simulations={simulations}, steps={steps}, batch={batch}, outliers={outliers}"
         )
     if program.of_sequences:
         single = recalibrate(
             frames_of(program), key=key, simulations=simulations, steps=steps, batch=batch,
-            learning_rate=learning_rate, sampler=sampler, progress=progress,
+            learning_rate=learning_rate, outliers=outliers, sampler=sampler, progress=progress,
         )  # fmt: skip
         return single._replace(program=with_frames(program, single.program))
     code_key, sample_key, batch_key = jax.random.split(key, 3)
@@ -119,17 +128,18 @@ def recalibrate(
     guide = program.encoder
     base, own = (guide.base, guide.own) if isinstance(guide, RecalibratedEncoder) else (guide, guide)
     params, static = eqx.partition(own, eqx.is_inexact_array)
-    test = _tested(static, x[:cut], z[:cut])
+    share, log_r = jnp.float32(outliers), _reference(program, z)
+    test = _tested(static, share, x[:cut], z[:cut], log_r[:cut])
     before = losses = test(params)
     best, found = params, 0
     seed, every = int(jax.random.randint(batch_key, (), 0, 2**31 - 1)), max(1, steps // LOOKS)
-    observations, codes = jnp.asarray(x[cut:]), jnp.asarray(z[cut:])
+    data = tuple(jnp.asarray(part[cut:]) for part in (x, z, log_r))
     rate, batch = (learning_rate, steps), min(batch, simulations - cut)
     state, average = _optimiser(*rate).init(params), params
     with progress_bar(steps, "recalibration", show=progress, unit="step") as bar:
         for step in range(1, steps + 1):
-            rows = batches(seed, len(codes), batch, step - 1, 1)[0]
-            params, average, state = _update(static, rate, params, average, state, observations, codes, rows)
+            rows = batches(seed, simulations - cut, batch, step - 1, 1)[0]
+            params, average, state = _update(static, rate, params, average, state, share, data, rows)
             if step % every == 0 or step == steps:
                 now = test(average)
                 if now.mean() < losses.mean():
@@ -143,14 +153,35 @@ def recalibrate(
     return Recalibration(fitted, float(before.mean()), float(losses.mean()), error, found, steps)
 
 
-def _tested(static: Any, x: np.ndarray, z: np.ndarray) -> Any:
-    """A function from weights to −log q(z | x) of every simulation held out, in nats."""
+def _tested(static: Any, share: Array, x: np.ndarray, z: np.ndarray, log_r: np.ndarray) -> Any:
+    """A function from weights to the loss of every simulation held out, in nats."""
 
     def losses(params: Any) -> Float[np.ndarray, " n"]:
-        size = chunk_of(1024, x.shape[1:])
-        return np.asarray(by_chunks(lambda x, z: _losses(static, params, x, z), size, x, z), float)
+        own = lambda x, z, log_r: _losses(static, params, share, x, z, log_r)  # noqa: E731
+        return np.asarray(by_chunks(own, chunk_of(1024, x.shape[1:]), x, z, log_r), float)
 
     return losses
+
+
+def _reference(program: Program, z: Float[np.ndarray, "n D"]) -> Float[np.ndarray, " n"]:
+    """Log density of codes under r: a Gaussian of their own moments, uniform directions, the frequencies of values."""
+    plain: list[int] = []
+    log_r = np.zeros(len(z))
+    for site in program.latents.sites:
+        if isinstance(site, Discrete):
+            log_r += np.log(np.maximum(z[:, site.code].mean(0), 1 / len(z)))[z[:, site.code].argmax(1)]
+        elif isinstance(site, Direction):
+            half = site.dimension / 2  # the area of the sphere is 2 π^(d/2) / Γ(d/2)
+            log_r += site.size / site.dimension * (math.lgamma(half) - math.log(2) - half * math.log(math.pi))
+        else:
+            plain += range(site.start, site.start + site.size)
+    if plain:
+        values = z[:, plain].astype(float)
+        covariance = np.atleast_2d(np.cov(values.T)) + 1e-6 * np.eye(len(plain))
+        centred = values - values.mean(0)
+        squares = np.sum(centred * np.linalg.solve(covariance, centred.T).T, 1)
+        log_r -= 0.5 * (squares + np.linalg.slogdet(2 * math.pi * covariance)[1])
+    return log_r.astype(np.float32)
 
 
 def _check_finite(values: np.ndarray, what: str) -> None:
@@ -174,18 +205,20 @@ def _optimiser(learning_rate: float, steps: int) -> optax.GradientTransformation
 
 
 @eqx.filter_jit
-def _losses(static: Any, params: Any, x: Array, z: Array) -> Array:
+def _losses(static: Any, params: Any, share: Array, x: Array, z: Array, log_r: Array) -> Array:
     encoder: AbstractEncoder = eqx.combine(params, static)
-    return -jax.vmap(lambda x, z: jnp.asarray(encoder.law(x).log_prob(z)))(x, z)
+    log_q = jax.vmap(lambda x, z: jnp.asarray(encoder.law(x).log_prob(z)))(x, z)
+    return -jnp.logaddexp(jnp.log1p(-share) + log_q, jnp.log(share) + log_r)
 
 
 @eqx.filter_jit
 def _update(
-    static: Any, rate: tuple[float, int], params: Any, average: Any, state: optax.OptState, x: Array, z: Array,
-    rows: Array,
+    static: Any, rate: tuple[float, int], params: Any, average: Any, state: optax.OptState, share: Array,
+    data: tuple[Array, Array, Array], rows: Array,
 ) -> tuple[Any, Any, optax.OptState]:  # fmt: skip
     """One step, and the running average of the weights."""
-    gradient = jax.grad(lambda params: jnp.mean(_losses(static, params, x[rows], z[rows])))(params)
+    batch = tuple(part[rows] for part in data)
+    gradient = jax.grad(lambda params: jnp.mean(_losses(static, params, share, *batch)))(params)
     updates, state = _optimiser(*rate).update(gradient, state)
     params = optax.apply_updates(params, updates)
     average = jax.tree.map(lambda old, new: old + (1 - EMA) * (new - old), average, params)
