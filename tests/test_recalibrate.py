@@ -110,7 +110,7 @@ def test_a_guide_that_is_right_is_left_alone():
 
 @pytest.mark.slow
 def test_samples_that_lost_their_code_do_not_widen_the_guide(monkeypatch):
-    """One of a hundred comes from another code. Without room for such, standard deviations grow by a quarter or more."""
+    """One of a hundred comes from another code. Without room for such, widths grow by a quarter or more."""
     decode = recalibration.decode
 
     def lost(made, z, *rest, **options):

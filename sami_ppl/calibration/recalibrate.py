@@ -214,7 +214,7 @@ def _losses(static: Any, params: Any, share: Array, x: Array, z: Array, log_r: A
 @eqx.filter_jit
 def _update(
     static: Any, rate: tuple[float, int], params: Any, average: Any, state: optax.OptState, share: Array,
-    data: tuple[Array, Array, Array], rows: Array,
+    data: tuple[Array, ...], rows: Array,
 ) -> tuple[Any, Any, optax.OptState]:  # fmt: skip
     """One step, and the running average of the weights."""
     batch = tuple(part[rows] for part in data)
