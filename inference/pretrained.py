@@ -9,20 +9,24 @@ from pathlib import Path
 import jax
 import xarray as xr
 
-from sami_ppl import EncoderOnly, Program, Sized, fit
+from sami_ppl import EncoderOnly, Program, Sized, fit, recalibrate
 from sami_ppl.data import check_data, train_test
 from sami_ppl.saving.save import load_denoiser
 
 
 @dataclass(frozen=True)
 class Config:
-    """Settings; `denoiser` is the folder of a saved program."""
+    """Settings; `denoiser` is the folder of a saved program.
+
+    `recalibrate`: samples of the program to which the guide is fitted at the end, such as 10000; 0 leaves it out.
+    """
 
     denoiser: str = ""
     encoder: Sized = Sized()
     warm_steps: int = 500
     warm_clusters: bool = False
     align: bool = True
+    recalibrate: int = 0
     posterior_obs: int = 64
     draws: int = 100
 
@@ -45,4 +49,7 @@ def run(
     program = load_denoiser(config.denoiser, program)
     plan = EncoderOnly(config.encoder, config.warm_steps, config.warm_clusters, config.align)
     program, _ = fit(program, train, plan, key=key, held_out=test, out=out, resume=resume, progress=progress)
+    if config.recalibrate:
+        own_key = jax.random.fold_in(key, 1)
+        program = recalibrate(program, key=own_key, simulations=config.recalibrate, progress=progress).program
     return program

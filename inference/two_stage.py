@@ -11,19 +11,23 @@ from pathlib import Path
 import jax
 import xarray as xr
 
-from sami_ppl import Program, Sized, TwoStage, fit
+from sami_ppl import Program, Sized, TwoStage, fit, recalibrate
 from sami_ppl.data import check_data, train_test
 
 
 @dataclass(frozen=True)
 class Config:
-    """Settings; the posterior is drawn for `posterior_obs` held-out observations, `draws` times each."""
+    """Settings; the posterior is drawn for `posterior_obs` held-out observations, `draws` times each.
+
+    `recalibrate`: samples of the program to which the guide is fitted at the end, such as 10000; 0 leaves it out.
+    """
 
     denoiser: Sized = Sized()
     encoder: Sized = Sized()
     warm_steps: int = 500
     warm_clusters: bool = False
     align: bool = True
+    recalibrate: int = 0
     posterior_obs: int = 64
     draws: int = 100
 
@@ -43,4 +47,7 @@ def run(
     train, test = train_test(data)
     plan = TwoStage(config.denoiser, config.encoder, config.warm_steps, config.warm_clusters, config.align)
     program, _ = fit(program, train, plan, key=key, held_out=test, out=out, resume=resume, progress=progress)
+    if config.recalibrate:
+        own_key = jax.random.fold_in(key, 1)
+        program = recalibrate(program, key=own_key, simulations=config.recalibrate, progress=progress).program
     return program

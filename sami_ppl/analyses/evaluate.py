@@ -26,9 +26,10 @@ from sami_ppl._util.tables import few
 from sami_ppl.analyses.codes import ACTIVE_VARIANCE, draw_codes
 from sami_ppl.analyses.scores import baseline_figures, circular_figures, cluster_figures, factor_figures, forest, probes
 from sami_ppl.data import factor_names, real_factors, train_test, unrolled, unrolled_names
-from sami_ppl.diagnostics.collapse import collapse_warning
+from sami_ppl.diagnostics.floor import floor_share
 from sami_ppl.diagnostics.gain import noise_errors
 from sami_ppl.diagnostics.noise_end import noise_end_kl
+from sami_ppl.diagnostics.verdict import fit_warnings
 from sami_ppl.distributions.gaussian import gaussian_root
 from sami_ppl.distributions.supports import is_unbounded, unwrapped
 from sami_ppl.evidence import evidence_bound, summarise
@@ -171,8 +172,9 @@ def _figures(
             factors=None if known is None else known[1][:samples], names=names["real"], budget=budget,
         )  # fmt: skip
     counts["samples"] = metrics["samples"].pop("observations")
-    warning = collapse_warning(list(metrics["kl_nats"].values()), metrics["z_gain"])
-    metrics["warnings"] = [] if warning is None else [warning]
+    metrics["at_floor"] = floor_share(program, x_test)
+    sites = {site.name: program.latents.axes[site.code] for site in program.latents.sites}
+    metrics["warnings"] = fit_warnings(metrics, sites)
     return metrics | {"observations": counts} | ({"skipped": skipped} if skipped else {})
 
 

@@ -119,12 +119,13 @@ def _size(part: Any) -> int:
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:
-    """Whether the code collapsed, as the metrics' warnings say."""
+    """What the figures warn of: a code or site that collapsed, samples that do not follow, widths that are settings."""
     if "warnings" not in metrics:
         return page.verdict("Not checked", "for collapse.")
     if metrics["warnings"]:
         return page.verdict("Warning", "", map(str, metrics["warnings"]), good=False)
-    return page.verdict("No warning:", "no sign of collapse was found.", good=True)
+    text = "no sign of collapse was found; samples follow their codes; widths of posteriors are no setting."
+    return page.verdict("No warning:", text, good=True)
 
 
 def seconds(metrics: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
