@@ -5,6 +5,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import jax
 import xarray as xr
@@ -23,6 +24,8 @@ class Config:
 
     denoiser: str = ""
     encoder: Sized = Sized()
+    start: Literal["components", "gaussian"] = "components"
+    gaussian: Sized = Sized()
     warm_steps: int = 500
     warm_clusters: bool = False
     align: bool = True
@@ -47,7 +50,9 @@ def run(
     check_data(data, event_shape=program.event_shape)
     train, test = train_test(data)
     program = load_denoiser(config.denoiser, program)
-    plan = EncoderOnly(config.encoder, config.warm_steps, config.warm_clusters, config.align)
+    plan = EncoderOnly(
+        config.encoder, config.start, config.gaussian, config.warm_steps, config.warm_clusters, config.align
+    )
     program, _ = fit(program, train, plan, key=key, held_out=test, out=out, resume=resume, progress=progress)
     if config.recalibrate:
         own_key = jax.random.fold_in(key, 1)

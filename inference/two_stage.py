@@ -7,6 +7,7 @@ and from principal components of blurred observations, which keeps it from foldi
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import jax
 import xarray as xr
@@ -24,6 +25,8 @@ class Config:
 
     denoiser: Sized = Sized()
     encoder: Sized = Sized()
+    start: Literal["components", "gaussian"] = "components"
+    gaussian: Sized = Sized()
     warm_steps: int = 500
     warm_clusters: bool = False
     align: bool = True
@@ -45,7 +48,10 @@ def run(
     """Fit and return the program; checkpoints and the log are in `out`."""
     check_data(data, event_shape=program.event_shape)
     train, test = train_test(data)
-    plan = TwoStage(config.denoiser, config.encoder, config.warm_steps, config.warm_clusters, config.align)
+    plan = TwoStage(
+        config.denoiser, config.encoder, config.start, config.gaussian, config.warm_steps, config.warm_clusters,
+        config.align,
+    )  # fmt: skip
     program, _ = fit(program, train, plan, key=key, held_out=test, out=out, resume=resume, progress=progress)
     if config.recalibrate:
         own_key = jax.random.fold_in(key, 1)

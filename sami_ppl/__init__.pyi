@@ -49,7 +49,7 @@ from .encoders.affine import AffineEncoder as AffineEncoder
 from .encoders.encoder import DiagonalEncoder as DiagonalEncoder
 from .encoders.encoder import FamilyEncoder as FamilyEncoder
 from .encoders.encoder import encoder_for as encoder_for
-from .encoders.recalibrated import RecalibratedEncoder as RecalibratedEncoder
+from .encoders.own_guide import OwnGuideEncoder as OwnGuideEncoder
 from .encoders.rotation import TurningEncoder as TurningEncoder
 from .encoders.rotation import soft_uniform as soft_uniform
 from .evidence import bits_per_dim as bits_per_dim

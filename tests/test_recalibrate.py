@@ -164,7 +164,7 @@ def test_it_is_saved_and_goes_on(narrow, tmp_path):
         np.testing.assert_array_equal(left, right)
     more = recalibrate(again, key=KEY, simulations=1000, steps=5, learning_rate=1e-6, progress=False)
     assert more.before == pytest.approx(found.after, abs=0.2)
-    assert "recalibrated" in repr(more.program)
+    assert "own guide" in repr(more.program)
 
 
 @pytest.mark.slow

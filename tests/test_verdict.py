@@ -69,5 +69,5 @@ def test_widths_behind_other_axes_are_counted_too_and_those_of_mixtures_not():
     narrow = eqx.tree_at(lambda e: e.log_scale.bias, program.encoder, replace_fn=lambda b: jnp.full_like(b, -30.0))
     turned = sp.AffineEncoder(narrow, 0.5 * jnp.eye(3))
     assert floor_share(program.replace(encoder=turned), X) == 1
-    assert floor_share(program.replace(encoder=sp.RecalibratedEncoder(turned, program.encoder)), X) == 0
+    assert floor_share(program.replace(encoder=sp.OwnGuideEncoder(turned, program.encoder)), X) == 0
     assert floor_share(program_of({site: sp.families.Mixture for site in ("a", "b")}), X) is None

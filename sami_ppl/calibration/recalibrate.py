@@ -34,7 +34,7 @@ from sami_ppl._util.tables import readable
 from sami_ppl.diagnostics.fitted import not_fitted
 from sami_ppl.diffusion.sampler import AbstractSampler
 from sami_ppl.encoders.encoder import AbstractEncoder
-from sami_ppl.encoders.recalibrated import RecalibratedEncoder
+from sami_ppl.encoders.own_guide import OwnGuideEncoder
 from sami_ppl.fitting.stage import batches
 from sami_ppl.posteriors.generate import decode
 from sami_ppl.priors.sites import Direction, Discrete
@@ -126,7 +126,7 @@ def recalibrate(
     _check_finite(x, "samples are")
     cut = simulations // 10
     guide = program.encoder
-    base, own = (guide.base, guide.own) if isinstance(guide, RecalibratedEncoder) else (guide, guide)
+    base, own = (guide.base, guide.own) if isinstance(guide, OwnGuideEncoder) else (guide, guide)
     params, static = eqx.partition(own, eqx.is_inexact_array)
     share, log_r = jnp.float32(outliers), _reference(program, z)
     test = _tested(static, share, x[:cut], z[:cut], log_r[:cut])
@@ -148,7 +148,7 @@ def recalibrate(
                     f"−log q(z | x) of samples held out {now.mean():.2f} nats (before {before.mean():.2f})"
                 )
             bar.update()
-    fitted = program.replace(encoder=RecalibratedEncoder(base, eqx.combine(best, static))) if found else program
+    fitted = program.replace(encoder=OwnGuideEncoder(base, eqx.combine(best, static))) if found else program
     error = float(np.std(losses - before, ddof=1) / np.sqrt(cut))
     return Recalibration(fitted, float(before.mean()), float(losses.mean()), error, found, steps)
 

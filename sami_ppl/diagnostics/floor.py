@@ -12,7 +12,7 @@ from sami_ppl._util.chunks import by_chunks, chunk_of
 from sami_ppl.encoders.affine import AbstractAffine
 from sami_ppl.encoders.encoder import AbstractEncoder, DiagonalEncoder, FamilyEncoder
 from sami_ppl.encoders.families import Diagonal
-from sami_ppl.encoders.recalibrated import RecalibratedEncoder
+from sami_ppl.encoders.own_guide import OwnGuideEncoder
 from sami_ppl.program.program import Program
 
 NEAR = 1.05
@@ -26,8 +26,8 @@ def floor_share(program: Program, x: Float[np.ndarray, "obs *event"]) -> float |
     coordinates, whose widths have other parameters.
     """
     encoder = program.encoder.single
-    while isinstance(encoder, AbstractAffine | RecalibratedEncoder):
-        encoder = encoder.own if isinstance(encoder, RecalibratedEncoder) else encoder.base
+    while isinstance(encoder, AbstractAffine | OwnGuideEncoder):
+        encoder = encoder.own if isinstance(encoder, OwnGuideEncoder) else encoder.base
     if isinstance(encoder, FamilyEncoder) and not any(isinstance(family, Diagonal) for family in encoder.families):
         return None
     if not isinstance(encoder, DiagonalEncoder | FamilyEncoder):

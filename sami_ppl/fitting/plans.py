@@ -8,6 +8,7 @@ import abc
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -25,11 +26,13 @@ from sami_ppl._util.progress import phase, say, telling
 from sami_ppl.data.checks import training_part
 from sami_ppl.decoders.training import refuse
 from sami_ppl.diagnostics.fitted import not_fitted
+from sami_ppl.fitting.beside import Start, beside_gaussian, check_start
 from sami_ppl.fitting.checkpoint import check_extension
 from sami_ppl.fitting.gauge import align, why_axes_stay
 from sami_ppl.fitting.header import header
 from sami_ppl.fitting.loop import fit_stage
-from sami_ppl.fitting.sizes import Sized, denoiser_stage, encoder_stage, joint_stage, prior_stage
+from sami_ppl.fitting.parts import count_of, parted, rows_of
+from sami_ppl.fitting.sizes import Sized, denoiser_stage, encoder_stage, gaussian_stage, joint_stage, prior_stage, taken
 from sami_ppl.fitting.stage import Stage
 from sami_ppl.fitting.start import check_clusters, warm_start
 from sami_ppl.fitting.stopping import carries
@@ -95,6 +98,8 @@ class TwoStage(AbstractPlan):
     Args:
         denoiser: stage of the denoiser; what a `Sized` one leaves open suits program and data.
         encoder: the same of the encoder.
+        start: what the encoder starts from, see `EncoderOnly`.
+        gaussian: stage of the encoder beside a Gaussian decoder, where it starts from there.
         warm_steps: steps of the encoder's warm start (`warm_start`); 0 leaves it out.
         warm_clusters: start discrete sites from clusters.
         align: fix the gauge at the end (`align`) where the prior has the symmetry.
@@ -103,6 +108,8 @@ class TwoStage(AbstractPlan):
     guided: ClassVar[bool] = True
     denoiser: Stage | Sized = Sized()
     encoder: Stage | Sized = Sized()
+    start: Start = "components"
+    gaussian: Stage | Sized = Sized()
     warm_steps: int = 500
     warm_clusters: bool = False
     align: bool = True
@@ -110,8 +117,8 @@ class TwoStage(AbstractPlan):
     def settled(self, program: Program, count: int) -> "TwoStage":
         return replace(
             self,
-            denoiser=_taken(self, self.denoiser, denoiser_stage, program, count, target="marginal"),
-            encoder=_taken(self, self.encoder, encoder_stage, program, count, train=("encoder",)),
+            denoiser=taken(self, self.denoiser, denoiser_stage, program, count, target="marginal"),
+            **self._second.settings(program, count, plan=self),
         )
 
     def check(self, program: Program, count: int) -> None:
@@ -120,7 +127,8 @@ class TwoStage(AbstractPlan):
 
     @property
     def _second(self) -> "EncoderOnly":
-        return EncoderOnly(self.encoder, self.warm_steps, self.warm_clusters, self.align)
+        own = {field.name: getattr(self, field.name) for field in fields(EncoderOnly)}
+        return EncoderOnly(**own)
 
     def run(self, program: Program, run: Run, *, key: Key[Array, ""]) -> tuple[Program, list[History]]:
         denoiser_key, *keys = jax.random.split(key, 3)
@@ -135,6 +143,9 @@ class EncoderOnly(AbstractPlan):
 
     Args:
         encoder: stage of the encoder; what a `Sized` one leaves open suits program and data.
+        start: from "components" of blurred observations; or "gaussian", with the guide of a variational autoencoder,
+            a Gaussian decoder with this prior and encoder that is fitted first: it is kept, and guidance fitted to it.
+        gaussian: stage of that autoencoder.
         warm_steps: steps of the warm start; 0 leaves it out.
         warm_clusters: start discrete sites from clusters.
         align: fix the gauge at the end where the prior has the symmetry.
@@ -142,13 +153,25 @@ class EncoderOnly(AbstractPlan):
 
     guided: ClassVar[bool] = True
     encoder: Stage | Sized = Sized()
+    start: Start = "components"
+    gaussian: Stage | Sized = Sized()
     warm_steps: int = 500
     warm_clusters: bool = False
     align: bool = True
 
     def settled(self, program: Program, count: int) -> "EncoderOnly":
-        stage = _taken(self, self.encoder, encoder_stage, program, count, train=("encoder",))
-        return replace(self, encoder=stage)
+        return replace(self, **self.settings(program, count, plan=self))
+
+    def settings(self, program: Program, count: int, *, plan: AbstractPlan) -> dict[str, Any]:
+        """What is settled, for a `plan` that has these settings."""
+        check_start(program, self.start, clusters=self.warm_clusters, steps=self.warm_steps)
+        gaussian = self.gaussian
+        if self.start == "gaussian":
+            gaussian = taken(plan, gaussian, gaussian_stage, program, count)
+        return {
+            "gaussian": gaussian,
+            "encoder": taken(plan, self.encoder, encoder_stage, program, count, train=("encoder",)),
+        }
 
     def check(self, program: Program, count: int, *, fitted: bool = False) -> None:
         if self.warm_steps < 0:
@@ -167,15 +190,19 @@ class EncoderOnly(AbstractPlan):
 
     def encode(self, program: Program, run: Run, warm_key: Array, encoder_key: Array) -> tuple[Program, list[History]]:
         """The warm start and the stage."""
-        stage = _given(self.encoder)
+        stage, histories = _given(self.encoder), []
+        if self.start == "gaussian":
+            key, warm_key = jax.random.split(warm_key)
+            program, history = beside_gaussian(program, partial(run.stage, stage=_given(self.gaussian)), key=key)
+            histories.append(history)
         if self.warm_steps:
             with carries(program):
                 program = warm_start(
                     program, run.train, key=warm_key, clusters=self.warm_clusters, steps=self.warm_steps,
-                    batch=stage.batch, progress=run.progress,
+                    batch=stage.batch, source="guide" if histories else "components", progress=run.progress,
                 )  # fmt: skip
         program, history = run.stage(program, stage, "encoder", key=encoder_key)
-        return _aligned(program, run, stage) if self.align else program, [history]
+        return _aligned(program, run, stage) if self.align else program, [*histories, history]
 
 
 @dataclass(frozen=True)
@@ -193,7 +220,7 @@ class Joint(AbstractPlan):
     align: bool = True
 
     def settled(self, program: Program, count: int) -> "Joint":
-        stage = _taken(self, self.both, joint_stage, program, count, denoiser_loss="guided")
+        stage = taken(self, self.both, joint_stage, program, count, denoiser_loss="guided")
         return replace(self, both=stage)
 
     def check(self, program: Program, count: int) -> None:
@@ -220,7 +247,7 @@ class Decoupled(AbstractPlan):
     align: bool = True
 
     def settled(self, program: Program, count: int) -> "Decoupled":
-        stage = _taken(self, self.both, joint_stage, program, count, denoiser_loss="own")
+        stage = taken(self, self.both, joint_stage, program, count, denoiser_loss="own")
         return replace(self, both=stage)
 
     def check(self, program: Program, count: int) -> None:
@@ -241,7 +268,7 @@ class PriorOnly(AbstractPlan):
     fit: Stage | Sized = Sized()
 
     def settled(self, program: Program, count: int) -> "PriorOnly":
-        return replace(self, fit=_taken(self, self.fit, prior_stage, program, count, train=("prior",)))
+        return replace(self, fit=taken(self, self.fit, prior_stage, program, count, train=("prior",)))
 
     def check(self, program: Program, count: int) -> None:
         _given(self.fit).check(program, count)
@@ -321,11 +348,11 @@ def fit(
         raise TypeError("name is of a single stage, a plan has its own: leave it out")
     part = training_part(as_data(data))
     if held_out is None:
-        part, held_out = _parted(part)
-    run = Run(part, held_out, _count(part), options)
+        part, held_out = parted(part)
+    run = Run(part, held_out, count_of(part), options)
     # What cannot be run is said now, not after the first stage.
     for some in (part, held_out):
-        program.observations(_rows(some, slice(1)))
+        program.observations(rows_of(some, slice(1)))
     plan = plan if isinstance(plan, Stage) else plan.settled(program, run.count)
     plan.check(program, run.count)
     alone = nullcontext() if out is None or not is_first_process() else held(Path(out) / "checkpoints")
@@ -334,28 +361,11 @@ def fit(
         counts = {name: stage.count(run.count) for name, stage in stages.items()}
         if resume and out is not None and is_first_process():
             check_extension(Path(out), counts)
-        say(header(program, counts, observations=run.count, held_out=_count(held_out), out=out))
+        say(header(program, counts, observations=run.count, held_out=count_of(held_out), out=out))
         if isinstance(plan, Stage):
             return run.stage(program, plan, name, key=key)
         program, histories = plan.run(program, run, key=key)
     return program, History.joined(histories)
-
-
-def _taken(
-    plan: AbstractPlan, stage: Stage | Sized, default: Callable, program: Program, count: int, **settings: Any
-) -> Stage:
-    """The stage as a plan trains it. Raises ValueError where the stage itself says otherwise."""
-    if isinstance(stage, Sized):
-        stage = stage.settled(default, program, count)
-    own = {field.name: field.default for field in fields(Stage)}
-    for name, value in settings.items():
-        if (found := getattr(stage, name)) not in (own[name], value):
-            kind = type(plan).__name__
-            raise ValueError(
-                f"{kind} sets {name}={value!r}, its stage has {name}={found!r}: leave it out, or fit this stage by "
-                "itself, sp.fit(program, data, stage, key=key)"
-            )
-    return replace(stage, **settings)
 
 
 def _given(stage: Stage | Sized) -> Stage:
@@ -377,22 +387,3 @@ def _aligned(program: Program, run: Run, stage: Stage) -> Program:
         return program
     with carries(program), phase("gauge: turning the axes to where the posterior means are least Gaussian"):
         return align(program, program.observed(run.train)).program
-
-
-def _count(data: Any) -> int:
-    return data.sizes["obs"] if isinstance(data, xr.Dataset) else len(data)
-
-
-def _rows(data: Any, rows: slice) -> Any:
-    return data.isel(obs=rows) if isinstance(data, xr.Dataset) else data[rows]
-
-
-def _parted(data: Any) -> tuple[Any, Any]:
-    """Observations to train on, and the last tenth, for validation."""
-    count = _count(data)
-    if count < 2:
-        raise ValueError(
-            f"data hold {count} observation{'s' * (count != 1)} for training, and one of them is held out: give more"
-        )
-    cut = count - max(1, count // 10)
-    return _rows(data, slice(cut)), _rows(data, slice(cut, None))

@@ -80,6 +80,23 @@ class Sized:
         return stage
 
 
+def taken(
+    plan: object, stage: Stage | Sized, default: Callable, program: Program, count: int, **settings: Any
+) -> Stage:
+    """The stage as a plan trains it. Raises ValueError where the stage itself says otherwise."""
+    if isinstance(stage, Sized):
+        stage = stage.settled(default, program, count)
+    own = {field.name: field.default for field in fields(Stage)}
+    for name, value in settings.items():
+        if (found := getattr(stage, name)) not in (own[name], value):
+            kind = type(plan).__name__
+            raise ValueError(
+                f"{kind} sets {name}={value!r}, its stage has {name}={found!r}: leave it out, or fit this stage by "
+                "itself, sp.fit(program, data, stage, key=key)"
+            )
+    return replace(stage, **settings)
+
+
 def denoiser_stage(program: Program, count: int) -> Stage:
     """The stage of a denoiser, for `count` observations."""
     batch, most, rate = (64, 4000, 1e-3) if _is_convolutional(program.denoiser) else (256, 3000, 3e-3)
@@ -100,6 +117,12 @@ def encoder_stage(program: Program, count: int) -> Stage:
         batch, most = 128, 3000
     warmup = min(300, _steps(count, batch, 500, most) // 5)
     return _stage(count, batch, most, learning_rate=8e-4, warmup=warmup, clip=150.0, **weights)
+
+
+def gaussian_stage(program: Program, count: int) -> Stage:
+    """The stage of an encoder beside a Gaussian decoder, from where it starts, for `count` observations."""
+    batch = 64 if _is_convolutional(program.denoiser) else 128
+    return _stage(count, batch, 1500, learning_rate=1e-3, clip=150.0, beta=1.0)
 
 
 def joint_stage(program: Program, count: int) -> Stage:

@@ -8,7 +8,7 @@ components of low-pass filtered observations (`components`), one on every axis t
 
 from functools import lru_cache
 import itertools
-from typing import Any, cast
+from typing import Any, Literal, cast
 import warnings
 
 import equinox as eqx
@@ -19,12 +19,13 @@ import numpy as np
 import optax
 import xarray as xr
 
+from sami_ppl._util.chunks import by_chunks, chunk_of
 from sami_ppl._util.keys import check_key
 from sami_ppl._util.progress import phase, progress_bar, say, telling
 from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
 from sami_ppl.encoders.affine import AbstractAffine
 from sami_ppl.encoders.encoder import AbstractEncoder, NetworkEncoder
-from sami_ppl.encoders.recalibrated import RecalibratedEncoder
+from sami_ppl.encoders.own_guide import OwnGuideEncoder
 from sami_ppl.fitting.components import start_codes
 from sami_ppl.fitting.stage import batches
 from sami_ppl.fitting.start_prior import fit_prior, with_clusters
@@ -152,6 +153,7 @@ def warm_start(
     steps: int = 500,
     batch: int = 128,
     clusters: bool = False,
+    source: Literal["components", "guide"] = "components",
     progress: bool = True,
 ) -> Program:
     """The program with its encoder started from its fitted denoiser and from low-pass codes of the observations.
@@ -162,6 +164,9 @@ def warm_start(
     the prior, and that is said. Of sequences, the encoder of frames is started, from all frames that are seen. With
     `clusters`, discrete sites start on clusters of the observations, else at random; and what the prior learns starts
     at its most likely value for these codes. A guide of its own (`recalibrate`) is given up.
+
+    With `source="guide"` the noisy posteriors are fitted to draws of the encoder's own guide, which stays as it is: the
+    encoder guides from there on, and q(z | x) is that guide.
     `data`: observations, as an array or a Dataset, which holds the variables that the prior takes too.
 
     Raises ValueError for `clusters` with a prior that has global sites or nothing to learn, or is of sequences.
@@ -174,7 +179,9 @@ def warm_start(
     if single is not program:
         batch = batch * program.event_shape[0]
         return with_frames(program, warm_start(single, x, key=key, steps=steps, batch=batch, progress=progress))
-    if isinstance(program.encoder, RecalibratedEncoder):  # its guide is of what the encoder was
+    if source == "guide":
+        return _beside_guide(program, x, given, key=key, steps=steps, batch=batch, progress=progress)
+    if isinstance(program.encoder, OwnGuideEncoder):  # its guide is of what the encoder was
         program = program.replace(encoder=program.encoder.base)
     program = program.replace(encoder=_with_features(program))
     axes = program.latents.size - sum(site.categories for site in program.latents.discrete)
@@ -187,6 +194,22 @@ def warm_start(
         codes = with_clusters(program, x, given, codes)
         program = fit_prior(program, codes, given)
     return fit_codes(program, x, codes, key=key, steps=steps, batch=batch, progress=progress)
+
+
+def _beside_guide(program: Program, x: np.ndarray, given: Any, *, key: Key[Array, ""], **settings: Any) -> Program:
+    """The program with its guide kept, and its noisy posteriors fitted to draws of it."""
+    encoder = program.encoder
+    base, own = (encoder.base, encoder.own) if isinstance(encoder, OwnGuideEncoder) else (encoder, encoder)
+    draw_key, key = jax.random.split(key)
+    chunk = chunk_of(1024, program.event_shape)
+    codes = by_chunks(lambda x, given: _draws(program, x, given, draw_key), chunk, x, given)
+    fitted = fit_codes(program.replace(encoder=base), x, codes, key=key, noise=0.0, **settings)
+    return program.replace(encoder=OwnGuideEncoder(fitted.encoder, own))
+
+
+@eqx.filter_jit
+def _draws(program: Program, x: Array, given: Any, key: Array) -> Array:
+    return jnp.asarray(program.code_law(x, given).sample(key))
 
 
 def _told(count: int, axes: int, width: float) -> str:

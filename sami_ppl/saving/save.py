@@ -28,7 +28,7 @@ from sami_ppl._util.versions import versions
 from sami_ppl.distributions.supports import described
 from sami_ppl.encoders.affine import AffineEncoder
 from sami_ppl.encoders.encoder import AbstractEncoder
-from sami_ppl.encoders.recalibrated import RecalibratedEncoder
+from sami_ppl.encoders.own_guide import OwnGuideEncoder
 from sami_ppl.program.program import NETWORKS, Program
 from sami_ppl.program.sequences import frames_of, with_frames
 from sami_ppl.saving.files import build_program, slip
@@ -132,7 +132,7 @@ def _write(program: Program, folder: Path) -> None:
         "config": None if program.origin is None else json.loads(program.origin.config),
         "data": None if program.origin is None else json.loads(program.origin.data),
         "aligned": isinstance(_guiding(program), AffineEncoder),
-        "recalibrated": isinstance(program.encoder.single, RecalibratedEncoder),
+        "own_guide": isinstance(program.encoder.single, OwnGuideEncoder),
         "event_shape": list(program.event_shape),
         "latents": {site.name: list(site.event_shape) for site in program.latents.sites},
         "program": _description(program),
@@ -159,7 +159,7 @@ def _built(folder: Path, description: dict[str, Any]) -> Program:
 def _guiding(program: Program) -> AbstractEncoder:
     """The encoder of a single observation that guides."""
     encoder = program.encoder.single
-    return encoder.base if isinstance(encoder, RecalibratedEncoder) else encoder
+    return encoder.base if isinstance(encoder, OwnGuideEncoder) else encoder
 
 
 def _wrapped(program: Program, description: dict[str, Any]) -> Program:
@@ -171,8 +171,8 @@ def _wrapped(program: Program, description: dict[str, Any]) -> Program:
         size = program.latents.size
         places: Any = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((size, size), (size,))]
         encoder = AffineEncoder(encoder, *places)
-    recalibrated = description.get("recalibrated", False)
-    return program.replace(encoder=RecalibratedEncoder(encoder, encoder) if recalibrated else encoder)
+    own_guide = description.get("own_guide", False)
+    return program.replace(encoder=OwnGuideEncoder(encoder, encoder) if own_guide else encoder)
 
 
 def _with_networks(program: Program, folder: Path, names: tuple[str, ...]) -> Program:
