@@ -38,7 +38,8 @@ def test_the_guide_is_that_of_the_autoencoder_and_stays(fitted, data):
     assert list(dict.fromkeys(record["stage"] for record in history.records)) == ["denoiser", "gaussian", "encoder"]
     assert isinstance(program.encoder, sp.OwnGuideEncoder)
     assert not same(program.encoder.base, program.encoder.own)
-    more, _ = sp.fit(program, data, sp.Stage(train=("encoder",), steps=5, batch=32), key=KEY, progress=False)
+    stage = sp.Stage(train=("encoder",), steps=5, batch=32, weight_decay=0.5)
+    more, _ = sp.fit(program, data, stage, key=KEY, progress=False)
     assert same(program.encoder.own, more.encoder.own), "the guide is held"
     assert not same(program.encoder.base, more.encoder.base)
 

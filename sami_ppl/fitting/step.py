@@ -305,9 +305,19 @@ def _transforms(program: Program, batch: Batch) -> dict[str, Any]:
     return found
 
 
+HELD = {"own", "matrix", "centre"}
+"""Fields of encoders that no gradient reaches: a guide of its own (`OwnGuideEncoder`), axes (`AffineEncoder`)."""
+
+
 def _decaying(params: dict[str, Any]) -> dict[str, Any]:
-    """Which arrays weight decay acts on: matrices and kernels of the networks."""
+    """Which arrays weight decay acts on: matrices and kernels of the networks, but for what is held."""
+
+    def decays(path: tuple, leaf: Array) -> bool:
+        return leaf.ndim > 1 and not any(getattr(entry, "name", None) in HELD for entry in path)
+
     return {
-        name: jax.tree.map(lambda leaf, name=name: name.removesuffix("$params") in NETWORKS and leaf.ndim > 1, tree)
+        name: jax.tree_util.tree_map_with_path(decays, tree)
+        if name.removesuffix("$params") in NETWORKS
+        else jax.tree.map(lambda leaf: False, tree)
         for name, tree in params.items()
     }
