@@ -10,10 +10,12 @@ import pytest
 from scipy import stats
 import xarray as xr
 
+from sami_ppl._util import chunks
 from sami_ppl.diagnostics import CollapseWarning
 from sami_ppl.diffusion.sampler import DDIM
 from sami_ppl.diffusion.schedule import VariancePreserving
 from sami_ppl.posteriors import posterior
+from sami_ppl.posteriors.draws import Sampler
 from sami_ppl.program.program import Program
 
 N, DRAWS = 5, 64
@@ -186,3 +188,15 @@ def test_collapsed_axes_and_a_single_draw_and_observation(tiny_program):
         tree = posterior(program.replace(encoder=encoder), X[:1], key=KEY, draws=1, predictive=1, levels=1)
     assert tree["posterior"]["z"].shape == (1, 1, 1, 2)
     assert tree["sample_stats"]["pareto_k"].isnull().all()
+
+
+def test_large_observations_take_fewer_noise_levels(tiny_program, monkeypatch):
+    """64 for small ones, as many as memory bears for large ones, never fewer than where every draw calls the encoder."""
+    program = tiny_program()  # of 4 numbers
+
+    def levels(numbers, asked=None):
+        monkeypatch.setattr(chunks, "NUMBERS", numbers)
+        return Sampler(program, 2, key=jax.random.key(0), draws=100, predictive=0, levels=asked).levels
+
+    assert [levels(2**20), levels(512), levels(16)] == [64, 32, 8]
+    assert levels(16, asked=3) == 3

@@ -1,16 +1,11 @@
-"""What the analyses share: moments and draws of their codes, chunk by chunk on the host."""
+"""What the analyses share: moments of their codes, and labelled results."""
 
 from typing import Any
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Float
 import numpy as np
 import xarray as xr
 
-from sami_ppl._util.chunks import chunk_of, padded_chunks
-from sami_ppl.diagnostics.gain import draw_code
 from sami_ppl.program.program import Program
 
 CHUNK = 256
@@ -18,23 +13,6 @@ CHUNK = 256
 CODE_UNITS = "spreads of the prior"
 ACTIVE_VARIANCE = 0.05
 """An axis is active if its posterior means vary by more than this; the prior's variance is 1."""
-
-
-@eqx.filter_jit
-def _draw(program: Program, x: Array, key: Array) -> Array:
-    return draw_code(program, x, key)
-
-
-def draw_codes(
-    program: Program, x: Float[np.ndarray, "obs *event"], key: Key[Array, ""], *, chunk: int | None = None
-) -> Float[np.ndarray, "obs D"]:
-    """One draw of the code from the posterior of every observation."""
-    chunk = chunk_of(CHUNK, program.event_shape) if chunk is None else chunk
-    parts = [
-        np.asarray(_draw(program, jnp.asarray(x[rows]), jax.random.fold_in(key, i)))[:count]
-        for i, (rows, count) in enumerate(padded_chunks(len(x), chunk))
-    ]
-    return np.concatenate(parts)
 
 
 def posterior_means(program: Program, x: Float[np.ndarray, "obs *event"]) -> Float[np.ndarray, "obs D"]:

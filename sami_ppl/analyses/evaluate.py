@@ -23,11 +23,11 @@ from sami_ppl._util.keys import check_key
 from sami_ppl._util.maps import forget_if_many
 from sami_ppl._util.progress import phase, say, telling
 from sami_ppl._util.tables import few
-from sami_ppl.analyses.codes import ACTIVE_VARIANCE, draw_codes
+from sami_ppl.analyses.codes import ACTIVE_VARIANCE
 from sami_ppl.analyses.scores import baseline_figures, circular_figures, cluster_figures, factor_figures, forest, probes
 from sami_ppl.data import factor_names, real_factors, train_test, unrolled, unrolled_names
 from sami_ppl.diagnostics.floor import floor_share
-from sami_ppl.diagnostics.gain import noise_errors
+from sami_ppl.diagnostics.gain import draw_codes, noise_errors
 from sami_ppl.diagnostics.noise_end import noise_end_kl
 from sami_ppl.diagnostics.verdict import fit_warnings
 from sami_ppl.distributions.gaussian import gaussian_root

@@ -19,10 +19,10 @@ from sami_ppl.analyses.codes import (
     ACTIVE_VARIANCE,
     CODE_UNITS,
     axis_dataset,
-    draw_codes,
     posterior_means,
 )
 from sami_ppl.data.factors import read_factors
+from sami_ppl.diagnostics.gain import draw_codes
 from sami_ppl.metrics import normalised_information
 from sami_ppl.program.program import Program
 

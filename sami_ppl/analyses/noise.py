@@ -13,8 +13,9 @@ import xarray as xr
 from sami_ppl import plots
 from sami_ppl._util.chunks import chunk_of, padded_chunks
 from sami_ppl._util.keys import check_key
-from sami_ppl.analyses.codes import CHUNK, CODE_UNITS, axis_dataset, draw_codes
+from sami_ppl.analyses.codes import CHUNK, CODE_UNITS, axis_dataset
 from sami_ppl.decoders.guidance import check_guided
+from sami_ppl.diagnostics.gain import draw_codes
 from sami_ppl.program.program import Program
 
 NOISE_LABEL = "log-SNR: mostly noise on the left, clean on the right"

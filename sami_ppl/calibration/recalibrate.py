@@ -36,7 +36,7 @@ from sami_ppl.diffusion.sampler import AbstractSampler
 from sami_ppl.encoders.encoder import AbstractEncoder
 from sami_ppl.encoders.own_guide import OwnGuideEncoder
 from sami_ppl.fitting.stage import batches
-from sami_ppl.posteriors.generate import decode
+from sami_ppl.posteriors.generate import decode, prior_codes
 from sami_ppl.priors.sites import Direction, Discrete
 from sami_ppl.program.program import Program
 from sami_ppl.program.sequences import frames_of, with_frames
@@ -119,7 +119,7 @@ def recalibrate(
         )  # fmt: skip
         return single._replace(program=with_frames(program, single.program))
     code_key, sample_key, batch_key = jax.random.split(key, 3)
-    z = np.asarray(_codes(program, simulations, code_key))
+    z = np.asarray(prior_codes(program, simulations, code_key))
     _check_finite(z, "draws of the prior are")
     with telling(progress), phase(f"recalibration: {simulations:,} samples of the program"):
         x = decode(program, z, jax.random.split(sample_key, simulations), sampler=sampler)
@@ -190,11 +190,6 @@ def _check_finite(values: np.ndarray, what: str) -> None:
         raise ValueError(
             f"{share:.1%} of the {what} not finite: a guide cannot be fitted to them; mend the prior first"
         )
-
-
-@eqx.filter_jit
-def _codes(program: Program, size: int, key: Array) -> Array:
-    return program.prior_codes(key, size)
 
 
 @lru_cache(maxsize=32)

@@ -19,8 +19,8 @@ import xarray as xr
 from sami_ppl._util.chunks import by_chunks, chunk_of
 from sami_ppl._util.keys import check_key
 from sami_ppl.decoders.guidance import check_guided
+from sami_ppl.diagnostics.gain import draw_codes
 from sami_ppl.encoders.frames import check_single
-from sami_ppl.priors.read import Given
 from sami_ppl.program.program import Program
 
 
@@ -65,11 +65,11 @@ def consistency(
     at = np.linspace(schedule.log_snr_min, schedule.log_snr_max, levels)
     z_key, *keys = jax.random.split(key, 1 + levels)
     chunk = chunk_of(512, program.event_shape)
-    z = by_chunks(lambda x, given, keys: _codes(program, x, given, keys), chunk, x, given, _each(z_key, len(x)))
+    z = draw_codes(program, x, z_key, given=given)
     parts = []
     for level, level_key in zip(at, keys, strict=True):
         own = lambda x, z, keys, level=level: _compared(program, x, z, jnp.asarray(level, x.dtype), keys)  # noqa: E731
-        parts.append(by_chunks(own, chunk, x, z, _each(level_key, len(x))))
+        parts.append(by_chunks(own, chunk, x, z, jax.random.split(level_key, len(x))))
     standard, gap = (np.stack([np.asarray(part[i], float) for part in parts]) for i in range(2))
     count = np.sqrt(len(x))
     square = np.mean(standard**2, 1)
@@ -89,15 +89,6 @@ def consistency(
         coords={"log_snr": at, "axis": list(program.latents.axes)},
         attrs={"observations": len(x), "false_alarm": false_alarm},
     )
-
-
-def _each(key: Array, count: int) -> Array:
-    return jax.random.split(key, count)
-
-
-@eqx.filter_jit
-def _codes(program: Program, x: Array, given: Given, keys: Array) -> Array:
-    return jnp.asarray(program.code_law(x, given).sample(keys[0]))
 
 
 @eqx.filter_jit

@@ -9,8 +9,7 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from sami_ppl._util.chunks import by_chunks, chunk_of
-from sami_ppl.encoders.affine import AbstractAffine
-from sami_ppl.encoders.encoder import AbstractEncoder, DiagonalEncoder, FamilyEncoder
+from sami_ppl.encoders.encoder import AbstractEncoder, AbstractWrapper, DiagonalEncoder, FamilyEncoder
 from sami_ppl.encoders.families import Diagonal
 from sami_ppl.encoders.own_guide import OwnGuideEncoder
 from sami_ppl.program.program import Program
@@ -26,7 +25,7 @@ def floor_share(program: Program, x: Float[np.ndarray, "obs *event"]) -> float |
     coordinates, whose widths have other parameters.
     """
     encoder = program.encoder.single
-    while isinstance(encoder, AbstractAffine | OwnGuideEncoder):
+    while isinstance(encoder, AbstractWrapper):
         encoder = encoder.own if isinstance(encoder, OwnGuideEncoder) else encoder.base
     if isinstance(encoder, FamilyEncoder) and not any(isinstance(family, Diagonal) for family in encoder.families):
         return None

@@ -6,11 +6,13 @@ another observation does, noise level by noise level.
 
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
+import numpy as np
 
-from sami_ppl._util.chunks import chunk_of
+from sami_ppl._util.chunks import chunk_of, padded_chunks
 from sami_ppl._util.keys import check_key
 from sami_ppl._util.tables import readable
 from sami_ppl.priors.read import Given
@@ -46,6 +48,26 @@ def draw_code(
     """One draw of the code z from each observation's posterior."""
     check_key(key)
     return jnp.asarray(program.code_law(x, given).sample(key))
+
+
+@eqx.filter_jit
+def _draw(program: Program, x: Array, key: Array, given: Given) -> Array:
+    return draw_code(program, x, key, given)
+
+
+def draw_codes(
+    program: Program, x: Float[np.ndarray, "obs *event"], key: Key[Array, ""], *, given: Given | None = None,
+    chunk: int | None = None,
+) -> Float[np.ndarray, "obs D"]:  # fmt: skip
+    """One draw of the code from the posterior of every observation, chunk by chunk on the host.
+
+    `chunk`: observations at a time; default 256, fewer of large ones.
+    """
+    chunk, parts = chunk_of(256, program.event_shape) if chunk is None else chunk, []
+    for i, (rows, count) in enumerate(padded_chunks(len(x), chunk)):
+        own = {name: jnp.asarray(value)[rows] for name, value in (given or {}).items()}
+        parts.append(np.asarray(_draw(program, jnp.asarray(x[rows]), jax.random.fold_in(key, i), own))[:count])
+    return np.concatenate(parts)
 
 
 def noise_errors(

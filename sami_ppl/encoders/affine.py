@@ -4,25 +4,21 @@ import abc
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sami_ppl.diffusion.schedule import AbstractSchedule
-from sami_ppl.encoders.encoder import AbstractEncoder, check_gaussian
+from sami_ppl.encoders.encoder import AbstractEncoder, AbstractWrapper, check_gaussian
 from sami_ppl.encoders.law import AffineLaw, CodeLaw
 from sami_ppl.priors.latents import Latents
 
 
-class AbstractAffine(AbstractEncoder):
+class AbstractAffine(AbstractWrapper):
     """The encoder of z' = A (z − m) for an A that can be inverted: the same noisy posterior, in other axes.
 
     q'(z' | x_λ, λ) = q(z | x_λ, λ) / |det A| exactly, so guidance and samples given the code are unchanged; so is the
     bound where A is a rotation, m is 0 and the prior is invariant under A. The posterior of z must be Gaussian.
     """
-
-    base: eqx.AbstractVar[AbstractEncoder]
 
     @abc.abstractmethod
     def linear(self) -> Float[Array, "D D"]:
@@ -31,21 +27,6 @@ class AbstractAffine(AbstractEncoder):
     def shift(self) -> Float[Array, " D"]:
         """Here m; 0 unless a kind of encoder has another."""
         return jnp.zeros(self.latent_size)
-
-    @property
-    def schedule(self) -> AbstractSchedule:
-        return self.base.schedule
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return self.base.event_shape
-
-    @property
-    def latent_size(self) -> int:
-        return self.base.latent_size
-
-    def parameters(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Any:
-        return self.base.parameters(x_noisy, log_snr)
 
     def family_of(self, site: str) -> str:
         return f"{self.base.family_of(site)}, turned"

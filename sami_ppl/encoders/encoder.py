@@ -106,6 +106,27 @@ class AbstractEncoder(eqx.Module):
             )
 
 
+class AbstractWrapper(AbstractEncoder):
+    """An encoder that stands on another, `base`, of the same observations, codes and noise levels."""
+
+    base: eqx.AbstractVar[AbstractEncoder]
+
+    @property
+    def schedule(self) -> AbstractSchedule:
+        return self.base.schedule
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return self.base.event_shape
+
+    @property
+    def latent_size(self) -> int:
+        return self.base.latent_size
+
+    def parameters(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Any:
+        return self.base.parameters(x_noisy, log_snr)
+
+
 class NetworkEncoder(AbstractEncoder):
     """A noisy posterior on the features of a network; what the features parametrise is up to the subclass.
 

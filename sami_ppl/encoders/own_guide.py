@@ -7,13 +7,12 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float
 
-from sami_ppl.diffusion.schedule import AbstractSchedule
-from sami_ppl.encoders.encoder import AbstractEncoder
+from sami_ppl.encoders.encoder import AbstractEncoder, AbstractWrapper
 from sami_ppl.encoders.law import CodeLaw
 from sami_ppl.priors.latents import Latents
 
 
-class OwnGuideEncoder(AbstractEncoder):
+class OwnGuideEncoder(AbstractWrapper):
     """A guide of its own: `base` guides the denoiser, at every noise level; q(z | x), which is read, is that of `own`.
 
     What `recalibrate` makes, and fits that start from a variational autoencoder. Samples given z are those of `base`,
@@ -25,21 +24,6 @@ class OwnGuideEncoder(AbstractEncoder):
 
     def __init__(self, base: AbstractEncoder, own: AbstractEncoder):
         self.base, self.own = base, own
-
-    @property
-    def schedule(self) -> AbstractSchedule:
-        return self.base.schedule
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return self.base.event_shape
-
-    @property
-    def latent_size(self) -> int:
-        return self.base.latent_size
-
-    def parameters(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Any:
-        return self.base.parameters(x_noisy, log_snr)
 
     def distribution(self, parameters: Any) -> CodeLaw:
         return self.base.distribution(parameters)

@@ -19,9 +19,9 @@ import numpy as np
 import optax
 import xarray as xr
 
-from sami_ppl._util.chunks import by_chunks, chunk_of
 from sami_ppl._util.keys import check_key
 from sami_ppl._util.progress import phase, progress_bar, say, telling
+from sami_ppl.diagnostics.gain import draw_codes
 from sami_ppl.diffusion.denoiser import PreconditionedDenoiser
 from sami_ppl.encoders.affine import AbstractAffine
 from sami_ppl.encoders.encoder import AbstractEncoder, NetworkEncoder
@@ -201,15 +201,9 @@ def _beside_guide(program: Program, x: np.ndarray, given: Any, *, key: Key[Array
     encoder = program.encoder
     base, own = (encoder.base, encoder.own) if isinstance(encoder, OwnGuideEncoder) else (encoder, encoder)
     draw_key, key = jax.random.split(key)
-    chunk = chunk_of(1024, program.event_shape)
-    codes = by_chunks(lambda x, given: _draws(program, x, given, draw_key), chunk, x, given)
+    codes = draw_codes(program, x, draw_key, given=given)
     fitted = fit_codes(program.replace(encoder=base), x, codes, key=key, noise=0.0, **settings)
     return program.replace(encoder=OwnGuideEncoder(fitted.encoder, own))
-
-
-@eqx.filter_jit
-def _draws(program: Program, x: Array, given: Any, key: Array) -> Array:
-    return jnp.asarray(program.code_law(x, given).sample(key))
 
 
 def _told(count: int, axes: int, width: float) -> str:

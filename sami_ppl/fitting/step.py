@@ -307,13 +307,16 @@ def _transforms(program: Program, batch: Batch) -> dict[str, Any]:
 
 HELD = {"own", "matrix", "centre"}
 """Fields of encoders that no gradient reaches: a guide of its own (`OwnGuideEncoder`), axes (`AffineEncoder`)."""
+BEHIND = {"base", "frame"}
+"""Fields behind which encoders hold another."""
 
 
 def _decaying(params: dict[str, Any]) -> dict[str, Any]:
     """Which arrays weight decay acts on: matrices and kernels of the networks, but for what is held."""
 
     def decays(path: tuple, leaf: Array) -> bool:
-        return leaf.ndim > 1 and not any(getattr(entry, "name", None) in HELD for entry in path)
+        names = itertools.dropwhile(BEHIND.__contains__, (getattr(entry, "name", None) for entry in path))
+        return leaf.ndim > 1 and next(names, None) not in HELD
 
     return {
         name: jax.tree_util.tree_map_with_path(decays, tree)

@@ -72,7 +72,8 @@ def _sample(sampler: AbstractSampler, denoiser: AbstractDenoiser, keys: Array) -
 
 
 @eqx.filter_jit
-def _prior_codes(program: Program, size: int, key: Array) -> Array:
+def prior_codes(program: Program, size: int, key: Array) -> Array:
+    """`program.prior_codes`, compiled once for all programs of the same structure."""
     return program.prior_codes(key, size)
 
 
@@ -123,7 +124,7 @@ def generate(
         keys = jax.random.split(sample_key, size)
         return by_chunks(partial(_sample, plain, program.denoiser), chunk_of(CHUNK, program.event_shape), keys)
     if size is not None:
-        z = _prior_codes(program, size, code_key)
+        z = prior_codes(program, size, code_key)
     elif x is not None:
         z = _draw_code(program, jnp.asarray(program.observed(x)), code_key)
     assert z is not None

@@ -20,9 +20,7 @@ from sami_ppl.decoders.guidance import check_guided
 from sami_ppl.diffusion.denoiser import AbstractDenoiser, PreconditionedDenoiser
 from sami_ppl.diffusion.sampler import AbstractSampler
 from sami_ppl.diffusion.schedule import AbstractSchedule, VariancePreserving
-from sami_ppl.encoders.affine import AbstractAffine
-from sami_ppl.encoders.encoder import NetworkEncoder, Noise, encoder_for
-from sami_ppl.encoders.own_guide import OwnGuideEncoder
+from sami_ppl.encoders.encoder import AbstractWrapper, NetworkEncoder, Noise, encoder_for
 from sami_ppl.nn import AscendingUNet, HalfUNet, ResidualMLP, UNet
 from sami_ppl.priors.read import Given, Prior, prior_arguments, read_prior
 from sami_ppl.program.guide import GlobalGuide
@@ -198,7 +196,7 @@ def with_prior(
     check_key(key)
     check_guided(program.denoiser, "with_prior, which keeps the denoiser,")
     encoder = program.encoder
-    while isinstance(encoder, AbstractAffine | OwnGuideEncoder):
+    while isinstance(encoder, AbstractWrapper):
         encoder = encoder.base
     if not isinstance(encoder, NetworkEncoder):
         raise ValueError(

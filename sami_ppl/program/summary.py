@@ -8,9 +8,7 @@ import jax
 from jax.core import Tracer
 
 from sami_ppl._util.tables import as_html, few, table
-from sami_ppl.encoders.affine import AbstractAffine
-from sami_ppl.encoders.encoder import AbstractEncoder, DiagonalEncoder, NetworkEncoder
-from sami_ppl.encoders.own_guide import OwnGuideEncoder
+from sami_ppl.encoders.encoder import AbstractEncoder, AbstractWrapper, DiagonalEncoder, NetworkEncoder
 from sami_ppl.priors.sites import LatentSite
 
 SITES = 8
@@ -100,8 +98,8 @@ def _row(program: Any, site: LatentSite) -> tuple[str, ...]:
 
 
 def _innermost(encoder: AbstractEncoder) -> AbstractEncoder:
-    while isinstance(encoder, AbstractAffine | OwnGuideEncoder) or encoder.single is not encoder:
-        encoder = encoder.base if isinstance(encoder, AbstractAffine | OwnGuideEncoder) else encoder.single
+    while isinstance(encoder, AbstractWrapper) or encoder.single is not encoder:
+        encoder = encoder.base if isinstance(encoder, AbstractWrapper) else encoder.single
     return encoder
 
 
