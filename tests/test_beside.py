@@ -1,6 +1,7 @@
 """Guided decoders that start with the guide of a variational autoencoder."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpyro import distributions as dist
 import pytest
@@ -65,6 +66,17 @@ def test_the_whole_goes_through_a_folder_and_a_gauge(fitted, data, tmp_path):
     x = data.x.values[:4]
     np.testing.assert_allclose(again.encode(x)[0], turned.encode(x)[0], atol=1e-6)
     np.testing.assert_allclose(sp.generate(again, x=x, key=KEY), sp.generate(turned, x=x, key=KEY), atol=1e-5)
+
+
+def test_what_guides_is_the_base_and_what_is_read_is_the_own(tiny_program):
+    """Two encoders of one network in axes of unequal lengths: each density has the Jacobian of its own."""
+    base = tiny_program().encoder
+    own = sp.AffineEncoder(base, 2.0 * jnp.eye(2))
+    encoder = sp.OwnGuideEncoder(base, own)
+    x, z, level = jnp.arange(4.0), jnp.asarray([0.3, -0.2]), jnp.asarray(0.5)
+    assert encoder.log_prob(z, x, level) == base.log_prob(z, x, level) != own.log_prob(z, x, level)
+    assert encoder.law(x).log_prob(z) == own.law(x).log_prob(z) != base.law(x).log_prob(z)
+    np.testing.assert_array_equal(encoder.guide(x[None], lambda: None).mean[0], own.law(x).mean)
 
 
 def test_the_decoder_is_of_the_kind_of_the_denoiser(data):

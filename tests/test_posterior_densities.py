@@ -191,7 +191,7 @@ def test_collapsed_axes_and_a_single_draw_and_observation(tiny_program):
 
 
 def test_large_observations_take_fewer_noise_levels(tiny_program, monkeypatch):
-    """64 for small ones, as many as memory bears for large ones, never fewer than where every draw calls the encoder."""
+    """64 of small ones, as many as memory bears of large ones, never fewer than where every draw calls the encoder."""
     program = tiny_program()  # of 4 numbers
 
     def levels(numbers, asked=None):

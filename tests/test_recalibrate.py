@@ -167,6 +167,35 @@ def test_it_is_saved_and_goes_on(narrow, tmp_path):
     assert "own guide" in repr(more.program)
 
 
+def hierarchical(obs):
+    scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+    with obs:
+        numpyro.sample("z", dist.Normal(0, scale).expand([2]).to_event(1))
+
+
+def kinds():
+    kind = numpyro.sample("kind", dist.Categorical(jnp.ones(3) / 3))
+    numpyro.sample("z", dist.Normal(jnp.asarray([-2.0, 0.0, 2.0])[kind], 0.5))
+
+
+def circle():
+    numpyro.sample("angle", dist.VonMises(0.0, 1e-3))
+    numpyro.sample("z", dist.Normal(0, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prior", [hierarchical, kinds, circle])
+def test_every_kind_of_site_can_be_recalibrated(prior, tiny_program, mlp):
+    """Scales that all share, discrete sites, directions: the loss falls by more than chance, posteriors are drawn."""
+    plain = tiny_program()
+    encoder = sp.encoder_for(prior, mlp(4, 6, key=KEY), plain.denoiser.schedule, (4,), key=KEY)
+    made = sp.Program(prior, plain.denoiser, encoder, sampler=plain.sampler)
+    found = recalibrate(made, key=KEY, simulations=1000, steps=60, learning_rate=1e-2, progress=False)
+    assert found.before - found.after > 3 * found.error
+    tree = found.program.posterior(np.zeros((2, 4), np.float32), key=KEY, draws=3, levels=0, predictive=0)
+    assert all(np.all(np.isfinite(value)) for value in tree["posterior"].data_vars.values())
+
+
 @pytest.mark.slow
 def test_turning_the_axes_turns_both(narrow):
     """The gauge of a program with a guide of its own: guidance and guide in the same axes."""
