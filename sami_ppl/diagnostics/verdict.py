@@ -43,6 +43,7 @@ def fit_warnings(metrics: Mapping[str, Any], sites: Mapping[str, Sequence[str]])
     if (share := metrics.get("at_floor")) is not None and share > FLOOR:
         found.append(
             f"{share:.0%} of the posterior's widths lie at the least that the encoder gives, min_scale: they are that "
-            "setting, not the data's. For a guide of its own: --set recalibrate=10000, or sp.recalibrate(program, key=key)."
+            "setting, not the data's. To fit a guide of its own: --set recalibrate=10000, or "
+            "sp.recalibrate(program, key=key)."
         )
     return found
