@@ -20,8 +20,8 @@ from sami_ppl import DDIM, DiagonalEncoder, PreconditionedDenoiser, Program, Sta
 from sami_ppl.decoders.guidance import GuidedDenoiser
 from sami_ppl.decoders.training import DenoiserLoss, Objective
 from sami_ppl.fitting.step import Batch, Fit
-from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
-from sami_ppl.nn.unet import outside_loops
+from sami_ppl.nn import DiT, HalfUNet, ResidualMLP, UNet, ViT
+from sami_ppl.nn.convolution import outside_loops
 
 FEATURES = 64
 STAGE = Stage(steps=1000, warmup=1, clip=100.0, train=("encoder",))
@@ -31,9 +31,11 @@ Step = tuple[Callable, tuple, bool]
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration. `widths`: channels per level of the U-Net, or width and depth of the perceptron."""
+    """One configuration. `widths`: channels per level of the U-Net, or width and depth of the perceptron, or width,
+    depth and patch of the transformer, whose encoder has a third as many blocks.
+    """
 
-    network: Literal["unet", "mlp"]
+    network: Literal["unet", "mlp", "dit"]
     pixels: int
     batch: int
     latents: int
@@ -76,6 +78,10 @@ def program_of(case: Case) -> Program:
     if case.network == "unet":
         network = UNet(shape, widths=case.widths, key=keys[0])
         trunk = HalfUNet(shape, (FEATURES,), widths=case.widths, key=keys[1])
+    elif case.network == "dit":
+        width, depth, patch = case.widths
+        network = DiT(shape, width=width, depth=depth, patch=patch, key=keys[0])
+        trunk = ViT(shape, (FEATURES,), width=width, depth=-(-depth // 3), patch=patch, key=keys[1])
     else:
         size = {"width": case.widths[0], "depth": case.widths[1]}
         network = ResidualMLP(shape, shape, **size, key=keys[0])

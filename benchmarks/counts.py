@@ -12,8 +12,9 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
-from sami_ppl.nn.unet import Conv3x3, ConvBlock, Down
+from sami_ppl.nn import DiT, HalfUNet, ResidualMLP, UNet, ViT
+from sami_ppl.nn.convolution import Conv
+from sami_ppl.nn.unet import ConvBlock, Down
 from sami_ppl.program.program import Program
 
 FORWARD, TRAINING, GUIDANCE, GUIDED_TRAINING = 1, 3, 2, 9
@@ -40,6 +41,8 @@ def forward_products(network: Any, shape: tuple[int, ...]) -> float:
     """Operations in the matrix products of one forward pass on one observation."""
     if isinstance(network, ResidualMLP):
         return _products(network)
+    if isinstance(network, DiT | ViT):
+        return _transformer(network)
     if not isinstance(network, UNet | HalfUNet):
         raise TypeError(f"no count for {type(network).__name__}: add its layers here")
     sides = [shape[-1] // network.patch // 2**level for level in range(len(network.down.levels))]
@@ -50,14 +53,27 @@ def forward_products(network: Any, shape: tuple[int, ...]) -> float:
     return total + sum(_map(block, side) for block, side in zip(network.up, reversed(sides), strict=True))
 
 
+def _transformer(network: DiT | ViT) -> float:
+    """Layers of a token once for each, the two products of attention, and what there is once for all tokens."""
+    tokens, width = network.positions.shape
+    each = [network.entry, [(block.attend, block.out, block.inner, block.outer) for block in network.blocks]]
+    once = [network.embedding, [block.modulate for block in network.blocks]]
+    each, once = (
+        ([*each, network.narrow], [*once, network.exit])
+        if isinstance(network, ViT)
+        else ([*each, network.exit.linear], [*once, network.exit.modulate])
+    )
+    return tokens * _products(each) + len(network.blocks) * 4 * tokens**2 * width + _products(once)
+
+
 def _down(down: Down, sides: list[int]) -> float:
     blocks = sum(_map(block, side) for level, side in zip(down.levels, sides, strict=True) for block in level)
     return blocks + _map(down.entry, sides[0])
 
 
-def _map(layer: ConvBlock | Conv3x3, side: int) -> float:
+def _map(layer: ConvBlock | Conv, side: int) -> float:
     """Of a layer on a map of side × side places; its modulation by the noise level is one product for all places."""
-    if isinstance(layer, Conv3x3):
+    if isinstance(layer, Conv):
         return 2 * layer.weight.size * side**2
     skip = 0 if layer.skip is None else 2 * layer.skip.size * side**2
     return _map(layer.conv1, side) + _map(layer.conv2, side) + skip + _products(layer.film)

@@ -26,7 +26,7 @@ def plan(decoder: str, beta: float, steps: int) -> sp.AbstractPlan:
     if decoder != "guided":
         return sp.Joint(sp.Stage(**every, learning_rate=1e-3, clip=150.0, beta=beta))
     encoder = sp.Stage(train=("encoder",), **every, learning_rate=8e-4, warmup=200, beta=beta, clip=150.0)
-    return sp.TwoStage(sp.Stage(target="marginal", **every, learning_rate=2e-3), encoder, 300)
+    return sp.TwoStage(sp.Stage(target="marginal", **every, learning_rate=2e-3), encoder, warm_steps=300)
 
 
 def main(steps: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.cases import CASES, QUICK, STAGE, TINY, Case, program_of
 from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, VariancePreserving
-from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
+from sami_ppl.nn import DiT, HalfUNet, ResidualMLP, UNet, ViT
 from sami_ppl.program.program import NETWORKS
 
 UNIT = 64
@@ -35,6 +35,10 @@ def size_of(network: Any) -> dict[str, Any]:
     if isinstance(network, ResidualMLP):
         width, depth = network.entry.out_features, len(network.blocks)
         return size | {"shape": network.in_shape, "out": network.out_shape, "width": width, "depth": depth}
+    if isinstance(network, DiT | ViT):
+        size |= {"width": network.entry.out_features, "depth": len(network.blocks), "patch": network.patch}
+        size |= {"heads": network.blocks[0].heads}
+        return size | ({"out": network.out_shape[0]} if isinstance(network, ViT) else {})
     if not isinstance(network, UNet | HalfUNet):
         raise TypeError(f"no export for {type(network).__name__}: add its sizes here")
     if any(len(level) != 1 for level in network.down.levels):

@@ -27,7 +27,8 @@ import sami_ppl as sp
 from sami_ppl._util.tables import table
 from sami_ppl.data import digits, disks, split, train_test
 from sami_ppl.evidence.elbo import mean_and_error
-from sami_ppl.fitting.sizes import denoiser_stage, encoder_stage
+from sami_ppl.fitting.sizes import Extent, denoiser_stage, encoder_stage
+from sami_ppl.fitting.start import told
 from sami_ppl.nn import ResidualMLP
 from sami_ppl.priors.read import Prior
 
@@ -105,7 +106,8 @@ def by_hand(case: Case, train: xr.Dataset, steps: int | None, keys: jax.Array, p
     )
     cut = max(1, len(x) // 10)  # held out for validation
     part, held_out = train.isel(obs=slice(-cut)), train.isel(obs=slice(-cut, None))
-    first, second = denoiser_stage(program, len(x) - cut), encoder_stage(program, len(x) - cut)
+    extent = Extent(len(x) - cut, told(program, part))
+    first, second = denoiser_stage(program, extent), encoder_stage(program, extent)
     if steps is not None:
         first = second = sp.Stage(steps=steps, batch=64, beta=0.2, clip=150.0)
     first, second = replace(first, target="marginal"), replace(second, train=("encoder",))

@@ -62,7 +62,7 @@ def along_observations(values: tuple[int, ...], rounds: int) -> dict[str, Any]:
         fit = Fit(program, Stage(train=("encoder",)), steps=1000)
         state = fit.init(jax.random.key(1), x)
         rows = batches(0, value, case.batch, 0, BLOCK)
-        calls[str(value)] = lambda fit=fit, state=state, x=x, rows=rows: fit.run_block(state, x, rows)
+        calls[str(value)] = lambda fit=fit, state=state, x=x, rows=rows: fit.run_block(state, x.steps(rows))
         step: Any = compiled_step.lower(fit.recipe, fit.rest, state, x, rows[0])
         found = step.compile().memory_analysis()
         held.append((found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes) / 2**20)

@@ -1,9 +1,10 @@
 """The panel: one table of codes and samples on data sets of many kinds, `python -m benchmarks.panel --out FOLDER`.
 
-A default of the library is a choice for all data, so it is judged on all of them at once: disks of 16 and 32 pixels and
-bars, whose factors are known; digits, Fashion-MNIST, patches of photographs and faces, real images; vectors and spectra
-of known factors; and whatever `--data NAME=FILE` gives. Every row is a fit with default settings, `sp.autoencoder` and
-`sp.fit`, of each decoder asked for, beside principal components of as many numbers, on the same observations.
+A default of the library is a choice for all data, so it is judged on all of them at once: disks of 16 and 32 pixels,
+bars and scenes in colour, whose factors are known; digits, Fashion-MNIST, patches of photographs and faces, real
+images; vectors and spectra of known factors; and whatever `--data NAME=FILE` gives. Every row is a fit with default
+settings, `sp.autoencoder` and `sp.fit`, of each method asked for (`METHODS`: decoders, and starts of the encoder),
+beside principal components of as many numbers, on the same observations.
 
 Rows are kept in FOLDER/panel.json as they come, and not made again. What is reported, on held-out observations:
 
@@ -33,9 +34,9 @@ import xarray as xr
 import sami_ppl as sp
 from sami_ppl._util.tables import table
 from sami_ppl.analyses.evaluate import probes
-from sami_ppl.data import bars, digits, disks, load_data, split, train_test
+from sami_ppl.data import bars, digits, disks, load_data, scenes, split, train_test
 from sami_ppl.data.factors import factor_names, read_factors
-from sami_ppl.data.idx import read_idx
+from sami_ppl.data.readers.idx import read_idx
 from sami_ppl.encoders.affine import AffineEncoder
 from sami_ppl.metrics import dci, forest_r2, frechet, linear_r2, random_features
 from sami_ppl.priors.read import Prior
@@ -109,6 +110,7 @@ CASES = {
     "disks 16": Case(drawn(disks, 10_000), 6),
     "disks 32": Case(drawn(disks, 10_000, resolution=32), 6),
     "bars": Case(drawn(bars, 10_000), 4),
+    "scenes": Case(drawn(scenes, 10_000, resolution=32), 8),
     "digits": Case(whole(digits), 8),
     "fashion": Case(fashion, 16),
     "patches": Case(photographs("patches", 16), 16),
@@ -116,6 +118,14 @@ CASES = {
     "vectors": Case(vectors, 6),
     "spectra": Case(spectra, 6),
 }
+
+METHODS: dict[str, tuple[dict[str, Any], Any]] = {
+    "guided": ({}, None),
+    "guided, start=gaussian": ({}, sp.TwoStage(start="gaussian")),
+    "conditioned": ({"decoder": "conditioned"}, None),
+    "gaussian": ({"decoder": "gaussian"}, None),
+}
+"""What is fitted: options of `sp.autoencoder`, and the plan, None for the default."""
 
 
 def prior_of(latents: int) -> Prior:
@@ -154,14 +164,14 @@ def components(data: tuple[xr.Dataset, xr.Dataset], latents: int) -> dict[str, A
     return found | scores(codes, data)
 
 
-def fitted(data: xr.Dataset, latents: int, decoder: str, seed: int, *, progress: bool) -> dict[str, Any]:
+def fitted(data: xr.Dataset, latents: int, method: str, seed: int, *, progress: bool) -> dict[str, Any]:
     """The row of a program with default settings."""
     keys = jax.random.split(jax.random.key(seed), 6)
     train, test = train_test(data)
     start = time.perf_counter()
-    options: dict[str, Any] = {} if decoder == "guided" else {"decoder": decoder}
+    options, plan = METHODS[method]
     program = sp.autoencoder(prior_of(latents), train, progress=progress, key=keys[0], **options)
-    program, _ = sp.fit(program, train, progress=progress, key=keys[1])
+    program, _ = sp.fit(program, train, plan, progress=progress, key=keys[1])
     found: dict[str, Any] = {"seconds": time.perf_counter() - start}
     codes = program.encode(train)[0], program.encode(test)[0]
     x = floats(test.isel(obs=slice(FEW)))
@@ -177,7 +187,9 @@ def fitted(data: xr.Dataset, latents: int, decoder: str, seed: int, *, progress:
     }
     found |= distances(program, (train, test), keys[4])
     if test["x"].dtype == np.uint8:
-        found["bits"] = sp.bits_per_dim(program, test.isel(obs=slice(DRAWN)), key=keys[5])["mean"]
+        held_out, told = test.isel(obs=slice(DRAWN)), {"": None, ", denoised": train.isel(obs=slice(DRAWN))}
+        for name, part in told.items():
+            found[f"bits{name}"] = sp.bits_per_dim(program, held_out, key=keys[5], train=part)["mean"]
     found |= scores(codes, (train, test))
     if isinstance(program.encoder, AffineEncoder):
         before = program.replace(encoder=program.encoder.base)
@@ -243,7 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of panel.json")
     parser.add_argument("--only", nargs="*", default=list(CASES), help=f"data sets, of {', '.join(CASES)}")
     parser.add_argument("--data", nargs="*", default=[], metavar="NAME=FILE", help="further data sets, of 16 latents")
-    parser.add_argument("--decoders", nargs="*", default=["guided"], help="decoders of the programs")
+    parser.add_argument("--methods", nargs="*", default=["guided"], help=f"what is fitted, of {', '.join(METHODS)}")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--most", type=int, help="observations for training, at most")
     parser.add_argument("--progress", action="store_true", help="show the fits as they go")
@@ -265,7 +277,7 @@ def main(arguments: list[str] | None = None) -> None:
             if options.most:
                 data = xr.concat([parts[0].isel(obs=slice(options.most)), parts[1]], "obs")
                 parts = train_test(data)
-            for method in ("components", *options.decoders):
+            for method in ("components", *options.methods):
                 label = f"{name}/{method}/{seed}"
                 if label in rows:
                     continue

@@ -146,10 +146,82 @@ class ResidualMLP(nn.Module):
         return self.exit(functional.silu(self.norm(h))).reshape(-1, *self.out_shape)
 
 
+class TransformerBlock(nn.Module):
+    def __init__(self, width: int, heads: int, embedding: int, fused: bool):
+        super().__init__()
+        self.modulate = nn.Linear(embedding, 6 * width)
+        self.attend, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.inner, self.outer = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.heads, self.fused = heads, fused
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        gain, shift, gate, gain2, shift2, gate2 = self.modulate(embedding)[:, None].chunk(6, -1)
+        h = h + gate * self.attention((1 + gain) * token_norm(h) + shift)
+        inner = self.inner((1 + gain2) * token_norm(h) + shift2)
+        return h + gate2 * self.outer(functional.gelu(inner, approximate="tanh"))
+
+    def attention(self, h: Tensor) -> Tensor:
+        """PyTorch's fused attention has no second derivative: the encoder's is written out."""
+        batch, tokens, width = h.shape
+        queries, keys, values = self.attend(h).reshape(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        if self.fused:
+            found = functional.scaled_dot_product_attention(queries, keys, values)
+        else:
+            scaled = queries * (width // self.heads) ** -0.5
+            found = torch.softmax(scaled @ keys.transpose(-1, -2), -1) @ values
+        return self.out(found.transpose(1, 2).reshape(batch, tokens, width))
+
+
+def token_norm(h: Tensor) -> Tensor:
+    return functional.layer_norm(h, h.shape[-1:], eps=1e-5)
+
+
+class TransformerExit(nn.Module):
+    def __init__(self, width: int, out: int, embedding: int):
+        super().__init__()
+        self.modulate, self.linear = nn.Linear(embedding, 2 * width), nn.Linear(width, out)
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        gain, shift = self.modulate(embedding)[:, None].chunk(2, -1)
+        return self.linear((1 + gain) * token_norm(h) + shift)
+
+
+class DiT(nn.Module):
+    def __init__(self, shape: list[int], width: int, depth: int, heads: int, patch: int, *, fused: bool = True):
+        super().__init__()
+        channels, self.patch, self.embedding = shape[0] * patch**2, patch, NoiseEmbedding(32, 128)
+        self.entry, self.places = nn.Linear(channels, width), [side // patch for side in shape[1:]]
+        self.positions = nn.Parameter(torch.zeros(math.prod(self.places), width))
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads, 128, fused) for _ in range(depth))
+        self.exit: nn.Module = TransformerExit(width, channels, 128)
+
+    def tokens(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.entry(to_patches(x, self.patch).flatten(2).transpose(1, 2)) + self.positions
+        for block in self.blocks:
+            h = block(h, embedding)
+        return h
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        embedding = self.embedding(log_snr)
+        found = self.exit(self.tokens(x, embedding), embedding)
+        return from_patches(found.transpose(1, 2).reshape(len(x), -1, *self.places), self.patch)
+
+
+class ViT(DiT):
+    def __init__(self, shape: list[int], out: int, width: int, depth: int, heads: int, patch: int):
+        super().__init__(shape, width, depth, heads, patch, fused=False)
+        self.narrow, self.exit = nn.Linear(width, 32), nn.Linear(len(self.positions) * 32, out)
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        narrow = self.narrow(token_norm(self.tokens(x, self.embedding(log_snr))))
+        return self.exit(functional.gelu(narrow, approximate="tanh").flatten(1))
+
+
 def network(size: dict[str, Any]) -> nn.Module:
     """From what `export_weights` writes down of a network."""
     size = dict(size)
-    return {"UNet": UNet, "HalfUNet": HalfUNet, "ResidualMLP": ResidualMLP}[size.pop("kind")](**size)
+    kinds = {"UNet": UNet, "HalfUNet": HalfUNet, "ResidualMLP": ResidualMLP, "DiT": DiT, "ViT": ViT}
+    return kinds[size.pop("kind")](**size)
 
 
 def named(module: nn.Module) -> dict[str, nn.Parameter]:

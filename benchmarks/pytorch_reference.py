@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 import json
 from pathlib import Path
+import sys
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,21 @@ def on_gpu(name: str, call: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
     return {name: partial(done, call), f"{name}, CUDA graph": partial(done, graph.replay)}
 
 
+def serve(folder: Path) -> None:
+    """Take steps as told, by lines "FILE: STEP" on stdin, each answered by one; for a process that times them in turn
+    with its own.
+    """
+    table = {}
+    for file in sorted(folder.glob("*.npz")):
+        with np.load(file) as found:
+            arrays = dict(found)
+        table |= {f"{file.stem}: {name}": call for name, call in calls(read(arrays), arrays, "cpu").items()}
+    print("ready", flush=True)
+    for line in sys.stdin:
+        table[line.strip()]()
+        print("done", flush=True)
+
+
 def golden(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The pairs with PyTorch's loss and gradients added, in float64; z is the encoder's own draw.
 
@@ -104,13 +120,18 @@ def golden(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", type=Path)
+    parser.add_argument("weights", type=Path, help="an .npz; with --serve, a folder of them")
+    parser.add_argument("--serve", action="store_true", help="take steps as `benchmarks.transformers` tells")
     parser.add_argument("--golden", type=Path, help="write the parity test's file instead of timing")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=None, help="default: the cores this process may use")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/pytorch.json"))
     arguments = parser.parse_args()
+    if arguments.serve:
+        torch.set_num_threads(arguments.threads or machine()["cores"])
+        serve(arguments.weights)
+        return
     with np.load(arguments.weights) as file:
         arrays = dict(file)
     if arguments.golden:

@@ -45,10 +45,6 @@ class Config:
     std: float | None = None
 
 
-# Settings of the inference that suit these data; `--set` has the last word.
-RECOMMENDED = {"encoder.beta": 0.2, "encoder.discount": 0.0}
-
-
 def load(config: Config, *, key: jax.Array) -> xr.Dataset:
     """Images with their true factors, four fifths for training."""
     data_key, split_key = jax.random.split(key)

@@ -1,4 +1,4 @@
-"""Images: any set of square images, by networks that suit their size; `--data` takes a folder of files or an array.
+"""Images: any set of images of one size, by networks that suit their size; `--data` takes a folder or an array.
 
 Without `--data`, real images that scikit-image carries (install the extra: `pip install "sami_ppl[images]"`): patches
 of its photographs, or its 200 small pictures of faces and non-faces.
@@ -30,7 +30,7 @@ class Config:
     latents: int = 8
     decoder: Literal["guided", "conditioned", "gaussian"] = "guided"
     size: int = 16
-    network: Literal["mlp", "unet", "hybrid"] | None = None
+    network: Literal["mlp", "unet", "hybrid", "dit"] | None = None
     widths: tuple[int, ...] | None = None
     patch: int | None = None
     log_snr_min: float = -6.0

@@ -35,7 +35,8 @@ class Config:
 
 # Normal factors have no axes that are less Gaussian than others, and those of the exact posterior are to be compared.
 RECOMMENDED = {
-    "denoiser.steps": 3000, "denoiser.learning_rate": 2e-3, "encoder.steps": 2000, "warm_steps": 300, "align": False,
+    "denoiser.steps": 3000, "denoiser.learning_rate": 2e-3, "encoder.steps": 2000, "encoder.beta": 0.2,
+    "encoder.discount": 0.0, "warm_steps": 300, "align": False,
 }  # fmt: skip
 
 

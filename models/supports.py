@@ -32,7 +32,7 @@ class Config:
 
 
 # The bound itself, since the truth is of the model's own kind.
-RECOMMENDED = {"encoder.beta": 1.0, "warm_steps": 0, "align": False}
+RECOMMENDED = {"encoder.beta": 1.0, "encoder.discount": 0.0, "warm_steps": 0, "align": False}
 # What every factor is: its distribution, and by it where it may lie.
 prior = sp.factors(
     level=dist.Normal(0.0, 1.0),

@@ -21,6 +21,7 @@ from . import saving as saving
 from ._util.parallel import data_parallel as data_parallel
 from .analyses.evaluate import evaluate as evaluate
 from .calibration import calibration_table as calibration_table
+from .calibration import predictive_checks as predictive_checks
 from .calibration import recalibrate as recalibrate
 from .calibration import simulation_based_calibration as simulation_based_calibration
 from .calibration import typicality as typicality
@@ -30,6 +31,7 @@ from .decoders.decoder import ScoreDecoder as ScoreDecoder
 from .decoders.exact import LinearGaussian as LinearGaussian
 from .decoders.exact import LinearMixture as LinearMixture
 from .decoders.guidance import GuidedDenoiser as GuidedDenoiser
+from .decoders.twisted import TwistedSampler as TwistedSampler
 from .diffusion.denoiser import GaussianDenoiser as GaussianDenoiser
 from .diffusion.denoiser import PreconditionedDenoiser as PreconditionedDenoiser
 from .diffusion.sampler import DDIM as DDIM
@@ -82,7 +84,8 @@ from .posteriors.generate import generate as generate
 from .priors.factors import factors as factors
 from .priors.read import read_prior as read_prior
 from .program.build import autoencoder as autoencoder
-from .program.build import with_prior as with_prior
+from .program.exchange import with_denoiser as with_denoiser
+from .program.exchange import with_prior as with_prior
 from .program.program import Program as Program
 from .program.sequences import frames_of as frames_of
 from .program.sequences import over_time as over_time

@@ -3,7 +3,9 @@
 Every function takes arrays or plain records and returns a `matplotlib.figure.Figure` of its own, which notebooks show:
 no style is changed, no figure is kept. Save one with `figure.savefig("name.png", dpi=200)`. Widths suit a phone as well
 as a page. Images are (channel, row, column) with 1 or 3 channels; `limits` are the values drawn black and white,
-values beyond them are clipped. The colours are those of Okabe & Ito, told apart with every kind of colour vision.
+values beyond them are clipped. In their place may be signals, (channel, length), which are drawn as curves between the
+limits, and volumes, (channel, depth, row, column), of which the middle slice is drawn. What is missing, NaN, is a warm
+grey. The colours are those of Okabe & Ito, told apart with every kind of colour vision.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,7 @@ from typing import Any
 from jaxtyping import Float
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 import numpy as np
@@ -21,10 +24,13 @@ import numpy as np
 WIDTH = 4.2  # inches
 BLUE, VERMILION, GREEN, GRAY, INK, LINE = "#0072B2", "#D55E00", "#009E73", "#767676", "#222222", "#D0D0D0"
 COLOURS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MISSING = (0.80, 0.77, 0.71)
+SIGNAL = (96, 144, 600)
+"""Height, least and largest width of the picture of a signal, in pixels."""
 SMALL, NORMAL = 8.0, 9.0  # points
 
 Limits = tuple[float, float]
-Images = Float[np.ndarray, "n c h w"]
+Images = Float[np.ndarray, "n c *sides"]
 
 
 class Picture(Figure):
@@ -46,9 +52,11 @@ class Picture(Figure):
         return out.getvalue()
 
 
-def is_image(shape: Sequence[int]) -> bool:
-    """Whether an observation of this shape can be drawn: (channel, row, column) with 1 or 3 channels."""
-    return len(shape) == 3 and shape[0] in (1, 3)
+def is_drawn(shape: Sequence[int]) -> bool:
+    """Whether an observation of this shape can be drawn: an image or a volume of 1 or 3 channels, a signal of few."""
+    if len(shape) == 2:
+        return shape[0] <= len(COLOURS) and shape[1] > 1
+    return len(shape) in (3, 4) and shape[0] in (1, 3)
 
 
 def image_grid(
@@ -65,27 +73,27 @@ def image_grid(
     )
 
 
-def reconstructions(x: Images, samples: Float[np.ndarray, "n k c h w"], *, limits: Limits = (-1.0, 1.0)) -> Figure:
+def reconstructions(x: Images, samples: Float[np.ndarray, "n k c *sides"], *, limits: Limits = (-1.0, 1.0)) -> Figure:
     """Images in the top row, below each its k samples, then the mean absolute difference over channels and samples.
 
     The maps of differences share one scale, from white (none) to dark blue (the largest of all).
     """
     difference = np.abs(samples - x[:, None]).mean(axis=(1, 2))
-    top = max(float(difference.max()), 1e-9)
+    top = max(float(np.nanmax(difference)), 1e-9)
     rows = [[_rgb(image, limits) for image in x]]
     rows += [[_rgb(image, limits) for image in samples[:, k]] for k in range(samples.shape[1])]
-    rows += [[colormaps["Blues"](d / top)[..., :3] for d in difference]]
+    rows += [[_heat(d, top) for d in difference]]
     labels = ["image", *(f"sample {k + 1}" for k in range(samples.shape[1])), f"error\n0 to {top:.2g}"]
     return _sheet(rows, row_labels=labels)
 
 
 def traversal(
-    images: Float[np.ndarray, "axes steps c h w"],
+    images: Float[np.ndarray, "axes steps c *sides"],
     values: Sequence[float],
     labels: Sequence[str],
     *,
-    start: Float[np.ndarray, "c h w"] | None = None,
-    end: Float[np.ndarray, "c h w"] | None = None,
+    start: Float[np.ndarray, "c *sides"] | None = None,
+    end: Float[np.ndarray, "c *sides"] | None = None,
     limits: Limits = (-1.0, 1.0),
 ) -> Figure:
     """One row per axis, one column per value of it; the first column is `start`, the image whose code is moved.
@@ -269,7 +277,8 @@ def _sheet(
     left = 0.2 + 0.075 * max((len(line) for label in row_labels for line in label.split("\n")), default=0)
     size = min(1.0, (WIDTH - left) / columns)
     room = 0.17 / size if titles else 0.0
-    pitch = 1.06 * height + room
+    lines = max((label.count("\n") + 1 for label in row_labels), default=1)
+    pitch = max(1.06 * height + room, 0.15 * lines / size)
     extent = size * pitch * len(rows) + 0.1 + 0.2 * bool(column_labels)
     figure = Picture(figsize=(left + size * columns, extent), layout="constrained")
     panel = figure.subplots()
@@ -290,11 +299,43 @@ def _sheet(
 
 
 def _rgb(image: np.ndarray, limits: Limits) -> np.ndarray:
+    """The picture (h, w, 3) of one observation."""
     image = np.asarray(image, float)
-    if not is_image(image.shape):
-        raise ValueError(f"an image must have shape (channel, row, column) with 1 or 3 channels, got {image.shape}")
-    unit = np.clip((np.nan_to_num(image) - limits[0]) / (limits[1] - limits[0]), 0.0, 1.0)
-    return np.broadcast_to(unit.transpose(1, 2, 0), (*image.shape[1:], 3))
+    if not is_drawn(image.shape):
+        raise ValueError(
+            "an image must have shape (channel, row, column) with 1 or 3 channels, a signal (channel, length) with "
+            f"up to {len(COLOURS)}, got {image.shape}"
+        )
+    unit = np.clip((image - limits[0]) / (limits[1] - limits[0]), 0.0, 1.0)
+    if image.ndim == 2:
+        return _curves(unit)
+    unit = unit if image.ndim == 3 else unit[:, unit.shape[1] // 2]
+    picture = np.broadcast_to(np.nan_to_num(unit).transpose(1, 2, 0), (*unit.shape[1:], 3)).copy()
+    picture[np.isnan(unit).any(0)] = MISSING
+    return picture
+
+
+def _heat(values: np.ndarray, top: float) -> np.ndarray:
+    """The picture of one map from 0 to `top`, without channels, in blue; of a signal its curve."""
+    if values.ndim == 1:
+        return _curves(values[None] / top)
+    values = values if values.ndim == 2 else values[len(values) // 2]
+    picture = colormaps["Blues"](np.nan_to_num(values) / top)[..., :3]
+    picture[np.isnan(values)] = MISSING
+    return picture
+
+
+def _curves(unit: Float[np.ndarray, "c t"]) -> np.ndarray:
+    """The picture of a signal with values from 0 to 1: a curve for each channel."""
+    height, least, most = SIGNAL
+    places = np.linspace(0, unit.shape[1] - 1, min(max(least, unit.shape[1]), most))
+    picture, rows = np.full((height, len(places), 3), 0.96), np.arange(height)[:, None]
+    for values, colour in zip(unit, COLOURS, strict=False):
+        at = (1 - np.interp(places, np.arange(len(values)), values)) * (height - 1)
+        after = np.append(at[1:], at[-1])
+        picture[(rows >= np.minimum(at, after) - 1) & (rows <= np.maximum(at, after) + 1)] = to_rgb(colour)
+        picture[:, np.isnan(at)] = MISSING
+    return picture
 
 
 def style(panel: Axes) -> Axes:

@@ -149,8 +149,8 @@ def test_bad_input(model, program):
     with pytest.raises(ValueError, match="draws must be at least 1"):
         analyses.conditional_samples(program, x, key=key, draws=0)
     vectors = analyses.traverse(program, x[0], "z[0]", key=key, steps=[0.0, 1.0])
-    with pytest.raises(ValueError, match=r"observations of shape \(6,\) cannot be drawn as images"):
+    with pytest.raises(ValueError, match=r"observations of shape \(6,\) cannot be drawn: images"):
         analyses.plot_traversal(vectors)
     samples = analyses.conditional_samples(program, x, key=key, draws=1)
-    with pytest.raises(ValueError, match="cannot be drawn as images"):
+    with pytest.raises(ValueError, match="cannot be drawn: images"):
         analyses.plot_conditional_samples(samples)

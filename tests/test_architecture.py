@@ -20,7 +20,8 @@ PROGRAMS = sorted([*(ROOT / "models").glob("*.py"), *(ROOT / "inference").glob("
 # From the bottom up: a folder imports only from those before it, and those of one line do not know each other.
 LAYERS = (
     ("_util",),
-    ("data", "nn", "metrics", "plots", "distributions", "diffusion"),
+    ("data", "nn", "metrics", "plots", "distributions"),
+    ("diffusion",),
     ("priors",),
     ("encoders",),
     ("decoders",),

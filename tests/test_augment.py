@@ -75,12 +75,12 @@ def test_a_step_sees_images_moved_and_validation_as_they_are():
 
     spied = Fit(program, replace(stage, augment=Spy(2, "both")), steps=4)
     state = spied.init(KEY, data)
-    after, losses = spied.run_block(state, data, rows)
+    after, losses = spied.run_block(state, data.steps(rows))
     jax.effects_barrier()
     assert not np.array_equal(seen["x"], x)
     plain = Fit(program, replace(stage, augment=None), steps=4)
-    _, same = plain.run_block(plain.init(KEY, data), Batch(jnp.asarray(seen["x"]), {}), rows)
-    _, other = plain.run_block(plain.init(KEY, data), data, rows)
+    _, same = plain.run_block(plain.init(KEY, data), Batch(jnp.asarray(seen["x"]), {}).steps(rows))
+    _, other = plain.run_block(plain.init(KEY, data), data.steps(rows))
     assert losses[0] == pytest.approx(same[0], rel=1e-5)
     assert losses[0] != pytest.approx(other[0], rel=1e-5)
     params = after.average

@@ -11,7 +11,7 @@ import sami_ppl as sp
 from sami_ppl.data.disks import disks
 from sami_ppl.decoders.conditional import IsotropicDenoiser
 from sami_ppl.fitting.beside import gaussian_decoder
-from sami_ppl.nn import AscendingUNet, ResidualMLP
+from sami_ppl.nn import AscendingDiT, AscendingUNet, ResidualMLP
 
 KEY = jax.random.key(2)
 PRIOR = sp.factors(z=dist.Normal(0, 1).expand([3]))
@@ -80,7 +80,7 @@ def test_what_guides_is_the_base_and_what_is_read_is_the_own(tiny_program):
 
 
 def test_the_decoder_is_of_the_kind_of_the_denoiser(data):
-    kinds = {"mlp": ResidualMLP, "unet": AscendingUNet}
+    kinds = {"mlp": ResidualMLP, "unet": AscendingUNet, "dit": AscendingDiT}
     for network, kind in kinds.items():
         program = sp.autoencoder(PRIOR, data, network=network, progress=False, key=KEY)
         decoder = gaussian_decoder(program, key=KEY)

@@ -20,15 +20,34 @@ def test_everything_is_written_and_said(exact_run, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["sami", "calibrate", str(exact_run), *arguments])
     cli.main()
     text = capsys.readouterr().out
-    for words in ("60 simulations", "z[1]", "joint", "factor_0", "30 observations beside 320 training ones", "Pareto"):
+    for words in (
+        "60 simulations",
+        "z[1]",
+        "joint",
+        "factor_0",
+        "30 observations beside 320 training ones",
+        "Pareto",
+        "disagree at 0 of 16 noise levels",
+        "30 held-out observations",
+        "samples: log_q",
+    ):
         assert words in text
     where = exact_run / "calibration"
-    names = {"calibration.json", "calibration.nc", "coverage.png", "ecdf_pit.png", "factors.png", "recovery.png"}
+    names = {"calibration.json", "calibration.nc", "coverage.png", "ecdf_pit.png", "factors.png", "recovery.png",
+             "predictive.nc", "predictive_pit.png"}  # fmt: skip
     assert {file.name for file in where.iterdir()} == names
     figures = json.loads((where / "calibration.json").read_text())
     assert figures["calibration"]["axis"] == ["z[0]", "z[1]", "joint"]
     assert figures["calibration"]["factor"][2] is None
     assert figures["observations"]["weighted"] == 4
+    assert figures["predictive"]["check"][-1] == "codes"
+    assert set(figures["predictive"]["verdict"]) == {"as it should be"}
+    assert figures["consistency"]["flagged"] == [False] * 16
+    metrics = json.loads((exact_run / "metrics.json").read_text())
+    assert metrics["calibration"]["simulations"] == 60, "the verdict is of the longer calibration"
+    report = (exact_run / "report.html").read_text()
+    for words in ("60 simulations", "samples: distance", "Noisy posteriors beside the guide"):
+        assert words in report
     with xr.open_datatree(where / "calibration.nc", engine="h5netcdf") as tree:
         assert tree["prior_sbc"]["code"].sizes == {"chain": 1, "draw": 60, "axis": 2}
         assert tree["observations"]["pareto_k"].notnull().sum() == 4
@@ -45,6 +64,7 @@ def test_own_data_and_mistakes(exact_run, tmp_path):
     # Beside 80 observations no p-value is below 2/81: the level is that, not 1 %.
     assert "12 observations beside 80 held-out ones: the bounds of 12 are among the 2.5% most unusual; 0 would" in text
     assert "Pareto" not in text
+    assert "no predictive checks: checks need at least 20 observations and 4 samples of each, got 12" in text
     with pytest.raises(UserError, match="8"):
         calibrate_run(exact_run, data=tmp_path / "wrong.npz", **few)
     with pytest.raises(UserError, match=r"is no finished run .*give the folder"):

@@ -18,6 +18,7 @@ from sami_ppl.calibration import (
     describe,
     factor_recovery,
     pictures,
+    quick_calibration,
     simulation_based_calibration,
     typicality,
 )
@@ -47,6 +48,13 @@ class Changed(ExactEncoder):
         return mean + self.shift * self.factor * jnp.sqrt(jnp.diagonal(cov)), self.factor**2 * cov
 
 
+class Deaf(ExactEncoder):
+    """The exact posterior as a guide; guidance says the same of every image, so that no sample hears its code."""
+
+    def log_prob(self, z, x_noisy, log_snr):
+        return -0.5 * jnp.sum(z**2)
+
+
 @pytest.fixture(scope="module")
 def model():
     return LinearGaussian(jnp.asarray(WEIGHTS, jnp.float32), 0.5, VariancePreserving(-10.0, 9.0))
@@ -70,6 +78,26 @@ def calibrated(program, **arguments):
 @pytest.fixture(scope="module")
 def exact(build, model):
     return calibrated(build(model.encoder))
+
+
+@pytest.mark.slow
+def test_a_short_calibration_tells_right_from_wrong(build, model):
+    """Exact networks pass; a guide of .8 of the width, and one that lies off, are told by what they are."""
+
+    encoders = {"exact": model.encoder, "narrow": Changed(model, 0.8), "off": Changed(model, 1.0, 0.3)}
+    found = {
+        name: quick_calibration(build(encoder), key=jax.random.key(1), simulations=400)[0]
+        for name, encoder in encoders.items()
+    }
+    assert {name: one["calibrated"] for name, one in found.items()} == {"exact": True, "narrow": False, "off": False}
+    assert any("too narrow by a factor" in said for said in found["narrow"]["verdict"].values())
+    assert any("shifted by +0." in said for said in found["off"]["verdict"].values())
+    np.testing.assert_allclose(list(found["narrow"]["factor"].values()), 1.25, atol=0.15)
+    few, x = quick_calibration(build(model.encoder), key=jax.random.key(1), simulations=400, seconds=0.0)
+    assert (few["simulations"], few["calibrated"], len(x)) == (64, True, 64) or few["calibrated"] is None
+    none, _ = quick_calibration(build(model.encoder), key=jax.random.key(1), simulations=20)
+    assert none["calibrated"] is None
+    assert "verdict" not in none
 
 
 @pytest.mark.slow
@@ -130,6 +158,29 @@ def test_broken_guides_are_flagged_in_words(build, model, factor, shift, words, 
     # Unlike ranks it sees how far the truth is from the draws; .02 for means and deviations of 100 draws.
     expected = np.sqrt(1 / factor**2 + shift**2)
     assert table["z_score"].values[:-1] == pytest.approx(expected, rel=4 / np.sqrt(2 * SIMULATIONS) + 0.02)
+
+
+@pytest.mark.slow
+def test_every_mistake_is_flagged_by_name(build, model, exact):
+    """Negative controls: what is wrong with the guide, with the sampler, with the decoder. The exact program passes."""
+    tables = {
+        "guide too narrow": calibrated(build(Changed(model, 0.8))),
+        "guide off": calibrated(build(Changed(model, 1.0, 0.3))),
+        "few evaluations": calibrated(build(model.encoder), sampler=StochasticDPMSolver(5)),
+        "deaf decoder": calibrated(build(Deaf(model))),
+    }
+    found = {name: calibration_table(tree, false_alarm=FALSE_ALARM) for name, tree in tables.items()}
+    said = {name: [str(verdict) for verdict in table["verdict"].values] for name, table in found.items()}
+    assert said["guide too narrow"][2] == "regions too small", "the code as a whole tells more than an axis alone"
+    narrow = found["guide too narrow"].isel(axis=slice(2))
+    assert (narrow["factor"] > 1 + 2 * narrow["factor_se"]).all()
+    assert all("shifted by +0." in one for one in said["guide off"][:2])
+    assert any(one != "calibrated" for one in said["few evaluations"])
+    assert "(StochasticDPMSolver, 5 evaluations)" in describe(found["few evaluations"])
+    assert all(one.startswith("too narrow by a factor of about ") for one in said["deaf decoder"][:2])
+    assert said["deaf decoder"][2] == "regions too small"
+    assert found["deaf decoder"]["z_score"].values[:2].min() > 2, "posterior and code have nothing in common"
+    assert set(calibration_table(exact, false_alarm=FALSE_ALARM)["verdict"].values) == {"calibrated"}
 
 
 def simulated(code, joint=None, draws=100):

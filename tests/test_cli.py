@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sami_ppl.runs import cli
+from sami_ppl.runs.words import in_options
 from sami_ppl.saving import files as programs
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
@@ -45,6 +46,7 @@ def test_version(sami):
 LIGHT = """
 import sys
 from sami_ppl.runs import cli
+from sami_ppl.runs.words import in_options
 for command in ("--help", "run --help", "evidence --help", "ls", "show joint", "cp disks mine.py", "cp disk other.py"):
     sys.argv = ["sami", *command.split()]
     try:
@@ -88,11 +90,13 @@ def test_evidence_has_an_old_name(sami):
         ("method=hmc: refinement is by nuts or svi", "--with hmc: refinement is by nuts or svi"),
         ("obs=1,1: an observation is named twice", "--obs 1,1: an observation is named twice"),
         ("set batch=48, or write np.savez(path, x=array)", "set batch=48, or write np.savez(path, x=array)"),
+        ("or leave them out: skip_unreadable=True", "or leave them out: --skip-unreadable"),
+        ("crop the centre of all by resize=64", "crop the centre of all by --resize 64"),
         ("log_out=3 is no option, nor is program.out=3", "log_out=3 is no option, nor is program.out=3"),
     ],
 )  # fmt: skip
 def test_arguments_are_named_as_options(python, shell):
-    assert cli.in_options(python) == shell
+    assert in_options(python, cli.COMPUTING) == shell
 
 
 # Mistakes
@@ -142,10 +146,8 @@ def load(config, *, key):
         (["run", "disks", *sets(*SMALL, "resolution=1")], "resolution must be at least 2"),
         (["run", "disks", "--data", "none.npz"], "no data at none.npz"),
         (["run", "disks", "--data", "bad.npz"], "no array 'x'"),
-        (
-            ["run", "images", "--data", "vectors.npz", *sets("network=unet")],
-            "in_shape must be (channels, size, size), a square image, got (5,)",
-        ),
+        (["run", "disks", "--resize", "8"], "--resize, --skip-unreadable and --stream say how --data is"),
+        (["run", "disks", "--resize", "0", "--data", "odd.npz"], "--resize 0: must be at least 1"),
         (
             ["run", "disks", "--data", "whole.npz", *sets(*SMALL)],
             "x must be floating point of about unit scale, got int",
@@ -155,9 +157,8 @@ def load(config, *, key):
         (["run", "misspelt.py"], "misspelt.py, line 9: NameError: name 'mised' is not defined"),
         (["run", "disks", "--seed", "4294967296", *sets(*SMALL)], "--seed 4294967296: must be at least 0 and below"),
         (["run", "disks", "--seed", str(10**30), *sets(*SMALL)], f"--seed {10**30}: must be at least 0 and below"),
-        (["run", "images", "--data", "wide.npz", *sets("network=unet")], "in_shape must be (channels, size, size)"),
-        (["run", "disks", "--data", "nan.npz", *sets(*SMALL)], "NaN or infinite"),
-        (["run", "images", "--data", "odd.npz", *sets("widths=4,4")], "image size 9"),
+        (["run", "images", "--data", "flat.npz", *sets("network=unet")], "a U-Net takes signals (channels, length)"),
+        (["run", "disks", "--data", "nan.npz", *sets(*SMALL)], "all values of observation 0 are missing"),
         (
             ["run", "disks", *sets(*SMALL, "denoiser.batch=256")],
             "a batch of 256 needs at least as many observations for training, got 48",
@@ -206,8 +207,7 @@ def test_a_mistake_is_one_message(sami, tmp_path, arguments, message):
     (tmp_path / "old.py").write_text(OLD)
     np.savez(tmp_path / "whole.npz", x=rng.integers(-1, 2, size=(20, 1, 8, 8)).astype(np.int32))
     np.savez(tmp_path / "bad.npz", y=np.zeros(3))
-    np.savez(tmp_path / "vectors.npz", x=rng.normal(size=(20, 5)))
-    np.savez(tmp_path / "wide.npz", x=rng.normal(size=(20, 1, 8, 12)))
+    np.savez(tmp_path / "flat.npz", x=rng.normal(size=(20, 1, 1, 2, 3, 4)))
     np.savez(tmp_path / "odd.npz", x=rng.normal(size=(20, 1, 9, 9)))
     np.savez(tmp_path / "nan.npz", x=np.full((20, 1, 8, 8), np.nan))
     before = sorted(tmp_path.rglob("*"))

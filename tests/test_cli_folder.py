@@ -2,17 +2,20 @@
 
 import json
 import os
+from pathlib import Path
 import subprocess
 import sys
 
 from commands import FREE, SMALL, refused, sets
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
 from sami_ppl.fitting.checkpoint import CheckpointError
 from sami_ppl.runs import run as running
 from sami_ppl.saving import files as programs
+from sami_ppl.saving.save import save
 
 
 @pytest.fixture
@@ -123,6 +126,34 @@ def test_run_that_fails_late_keeps_what_it_has(sami, tmp_path, looked):
     looked(["log.jsonl"], programs.UserError("late, for resume=True"))
     assert refused(sami(*COMMAND, "--quiet")) == "sami: late, for --resume\n"
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "log.jsonl"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("always:.*images left out")
+def test_images_are_read_again_as_they_were(sami, tmp_path, looked):
+    """Resized, what cannot be read left out: of the run's own when it is opened; other observations are resized."""
+    (tmp_path / "photographs").mkdir()
+    for i, size in enumerate([(30, 20), (16, 16), (20, 40), (12, 12), (13, 12)]):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, size, np.uint8)).save(f"photographs/{i}.png")
+    Path("photographs/torn.png").touch()
+    command = ["run", "images", "--data", "photographs", "--out", "out", "--resize", "12", *sets("latents=2")]
+    assert "torn.png cannot be read as an image" in refused(sami(*command, "--quiet"))
+    looked(["log.jsonl"], KeyboardInterrupt())
+    code, _, err = sami(*command, "--skip-unreadable")
+    assert code == 130
+    assert "5 images of 5 sizes, 12×12 to 40×20: the shorter side is resized to 12, the centre cropped" in err
+    assert "1 of 6 images left out" in err
+    assert json.loads(Path("out/config.json").read_text())["reading"] == {"resize": 12, "skip_unreadable": True}
+    assert "reading.resize: 12 there, 16 here" in refused(
+        sami(*[("16" if word == "12" else word) for word in command], "--skip-unreadable", "--quiet", "--resume")
+    )
+    save(looked.programs[0], tmp_path / "out" / "model")
+    for name in ("posterior.nc", "metrics.json"):
+        Path("out", name).touch()
+    with pytest.warns(UserWarning, match="left out"):
+        assert running.open_run(Path("out")).data.x.shape == (5, 1, 12, 12)
+    assert running.resized_as(Path("out")) == {"resize": 12}
+    assert running.resized_as(Path("none")) == {}
 
 
 def test_run_that_fails_early_leaves_no_folder(sami, tmp_path, looked):

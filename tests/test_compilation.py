@@ -72,10 +72,10 @@ def test_what_would_trace_it_again_is_seen(tiny_program, traced):
     x, rows = jnp.ones((8, 4)), np.zeros((3, 8), np.int32)
     x = Batch(x, {})
     state = run.init(KEY, x)
-    state, _ = run.run_block(state._replace(best_loss=jnp.asarray(jnp.inf)), x, rows)
-    state, _ = run.run_block(state._replace(best_loss=jnp.asarray(1.0, jnp.float32)), x, rows)
+    state, _ = run.run_block(state._replace(best_loss=jnp.asarray(jnp.inf)), x.steps(rows))
+    state, _ = run.run_block(state._replace(best_loss=jnp.asarray(1.0, jnp.float32)), x.steps(rows))
     assert traced.calls == 2
-    run.run_block(state, x, rows[:, :4])
+    run.run_block(state, x.steps(rows[:, :4]))
     assert traced.calls == 3
 
 

@@ -54,6 +54,17 @@ def test_more_components_than_there_are_directions():
     assert np.isfinite(start_codes(np.repeat(correlated(size=1), 4, axis=1), 3).codes).all()
 
 
+def test_signals_and_wide_images_are_blurred_along_their_sides():
+    """By the same number of pixels along every side, a share of their geometric mean."""
+    for sides, pixels in (((64,), 16.0), ((4, 16), 2.0), ((2, 4, 8), 1.0)):
+        x = RNG(3).normal(size=(60, 2, *sides)).astype(np.float32)
+        blurred = np.stack([[gaussian_filter(c, pixels, mode="nearest") for c in one] for one in x])
+        step = (slice(None, None, max(1, int(pixels / 4))),) * len(sides)
+        found = low_pass_codes(x, 3, width=0.25)
+        by_hand = low_pass_codes(blurred[(..., *step)].reshape(60, -1), 3, width=0.0)
+        np.testing.assert_allclose(np.abs(np.diag(found.T @ by_hand)) / 60, 1, atol=1e-3)
+
+
 def test_images_are_blurred_by_a_share_of_their_side():
     """The same as the codes of images blurred by hand; blur keeps channels and observations apart."""
     images = RNG(2).normal(size=(200, 2, 8, 8)).astype(np.float32)
@@ -152,10 +163,10 @@ def test_the_widest_blur_that_leaves_what_components_tell():
     stripes = 3 * rng.normal(size=(300, 1)) * np.tile([1.0, -1.0], side // 2)
     noise = 0.3 * rng.normal(size=(300, 1, side, side))
     images = lambda rows: np.repeat(rows[:, None, None, :], side, 2) + noise  # noqa: E731
-    assert widest_blur(images(bands), 2) == 0.25
-    assert widest_blur(images(bands + stripes), 1) < 0.12, "else the bands come first"
-    assert widest_blur(images(bands)[:, 0, 0], 2) == 0.0, "vectors"
-    assert widest_blur(rng.normal(size=(40, 1, 8, 8)), 3) in WIDTHS, "of noise components tell less than nothing"
+    assert widest_blur(images(bands), 2).width == 0.25
+    assert widest_blur(images(bands + stripes), 1).width < 0.12, "else the bands come first"
+    assert widest_blur(images(bands)[:, 0, 0], 2).width == 0.0, "vectors"
+    assert widest_blur(rng.normal(size=(40, 1, 8, 8)), 3).width in WIDTHS, "of noise components tell less than nothing"
 
 
 @pytest.mark.slow
@@ -169,3 +180,18 @@ def test_codes_of_many_features_are_those_of_all_eigenvectors(monkeypatch):
     np.testing.assert_allclose(np.abs(found), np.abs(want), atol=2e-3)
     monkeypatch.setattr("sami_ppl.fitting.components.LARGE", 10)
     assert low_pass_codes(np.ones((50, 40)), 3, width=0.0).shape == (50, 0), "all alike"
+
+
+def test_how_much_of_the_variance_components_tell():
+    """Two factors on a plane: one axis tells the share of its own, two all of it; of noise, and of a few, nothing."""
+    rng = RNG(0)
+    x = (rng.normal(size=(3000, 2)) * [2.0, 1.0]) @ np.linalg.qr(rng.normal(size=(6, 2)))[0].T
+    # What is not told, a fifth, counts 1 + Σ w² times, of w the weights of five neighbours: 1.2 to 1.4.
+    assert 0.7 < widest_blur(x, 1).told < 0.77
+    assert widest_blur(x, 2).told > 0.99
+    assert widest_blur(rng.normal(size=(3000, 6)), 1).told < 0.2
+    assert widest_blur(x[:10], 2) == (0.0, 0.0)
+    where = np.exp(-0.5 * ((np.arange(16) - 16 * rng.uniform(size=(1000, 1))) / 1.5) ** 2)[:, None]
+    blurred = widest_blur(where, 1)
+    assert blurred.width > 0.1
+    assert blurred.told > 0.9, "a bump that moves: one number tells where, if the components are of blurred ones"

@@ -72,7 +72,6 @@ VALUE_ERRORS = {
     "name": (images().assign({"a/b": ("obs", np.zeros(6))}), {}, "a variable is called 'a/b', but .* without '/'"),
     "number as dim": (images().rename(row=1), {}, "a dim of variable 'x' is called 1, but"),
     "dim x": (images().rename(row="x"), {}, "a dim and a variable are both called 'x'"),
-    "nan": (with_value(np.nan), {}, r"NaN at observation 2, index \(0, 1, 3\) in it, the first of 1 values"),
     "inf": (with_value(-np.inf), {}, "infinite at observation 2, .* of 1 values that are NaN or infinite"),
     "range": (images() * 255, {}, r"x has values from .* expected about unit scale.*at most 20"),
     "constant": (images() * 0, {}, "x has no spread: all observations are equal"),

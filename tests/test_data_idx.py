@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sami_ppl.data import load_data
-from sami_ppl.data.idx import read_array, read_idx
+from sami_ppl.data.readers.idx import read_array, read_idx
 
 CODES = {"u1": 8, "i1": 9, ">i2": 11, ">i4": 12, ">f4": 13, ">f8": 14}
 RNG = np.random.default_rng(0)

@@ -22,8 +22,8 @@ from sami_ppl.decoders.training import Objective
 from sami_ppl.diagnostics import information_spectrum, noise_end_kl, noise_errors
 from sami_ppl.diffusion.schedule import VarianceExploding, VariancePreserving
 from sami_ppl.evidence import evidence_bound, importance_weighted_bound
-from sami_ppl.fitting.sizes import joint_stage
-from sami_ppl.nn import AscendingUNet, ResidualMLP, UNet
+from sami_ppl.fitting.sizes import Extent, joint_stage
+from sami_ppl.nn import AscendingDiT, AscendingUNet, DiT, ResidualMLP, UNet
 from sami_ppl.program.program import Program
 from sami_ppl.refinement.target import log_joint, targets
 
@@ -178,6 +178,7 @@ def test_refinement_has_one_target(x64):
 NETWORKS = {
     "mlp": lambda condition: ResidualMLP((6,), (6,), width=8, depth=2, condition=condition, key=KEY),
     "unet": lambda condition: UNet((1, 8, 8), widths=(4, 8), condition=condition, key=KEY),
+    "dit": lambda condition: DiT((1, 8, 8), width=8, depth=1, condition=condition, key=KEY),
 }
 
 
@@ -220,6 +221,8 @@ def test_an_image_from_a_code():
     for widths, blocks, patch in (((4, 8), 1, 2), ((4,), 2, 4), ((4, 4, 8), 1, 1)):
         network = AscendingUNet(3, (2, 8, 8), widths=widths, blocks=blocks, patch=patch, key=KEY)
         assert jax.eval_shape(network, jax.ShapeDtypeStruct((3,), jnp.float32)).shape == (2, 8, 8)
+    network = AscendingDiT(3, (2, 9, 6), width=8, depth=1, key=KEY)
+    assert jax.eval_shape(network, jax.ShapeDtypeStruct((3,), jnp.float32)).shape == (2, 9, 6)
 
 
 def test_codes_are_dropped_in_training_only():
@@ -310,7 +313,7 @@ def test_a_fit_moves_both_networks_and_is_saved(decoder, tmp_path):
     tree = again.posterior(X[:3], key=KEY, draws=4, predictive=2)
     assert np.isfinite(tree["log_likelihood"]["x"].values).all()
     assert tree["posterior_predictive"]["x"].shape == (1, 2, 3, 6)
-    assert joint_stage(program, 24).beta == (0.1 if decoder == "conditioned" else 1.0)
+    assert joint_stage(program, Extent(24, 1.0)).beta == (0.1 if decoder == "conditioned" else 1.0)
 
 
 def test_the_default_plan_follows_the_decoder(monkeypatch):

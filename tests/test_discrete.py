@@ -1,10 +1,8 @@
 """Discrete sites: what is read of them, and the objective that sums over their values, against the exact mixture."""
 
-from functools import partial
 import itertools
 
-from discrete_priors import KEY, LABEL, X, dataset, joint, labelled, two
-import equinox as eqx
+from discrete_priors import KEY, LABEL, X, dataset, joint, kinds_program, labelled, two
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,15 +12,11 @@ from numpyro import handlers
 import pytest
 
 from sami_ppl import families
-from sami_ppl.decoders.exact import LinearMixture
 from sami_ppl.decoders.guidance import guidance
-from sami_ppl.diffusion.schedule import VariancePreserving
-from sami_ppl.encoders.encoder import FamilyEncoder
 from sami_ppl.fitting.objective import ScoreELBO, scores
 from sami_ppl.priors.read import read_prior
 from sami_ppl.priors.sites import Discrete
 from sami_ppl.program.kl import traces
-from sami_ppl.program.program import Program
 from sami_ppl.refinement import nuts
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -123,8 +117,9 @@ def test_programs_and_methods_that_cannot_refuse(build, tiny_program):
         families.choose_families(program.latents, {"kind": families.Diagonal})
     with pytest.raises(ValueError, match="'light' is continuous: Categorical is for discrete sites"):
         families.Categorical(3, program.latents.sites[2], key=KEY)
-    with pytest.raises(ValueError, match="'kind' is discrete: refinement moves codes"):
-        nuts(program, X[:1], key=KEY, draws=2)
+    alone = build(lambda: numpyro.sample("kind", dist.Categorical(jnp.ones(3) / 3)))
+    with pytest.raises(ValueError, match=r"discrete sites alone \(kind\).*program.posterior\(data"):
+        nuts(alone, X[:1], key=KEY, draws=2)
     told = build(labelled, {"label": np.array([-1])})
     for label, wrong in ((LABEL + 1, 3), (LABEL + 0.5, 0.5)):
         with pytest.raises(ValueError, match=f"of prior site 'kind' must be 0 … 2, .* got {wrong}"):
@@ -134,96 +129,9 @@ def test_programs_and_methods_that_cannot_refuse(build, tiny_program):
 # --- the exact mixture ------------------------------------------------------------------------------------------------
 
 
-class Exact(families.AbstractFamily):
-    """One of the exact posteriors of the mixture, from features that are x_λ and λ themselves."""
-
-    index: jax.Array
-    model: LinearMixture
-    what: str = eqx.field(static=True)
-
-    def parameters(self, features):
-        x, level = features[:-1], features[-1]
-        if self.what == "kind":
-            return jax.nn.log_softmax(self.model._log_joint(x, level))
-        means, covs = self.model.component_posteriors(x, level)
-        if self.what == "part":
-            return means[self.index, 0], jnp.sqrt(covs[self.index, 0, 0])
-        return jax.nn.log_softmax(self.model._log_joint(x, level)), means, jnp.sqrt(covs[:, :, 0])
-
-    def distribution(self, parameters):
-        if self.what == "kind":
-            return families.OneHot(parameters)
-        if self.what == "part":
-            return dist.Normal(*(p[..., None] for p in parameters)).to_event(1)
-        return families.DiagonalMixture(*parameters)
-
-    def moments(self, parameters):
-        raise NotImplementedError
-
-
-class Inputs(eqx.Module):
-    """Features x_λ and λ: undoes the encoder's scaling, which is by mean 0 and standard deviation 1."""
-
-    schedule: VariancePreserving
-
-    def __call__(self, x, log_snr):
-        scale = jnp.sqrt(self.schedule.alpha(log_snr) ** 2 + self.schedule.sigma(log_snr) ** 2)
-        return jnp.append(x * scale, log_snr)
-
-
 @pytest.fixture
 def oracle():
-    """A 1-D mixture of three kinds seen in 2-D: the program with kinds, the marginal program, the exact model."""
-    schedule = VariancePreserving(-6.0, 6.0)
-    probs, locs, scales = jnp.array([0.5, 0.3, 0.2]), jnp.array([[-1.0], [0.2], [1.5]]), jnp.full((3, 1), 0.4)
-    model = LinearMixture(jnp.array([[1.0], [0.5]]), 0.6, schedule, probs=probs, locs=locs, scales=scales)
-
-    def kinds():
-        kind = numpyro.sample("kind", dist.Categorical(probs))
-        numpyro.sample("z", dist.Normal(locs[kind], scales[kind]).to_event(1))
-
-    def marginal():
-        parts = dist.Normal(locs, scales).to_event(1)
-        numpyro.sample("z", dist.MixtureSameFamily(dist.Categorical(probs), parts))
-
-    def program(prior, latents, exact):
-        # The code is standardised by the prior's spread: the exact families are wrapped to these units.
-        network = Inputs(schedule)
-        encoder = FamilyEncoder(network, schedule, (2,), latents, families=exact, key=KEY)
-        return Program(prior, model.denoiser, encoder)
-
-    def of(what):
-        return lambda features, site, **_: Standard(Exact(jnp.zeros((), int), model, what), site)
-
-    joint_latents, marginal_latents = read_prior(kinds), read_prior(marginal)
-    with_kinds = program(kinds, joint_latents, {"kind": families.Categorical, "z": partial(
-        families.PerCategory, sizes={"kind": 3}, family=of("part"))})  # fmt: skip
-    heads = eqx.tree_at(lambda h: h.base.index, with_kinds.encoder.families[1].heads, jnp.arange(3))
-    each = eqx.tree_at(lambda f: f.heads, with_kinds.encoder.families[1], heads)
-    own = (Exact(jnp.zeros((), int), model, "kind"), each)
-    encoder = eqx.tree_at(lambda e: e.families, with_kinds.encoder, own)
-    return with_kinds.replace(encoder=encoder), program(marginal, marginal_latents, {"z": of("mixture")}), model
-
-
-class Standard(families.AbstractFamily):
-    """A family in the units of the code: location and scale less the prior's shift, over its scale."""
-
-    base: Exact
-    shift: float = eqx.field(static=True)
-    scale: float = eqx.field(static=True)
-
-    def __init__(self, base, site):
-        self.base, self.shift, self.scale = base, float(site.shift[0]), float(site.scale[0])
-
-    def parameters(self, features):
-        *weights, loc, spread = self.base.parameters(features)
-        return (*weights, (loc - self.shift) / self.scale, spread / self.scale)
-
-    def distribution(self, parameters):
-        return self.base.distribution(parameters)
-
-    def moments(self, parameters):
-        return jnp.zeros((3, 1)), jnp.ones((3, 1))
+    return kinds_program()
 
 
 @pytest.mark.slow

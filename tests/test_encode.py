@@ -139,7 +139,7 @@ def test_mistakes(tiny_program, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no data at .*none.zarr"):
         sp.encode(program, tmp_path / "none.zarr", out)
     (tmp_path / "x.npz").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"suffix '.npz', expected .zarr or .nc, .*load_data\("):
+    with pytest.raises(ValueError, match=r"suffix '.npz', expected .zarr, .nc or .h5, .*load_data\("):
         sp.encode(program, tmp_path / "x.npz", out)
     out.mkdir()
     with pytest.raises(FileExistsError, match=r"z.zarr exists and is not overwritten"):

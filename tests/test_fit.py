@@ -123,10 +123,10 @@ def test_beta_schedule_compiles_once(tiny_program, x, counted):
     x = Batch(x, {})
     state = run.init(KEY, x)
     rows = np.zeros((3, 8), np.int32)
-    first, _ = run.run_block(state, x, rows[:1])
+    first, _ = run.run_block(state, x.steps(rows[:1]))
     traces = prior.calls
-    second, _ = run.run_block(first, x, rows)
-    run.run_block(second, x, rows[:2])
+    second, _ = run.run_block(first, x.steps(rows))
+    run.run_block(second, x.steps(rows[:2]))
     assert int(second.step) == 4
     assert prior.calls == traces
 
@@ -139,7 +139,7 @@ def test_running_average(tiny_program, x):
     svi = run.recipe.svi(run.program, x)
     expected = leaves(state.average)
     for n in range(3):
-        state, _ = run.run_block(state, x, np.arange(8, dtype=np.int32)[None])
+        state, _ = run.run_block(state, x.steps(np.arange(8, dtype=np.int32)[None]))
         decay = min(0.2, (1 + n) / (10 + n))
         new = leaves(svi.get_params(state.svi))
         expected = [decay * old + (1 - decay) * leaf for old, leaf in zip(expected, new, strict=True)]

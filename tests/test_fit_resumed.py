@@ -279,7 +279,14 @@ import jax, numpy as np
 import numpyro
 from numpyro import distributions as dist
 from sami_ppl import DiagonalEncoder, PreconditionedDenoiser, Program, Stage, VariancePreserving, fit
+from sami_ppl.data import Stream
 from sami_ppl.nn import ResidualMLP
+
+class Rows:
+    def __len__(self):
+        return len(x)
+    def rows(self, i):
+        return x[i]
 
 def prior():
     numpyro.sample("z", dist.Normal(0, 1).expand([2]).to_event(1))
@@ -292,8 +299,9 @@ denoiser = PreconditionedDenoiser(ResidualMLP((4,), (4,), **size, key=keys[0]), 
 encoder = DiagonalEncoder(ResidualMLP((4,), (4,), **size, key=keys[1]), schedule, (4,), 2, key=keys[2])
 x = np.random.default_rng(0).normal(size=(200, 4)).astype("float32")
 stage = Stage(steps=int(sys.argv[2]), batch=16, validate_every=5, warmup=5)
+data = {"memory": lambda: x, "stream": lambda: Stream(Rows(), chunks=10)}[sys.argv[3]]()
 program, _ = fit(
-    Program(prior, denoiser, encoder), x, stage, key=jax.random.key(1), out=out, resume=True, progress=False,
+    Program(prior, denoiser, encoder), data, stage, key=jax.random.key(1), out=out, resume=True, progress=False,
     callback=lambda record: print(record["step"], flush=True),
 )
 np.savez(out / "final.npz", *jax.tree.leaves(program.params()))
@@ -302,7 +310,10 @@ np.savez(out / "final.npz", *jax.tree.leaves(program.params()))
 
 @pytest.mark.slow
 @pytest.mark.release
-def test_killed_run_goes_on_bit_identically(tmp_path):
+@pytest.mark.parametrize("source", ["memory", "stream"])
+def test_killed_run_goes_on_bit_identically(source, tmp_path):
+    if source == "stream":
+        pytest.importorskip("grain", reason="needs grain: pip install 'sami_ppl[streams]'")
     steps = "100"
     script = tmp_path / "training.py"
     script.write_text(TRAINING)
@@ -313,14 +324,15 @@ def test_killed_run_goes_on_bit_identically(tmp_path):
 
     def run(out):
         found = subprocess.run(
-            [*arguments, str(out), steps], capture_output=True, text=True, cwd=tmp_path, env=environment
+            [*arguments, str(out), steps, source], capture_output=True, text=True, cwd=tmp_path, env=environment
         )
         assert found.returncode == 0, found.stderr
 
     run(tmp_path / "whole")
     with subprocess.Popen(
-        [*arguments, str(tmp_path / "cut"), steps], stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
-    ) as cut:
+        [*arguments, str(tmp_path / "cut"), steps, source], stdout=subprocess.PIPE, text=True, cwd=tmp_path,
+        env=environment,
+    ) as cut:  # fmt: skip
         for line in cut.stdout:
             if int(line) >= 20:
                 os.kill(cut.pid, signal.SIGKILL)

@@ -16,7 +16,7 @@ import sami_ppl as sp
 from sami_ppl.calibration import simulation_based_calibration
 from sami_ppl.decoders.exact import LinearGaussian
 from sami_ppl.diagnostics.fitted import NotFittedWarning, not_fitted
-from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
+from sami_ppl.nn import DiT, HalfUNet, ResidualMLP, UNet, ViT
 
 KEY = jax.random.key(0)
 SCHEDULE = sp.VariancePreserving()
@@ -31,6 +31,8 @@ def made(networks):
     shape = (1, 8, 8)
     if networks == "mlp":
         trunk, network = (ResidualMLP(shape, out, width=8, depth=2, key=KEY) for out in ((6,), shape))
+    elif networks == "dit":
+        trunk, network = ViT(shape, (6,), width=8, depth=1, key=KEY), DiT(shape, width=8, depth=1, key=KEY)
     else:
         trunk, network = HalfUNet(shape, (6,), widths=(8,), key=KEY), UNet(shape, widths=(8,), key=KEY)
     return sp.Program(
@@ -41,7 +43,7 @@ def made(networks):
     )
 
 
-@pytest.fixture(params=["mlp", "unet"])
+@pytest.fixture(params=["mlp", "unet", "dit"])
 def program(request):
     return made(request.param)
 
@@ -109,8 +111,12 @@ def test_programs_without_our_networks_are_left_alone():
 def test_a_program_with_one_trained_block_is_fitted(program):
     """The control: it is no matter of one block."""
     blocks = program.denoiser.network
-    last = (lambda n: n.blocks[-1].outer.bias) if isinstance(blocks, ResidualMLP) else (lambda n: n.middle.conv2.weight)
-    touched = eqx.tree_at(last, blocks, replace_fn=lambda leaf: jax.tree.map(lambda a: a + 1e-6, leaf))
+    last = {
+        ResidualMLP: lambda n: n.blocks[-1].outer.bias,
+        UNet: lambda n: n.middle.conv2.weight,
+        DiT: lambda n: n.blocks[-1].modulate.bias,
+    }
+    touched = eqx.tree_at(last[type(blocks)], blocks, replace_fn=lambda leaf: jax.tree.map(lambda a: a + 1e-6, leaf))
     assert not_fitted(program.replace(denoiser=eqx.tree_at(lambda d: d.network, program.denoiser, touched))) == [
         "encoder"
     ]

@@ -12,7 +12,8 @@ import pytest
 import xarray as xr
 
 import sami_ppl as sp
-from sami_ppl.fitting.sizes import denoiser_stage, encoder_stage
+from sami_ppl.fitting.sizes import Extent, denoiser_stage, encoder_stage
+from sami_ppl.fitting.start import told
 from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
 from sami_ppl.program.build import unet_size
 from sami_ppl.saving.files import find, load_file
@@ -108,12 +109,13 @@ def test_labels_of_one_dim_must_agree():
         ((1, 16, 16), ResidualMLP, ResidualMLP),
         ((1, 28, 28), UNet, ResidualMLP),
         ((3, 64, 64), UNet, HalfUNet),
-        ((1, 25, 25), ResidualMLP, ResidualMLP),
-        ((1, 24, 30), ResidualMLP, ResidualMLP),
-        ((40, 30), ResidualMLP, ResidualMLP),
+        ((1, 25, 25), UNet, ResidualMLP),
+        ((3, 24, 30), UNet, HalfUNet),
+        ((40, 30), UNet, HalfUNet),
+        ((1, 6, 10, 9), UNet, ResidualMLP),
     ],
 )
-def test_networks_follow_the_shape(shape, network, trunk, capsys):
+def test_networks_follow_the_shape(shape, network, trunk):
     """And what the encoder says of one observation has the size of the code."""
     x = RNG.standard_normal((3, *shape)).astype(np.float32)
     size = SMALL if network is ResidualMLP else {"widths": (8,) * len(unet_size(shape)["widths"])}
@@ -125,7 +127,32 @@ def test_networks_follow_the_shape(shape, network, trunk, capsys):
     found = jax.eval_shape(program.encoder, jnp.zeros(program.event_shape), lam)
     assert found[0].shape == (program.latents.size,)
     assert jax.eval_shape(program.denoiser, jnp.zeros(program.event_shape), lam).shape == program.event_shape
-    assert ("do not halve" in capsys.readouterr().out) == (shape in ((1, 25, 25), (1, 24, 30), (40, 30)))
+
+
+@pytest.mark.parametrize("side", [8, 16, 25, 28, 50, 64, 96, 178, 250])
+def test_the_size_of_a_unet_suits_the_image(side):
+    """Its bottom map is 4 to 12 places wide, and sides that halve are not padded."""
+    size = unet_size((1, side, side))
+    unit = size["patch"] * 2 ** (len(size["widths"]) - 1)
+    assert 4 <= -(-side // unit) <= 12
+    assert (side % unit == 0) == (side % 4 == 0)
+
+
+def test_signals_are_told_from_vectors():
+    """By the name of the first dim, or by the wish for a U-Net, which makes vectors signals of one channel."""
+    x = RNG.standard_normal((3, 1, 600)).astype(np.float32)
+    named = xr.Dataset({"x": (("obs", "channel", "wavelength"), x)})
+    for data, network, kind, dims in (
+        (x[:, 0], None, ResidualMLP, ("feature",)),
+        (x[:, 0], "unet", UNet, ("channel", "place")),
+        (named.isel(channel=0), "unet", UNet, ("channel", "wavelength")),
+        (named, None, UNet, ("channel", "wavelength")),
+        (x, None, ResidualMLP, ("x_axis0", "x_axis1")),
+    ):
+        program = sp.autoencoder(three_factors(), data, network=network, progress=False, key=KEY)
+        assert isinstance(program.denoiser.network, kind)
+        assert program.event_dims == dims
+        assert program.observed(data).shape == (3, *program.event_shape)
 
 
 @pytest.mark.slow
@@ -177,7 +204,8 @@ def test_families_are_passed_on():
         (np.arange(9.0), ValueError, r"data\[:, None\]"),
         (VECTORS * 100, ValueError, "about unit scale"),
         (np.where(VECTORS > 2, np.inf, VECTORS), ValueError, "infinite"),
-        (np.where(VECTORS > 2, np.nan, VECTORS), ValueError, "NaN at observation"),
+        (np.where(VECTORS > 2, np.inf, VECTORS), ValueError, "infinite at observation"),
+        (np.where(np.arange(40)[:, None] == 2, np.nan, VECTORS), ValueError, "all values of observation 2 are missing"),
         (np.ones((9, 5)), ValueError, "no spread"),
         (np.ones((9, 0)), ValueError, r"x is empty: its shape is \(9, 0\)"),
         (np.ones((9, 5), np.uint8), ValueError, "a mask or very dark images"),
@@ -320,9 +348,27 @@ def test_plans_that_cannot_be_run_say_so_first():
 def test_sizes_follow_the_number_of_observations(count, batch, steps):
     """Small data sets are not gone through thousands of times, large ones get the most steps."""
     program = sp.autoencoder(three_factors(), VECTORS, size=SMALL, key=KEY, progress=False)
-    stage = denoiser_stage(program, count)
+    stage = denoiser_stage(program, Extent(count, 1.0))
     assert (stage.batch, stage.steps) == (batch, steps)
-    assert encoder_stage(program, count).batch == min(128, count)
+    assert encoder_stage(program, Extent(count, 1.0)).batch == min(128, count)
+
+
+def test_codes_that_hold_all_there_is_are_trained_by_the_bound_and_others_with_low_noise_discounted():
+    """Digits have more to tell than two numbers, a plane has not; a given setting has the last word."""
+    from sami_ppl.data import digits
+
+    rng = np.random.default_rng(0)
+    plane = (rng.normal(size=(400, 2)) @ rng.normal(size=(2, 6))).astype(np.float32)
+    prior = sp.factors(z=dist.Normal(0, 1).expand([2]))
+    found = {}
+    for name, x in (("plane", plane), ("digits", digits()["x"].values[:400])):
+        program = sp.autoencoder(prior, x, network="mlp", size=SMALL, key=KEY, progress=False)
+        extent = Extent(len(x), told(program, x))
+        assert told(program, xr.Dataset({"x": (("obs", *"abc"[: x.ndim - 1]), x)})) == extent.told
+        found[name] = encoder_stage(program, extent)
+        assert sp.Sized(discount=0.3).settled(encoder_stage, program, extent).discount == 0.3
+    assert (found["plane"].discount, found["plane"].beta) == (0.0, 0.2)
+    assert (found["digits"].discount, found["digits"].beta) == (1.0, 0.05)
 
 
 def test_what_a_sized_stage_leaves_open_suits_program_and_data():
@@ -330,14 +376,15 @@ def test_what_a_sized_stage_leaves_open_suits_program_and_data():
     assert [f.name for f in fields(sp.Sized)] == [f.name for f in fields(sp.Stage)]
     assert all(f.default is None for f in fields(sp.Sized))
     program = sp.autoencoder(three_factors(), VECTORS, size=SMALL, key=KEY, progress=False)
-    default = encoder_stage(program, 1000)
-    assert sp.Sized().settled(encoder_stage, program, 1000) == default
-    found = sp.Sized(steps=60, beta=0.7).settled(encoder_stage, program, 1000)
+    extent = Extent(1000, 1.0)
+    default = encoder_stage(program, extent)
+    assert sp.Sized().settled(encoder_stage, program, extent) == default
+    found = sp.Sized(steps=60, beta=0.7).settled(encoder_stage, program, extent)
     assert found == replace(default, steps=60, beta=0.7, validate_every=60, warmup=12)
-    assert sp.Sized(epochs=1).settled(encoder_stage, program, 1280).count(1280) == 10
-    plan = sp.TwoStage(encoder=sp.Sized(steps=60)).settled(program, 1000)
+    assert sp.Sized(epochs=1).settled(encoder_stage, program, Extent(1280, 1.0)).count(1280) == 10
+    plan = sp.TwoStage(encoder=sp.Sized(steps=60)).settled(program, extent)
     assert (plan.encoder.steps, plan.encoder.beta, plan.encoder.train) == (60, default.beta, ("encoder",))
-    assert plan.denoiser == replace(denoiser_stage(program, 1000), target="marginal")
+    assert plan.denoiser == replace(denoiser_stage(program, extent), target="marginal")
     assert hash(sp.Sized(steps=60)) == hash(sp.Sized(steps=60))
     with pytest.raises(ValueError, match="steps must be positive, got -1"):
         sp.Sized(steps=-1)

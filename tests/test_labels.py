@@ -60,7 +60,7 @@ def test_trees_of_interventions_have_labels(tiny_program, prior):
 def test_trees_of_refinements_have_labels(tiny_program, prior):
     rng = np.random.default_rng(0)
     x, codes = rng.standard_normal((1, 4)).astype(np.float32), rng.standard_normal((1, 6, 1, 2))
-    tree = result(tiny_program(prior), x, codes, key=jax.random.key(0), levels=2)
+    tree = result(tiny_program(prior), x, codes, codes, key=jax.random.key(0), levels=2)
     for group in ("posterior", "amortised"):
         assert tree[group]["style_axis"].values.tolist() == LABELS
     assert tree["agreement"]["axis"].values.tolist() == ["style[weight]", "style[angle]"]

@@ -75,8 +75,13 @@ MISTAKES = {
         "test_sampler.py::test_deterministic_samplers_ignore_their_key_and_end_with_the_denoised_mean",
     ),
     "variance for standard deviation in the noise of a step": (
-        "diffusion/sampler.py", "mean + jnp.sqrt(gain) * schedule.sigma", "mean + gain * schedule.sigma",
+        "diffusion/sampler.py", "return mean, jnp.sqrt(gain) * schedule.sigma", "return mean, gain * schedule.sigma",
         "test_sampler.py::test_stochastic_step_draws_from_the_posterior_of_the_forward_process[sde]",
+    ),
+    "guidance left in the weights of particles": (
+        "decoders/twisted.py", "log_weights = log_weights - jnp.sum(off * (noise + 0.5 * off), axes)",
+        "log_weights = log_weights + 0 * jnp.sum(off * noise, axes)",
+        "test_twisted.py::test_with_exact_posteriors_all_particles_weigh_the_same",
     ),
     "clipped denoised mean": (
         "diffusion/denoiser.py", "return (x_noisy - sigma * self(x_noisy, log_snr)) / alpha",
@@ -145,6 +150,19 @@ MISTAKES = {
         "program/tabulated.py", "terms.own + 2 * slope @ terms.cross", "terms.own + slope @ terms.cross",
         "test_tabulated.py::test_likelihood_is_that_of_numpyro[diagonal]",
     ),
+    "samples of a code each where one draw is shared": (
+        "calibration/predictive.py", "own_code = lambda rows, _: np.repeat(z[rows], samples, axis=0)",
+        "own_code = lambda rows, k: draw_codes(program, np.repeat(x[rows], samples, axis=0), k)",
+        "test_predictive.py::test_of_an_exact_program_p_values_are_uniform",
+    ),
+    "volume of the lengths of directions left out": (
+        "refinement/target.py", "(site.dimension - 1) * jnp.log(length)", "0 * jnp.log(length)",
+        "test_refinement.py::test_lengths_of_directions_integrate_out[2]",
+    ),
+    "kinds averaged for kinds summed over": (
+        "refinement/target.py", "jax.nn.logsumexp(each) + _log_lengths", "jnp.mean(each) + _log_lengths",
+        "test_refinement.py::test_discrete_sites_are_summed_over",
+    ),
     "refinement under another observation's variables": (
         "refinement/target.py", "jnp.asarray(v[i])", "jnp.asarray(v[0])",
         "test_refinement.py::test_every_observation_has_its_own_variables",
@@ -154,6 +172,21 @@ MISTAKES = {
         "jax.nn.logsumexp(jax.vmap(density)(global_values)) - jnp.log(len(jax.tree.leaves(global_values)[0]))",
         "jnp.mean(jax.vmap(density)(global_values))",
         "test_refinement.py::test_the_prior_is_averaged_over_global_sites",
+    ),
+    "angles between points for angles between steps": (
+        "analyses/trajectories.py", "steps = np.diff(trajectory, axis=0)", "steps = trajectory",
+        "test_analyses_trajectories.py::test_curvature_by_geometry",
+    ),
+    "clips drawn anew and their videos not": (
+        "analyses/trajectories.py", "chosen = rng.integers(len(groups), size=len(groups))",
+        "chosen = range(len(groups))",
+        "test_analyses_trajectories.py::test_intervals_over_videos_and_clips",
+    ),
+    "noise left out of what a bottom map is of": (
+        "analyses/bottleneck.py",
+        "denoiser.schedule.add_noise(x, log_snr, jax.random.normal(key, x.shape, x.dtype))",
+        "denoiser.schedule.alpha(log_snr) * x",
+        "test_analyses_bottleneck.py::test_components_are_those_of_maps_computed_one_by_one",
     ),
 }  # fmt: skip
 

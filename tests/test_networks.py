@@ -17,10 +17,10 @@ from sami_ppl.diffusion.sampler import DDIM
 from sami_ppl.diffusion.schedule import VarianceExploding, VariancePreserving
 from sami_ppl.encoders.encoder import DiagonalEncoder
 from sami_ppl.fitting.objective import ScoreELBO
-from sami_ppl.nn import HalfUNet, NoiseEmbedding, ResidualMLP, UNet
+from sami_ppl.nn import AscendingUNet, DiT, HalfUNet, NoiseEmbedding, ResidualMLP, UNet, ViT
+from sami_ppl.nn.convolution import Conv, GroupNorm, outside_loops, pool, upsample
 from sami_ppl.nn.embed import from_patches, to_patches
 from sami_ppl.nn.flax import FlaxNetwork
-from sami_ppl.nn.unet import Conv3x3, GroupNorm, outside_loops
 from sami_ppl.program.program import Program
 
 KEY = jax.random.key(0)
@@ -45,11 +45,15 @@ DENOISERS = {
     "unet": lambda shape, patch, key: UNet(
         shape, widths=(4,) if shape[1] // patch % 2 else (4, 8), patch=patch, key=key
     ),
+    "dit": lambda shape, patch, key: DiT(shape, width=8, depth=1, heads=2, patch=patch, key=key),
 }
 ENCODERS = {
     "mlp": lambda shape, patch, noise, key: ResidualMLP(shape, (5,), width=8, depth=1, noise=noise, key=key),
     "half unet": lambda shape, patch, noise, key: HalfUNet(
         shape, (5,), widths=(4,) if shape[1] // patch % 2 else (4, 8), patch=patch, noise=noise, key=key
+    ),
+    "vit": lambda shape, patch, noise, key: ViT(
+        shape, (5,), width=8, depth=1, heads=2, patch=patch, noise=noise, key=key
     ),
 }
 
@@ -68,21 +72,44 @@ def test_output_shapes(shape, patch):
             assert shape_of(lambda x, make=make: make(shape, patch, False, KEY)(x, None), x) == (5,), name
 
 
+SIDES = [(2, 9), (1, 9, 14), (3, 7, 5, 6)]
+"""A signal, an image and a volume whose sides do not halve."""
+
+
+@pytest.mark.parametrize("shape", [(2, 16), *SIDES, (1, 4, 3, 8)], ids=str)
+def test_networks_of_any_number_of_sides(shape):
+    """In and out have the same shape; nothing is computed."""
+    x, level, sizes = jax.ShapeDtypeStruct(shape, jnp.float32), jnp.zeros(()), {"widths": (4, 8), "patch": 2}
+    assert shape_of(lambda x: UNet(shape, **sizes, key=KEY)(x, level), x) == shape
+    assert shape_of(lambda x: UNet(shape, **sizes, out_channels=5, key=KEY)(x, level), x) == (5, *shape[1:])
+    assert shape_of(lambda x: HalfUNet(shape, (5,), **sizes, key=KEY)(x, level), x) == (5,)
+    assert shape_of(lambda: AscendingUNet(3, shape, **sizes, key=KEY)(jnp.zeros(3))) == shape
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SIDES, ids=str)
+def test_sides_that_do_not_halve_are_padded_and_cut(shape, fill):
+    """The same numbers as the observation with zeros around it, cut by hand; weights are those of any other sides."""
+    sizes = {"widths": (4, 8), "patch": 2}
+    long = tuple(-(-side // 4) * 4 for side in shape[1:])
+    around = [((b - a) // 2, b - a - (b - a) // 2) for a, b in zip(shape[1:], long, strict=True)]
+    inside = (slice(None), *(slice(first, first + a) for (first, _), a in zip(around, shape[1:], strict=True)))
+    network, other = fill(UNet(shape, **sizes, key=KEY)), fill(UNet((shape[0], *long), **sizes, key=KEY))
+    assert eqx.tree_equal(network, other)
+    x = values(shape)
+    padded = jnp.pad(x, ((0, 0), *around))
+    found, whole = jax.jit(lambda x, y: (network(x, LOW), network(y, LOW)))(x, padded)
+    np.testing.assert_allclose(found, whole[inside], atol=1e-6)
+    assert np.abs(np.asarray(whole)).sum() > np.abs(np.asarray(found)).sum(), "control: something was cut"
+    half = fill(HalfUNet(shape, (5,), **sizes, key=KEY))
+    np.testing.assert_array_equal(*jax.jit(lambda x, y: (half(x, LOW), half(y, LOW)))(x, padded))
+
+
 @pytest.mark.parametrize("build", [UNet, lambda *a, **k: HalfUNet(a[0], (5,), **k)], ids=["unet", "half"])
-@pytest.mark.parametrize(
-    ("shape", "options", "message"),
-    [
-        ((1, 28, 28), {"patch": 4, "widths": (4, 8)}, "image size 28 .* 4 · 2 = 8: resize the images to 24 or 32"),
-        ((1, 8, 8), {"patch": 4, "widths": (4, 8, 8)}, "image size 8 .* 4 · 4 = 16: resize the images to 16, or"),
-        ((3, 9, 9), {"patch": 2, "widths": (4,)}, "image size 9 .* resize the images to 8 or 10"),
-        ((1, 8, 16), {"patch": 2, "widths": (4,)}, r"in_shape must be \(channels, size, size\), .* got \(1, 8, 16\)"),
-        ((8, 8), {"patch": 2, "widths": (4,)}, r"got \(8, 8\)"),
-    ],
-)
-def test_images_that_do_not_fit_are_refused(build, shape, options, message):
-    """The message gives the sizes that fit."""
-    with pytest.raises(ValueError, match=message):
-        build(shape, **options, key=KEY)
+@pytest.mark.parametrize("shape", [(5,), (1, 2, 3, 4, 5), (1, 0, 4)], ids=str)
+def test_observations_without_sides_are_refused(build, shape):
+    with pytest.raises(ValueError, match=r"takes signals \(channels, length\), images .* got an observation of"):
+        build(shape, key=KEY)
 
 
 # --- dependence on λ --------------------------------------------------------------------------------------------------
@@ -194,22 +221,35 @@ def test_networks_of_another_shape_are_refused_where_they_are_handed_over(name, 
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("c_in", "c_out", "size"), [(1, 4, 5), (3, 2, 8)])
-def test_convolution_is_a_convolution(c_in, c_out, size, fill):
-    """Conv3x3 = jax.lax.conv_general_dilated with SAME padding and the weight as (row, column, in) × out."""
-    layer, h = fill(Conv3x3(c_in, c_out, key=KEY)), values((size, size, c_in))
-    kernel = layer.weight.reshape(3, 3, c_in, c_out)
-    numbers = ("NHWC", "HWIO", "NHWC")
-    exact = jax.lax.conv_general_dilated(h[None], kernel, (1, 1), "SAME", dimension_numbers=numbers)[0] + layer.bias
-    np.testing.assert_allclose(layer(h), exact, rtol=1e-5, atol=1e-5)
-    flipped = jax.lax.conv_general_dilated(h[None], kernel[::-1], (1, 1), "SAME", dimension_numbers=numbers)[0]
-    assert not np.allclose(layer(h), flipped + layer.bias, rtol=1e-2)  # control
+@pytest.mark.parametrize(("c_in", "c_out", "sides"), [(1, 4, (5, 5)), (3, 2, (8, 6)), (2, 3, (7,)), (2, 3, (4, 3, 5))])
+def test_convolution_is_a_convolution(c_in, c_out, sides, fill):
+    """Conv = jax.lax.conv_general_dilated with SAME padding and the weight as (*places, in) × out."""
+    dims = len(sides)
+    layer, h = fill(Conv(c_in, c_out, dims, key=KEY)), values((*sides, c_in))
+    kernel = jnp.moveaxis(layer.weight.reshape(*(3,) * dims, c_in, c_out), (-1, -2), (0, 1))
+
+    def convolved(kernel):
+        out = jax.lax.conv_general_dilated(jnp.moveaxis(h, -1, 0)[None], kernel, (1,) * dims, "SAME")[0]
+        return jnp.moveaxis(out, 0, -1) + layer.bias
+
+    np.testing.assert_allclose(layer(h), convolved(kernel), rtol=1e-5, atol=1e-5)
+    assert not np.allclose(layer(h), convolved(kernel[:, :, ::-1]), rtol=1e-2)  # control
+
+
+@pytest.mark.parametrize("sides", [(6,), (4, 6), (2, 4, 6)], ids=str)
+def test_pooling_is_the_mean_and_upsampling_its_inverse(sides):
+    """Of what is the same at both places of every pair."""
+    h = values((*sides, 3))
+    np.testing.assert_allclose(pool(upsample(h)), h, rtol=1e-6)
+    first = h[tuple(slice(0, 2) for _ in sides)]
+    np.testing.assert_allclose(pool(h)[(0,) * len(sides)], first.reshape(-1, 3).mean(0), rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_convolutions_outside_loops_and_inside_are_one_function():
+@pytest.mark.parametrize("sides", [(6,), (6, 5), (3, 4, 3)], ids=str)
+def test_convolutions_outside_loops_and_inside_are_one_function(sides):
     """Value, gradients and the gradient of a gradient, as training has it; forward differentiation too."""
-    layer, h = Conv3x3(3, 4, key=KEY), values((6, 6, 3))
+    layer, h = Conv(3, 4, len(sides), key=KEY), values((*sides, 3))
 
     def slope(layer, h):
         return jnp.sum(jax.grad(lambda h: jnp.sum(jnp.tanh(layer(h))))(h) ** 3)

@@ -138,8 +138,9 @@ def test_free_bits_hold_each_axis_at_the_floor_without_gradient(program):
     p = program()
 
     @functools.partial(jax.jit, static_argnums=0)
-    def divergence(floor, beta=1.0):
+    def divergence(floor, beta=1.0, scale=1.0):
         def total(params):
+            params = jax.tree.map(lambda leaf: scale * leaf, params)
             terms = ScoreELBO(floor).terms(jax.random.key(1), params, p.model, p.guide, X, beta=beta)
             latent = jnp.concatenate([terms[s.name] for s in p.latents.sites])
             return latent.sum(), latent
@@ -155,6 +156,7 @@ def test_free_bits_hold_each_axis_at_the_floor_without_gradient(program):
     held, at_floor = divergence(high)
     np.testing.assert_allclose(at_floor, high, rtol=1e-6)
     assert largest(held) == 0
+    assert np.isnan(divergence(high, 1.0, np.nan)[1]).all(), "NaN is no number below the floor"
     free, unchanged = divergence(low)
     np.testing.assert_allclose(unchanged, axes, rtol=1e-6)
     assert largest(jax.tree.map(jnp.subtract, free, gradient)) < 1e-6

@@ -109,10 +109,10 @@ def test_a_network_that_knows_no_statistics_takes_any_scale(tiny_program):
 def test_frames_are_missing_as_a_whole():
     x = np.ones((2, 3, 4), np.float32)
     x[1, 2] = np.nan
-    np.testing.assert_array_equal(as_floats(x, gaps=True), x)
+    np.testing.assert_array_equal(as_floats(x, missing="frames"), x)
     x[0, 1, 1] = np.inf
     with pytest.raises(ValueError, match=r"infinite at observation 0, index \(1, 1\)"):
-        as_floats(x, gaps=True)
+        as_floats(x, missing="frames")
 
 
 def test_a_fill_value_is_named():

@@ -16,9 +16,11 @@ from sami_ppl._util.history import summary_line
 from sami_ppl.decoders.exact import LinearGaussian
 from sami_ppl.diffusion.schedule import VariancePreserving
 from sami_ppl.encoders.law import DiagonalLaw, GaussianLaw
-from sami_ppl.fitting.penalties import Draw, Penalty, consistency, prior_mmd, total_correlation
+from sami_ppl.fitting.penalties import Draw, Penalty, consistency, prior_mmd, total_correlation, weighed
 from sami_ppl.fitting.stage import Stage
 from sami_ppl.fitting.step import Batch, Fit
+from sami_ppl.runs.settings import configure
+from sami_ppl.saving.files import find, load_file
 
 X = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
 
@@ -147,7 +149,7 @@ def test_a_penalty_is_added_and_logged_apart(tiny_program):
         run = Fit(program, replace(STAGE, penalties=penalties), steps=6, observations=50)
         records.append(run.record(program.params(), data, KEY))
         sides = run.recipe.sides(program)
-        losses.append(run.recipe.loss_at(0, program, data).loss(KEY, program.params(), *sides, X))
+        losses.append(run.recipe.loss_at(0, program).loss(KEY, program.params(), *sides, X))
     assert float(losses[1]) == pytest.approx(float(losses[0]) + 3, rel=1e-5)
     assert records[1].pop("penalties") == {"three": 3.0}
     assert records[1].pop("loss") == pytest.approx(records[0].pop("loss") + 3, rel=1e-6)
@@ -191,4 +193,37 @@ def test_penalties_that_make_no_sense_are_refused(tiny_program):
     program, data = tiny_program(), Batch(jnp.asarray(X[:8]), {})
     recipe = Fit(program, replace(STAGE, penalties={"each": lambda draw: draw.z[:, 0]}), steps=1).recipe
     with pytest.raises(ValueError, match=r"the penalty 'each' must be one number, .* got shape \(8,\)"):
-        recipe.loss_at(0, program, data).loss(KEY, program.params(), program.model, program.guide, data.x)
+        recipe.loss_at(0, program).loss(KEY, program.params(), program.model, program.guide, data.x)
+
+
+def test_penalties_of_the_library_take_a_weight():
+    """From Python and as the command line reads it; a weight of anything else is refused."""
+    weight = Stage(penalties={"consistency": 0.3})
+    assert hash(weight) != hash(Stage(penalties={"consistency": 0.4}))
+    own = weighed("consistency", 0.3)
+    codes = gaussian_draw(0.5, 64, 64)[0]
+    assert float(weighed("total_correlation", 2.0)(codes)) == pytest.approx(2 * float(total_correlation(codes)))
+    assert isinstance(own, Penalty)
+    assert weighed("mine", total_correlation) is total_correlation
+    config = load_file(find("two_stage", "inference")).Config()
+    for text, value in (("{'consistency': 0.3}", 0.3), ("{'consistency': 1}", 1)):
+        found = configure({"encoder.penalties": text}, {"inference": config})["inference"]
+        assert found.encoder.penalties == {"consistency": value}
+    for wrong in ("{'sparsity': 1.0}", "{'consistency': -1.0}", "{'consistency': 'much'}"):
+        with pytest.raises(ValueError, match=r"encoder.penalties"):
+            configure({"encoder.penalties": wrong}, {"inference": config})
+    with pytest.raises(ValueError, match="the weight, at least 0, of one of total_correlation, consistency, prior_mmd"):
+        Stage(penalties={"sparsity": 1.0})
+
+
+@pytest.mark.slow
+def test_a_weight_is_that_penalty_times_it(tiny_program):
+    """The loss of a step, and what is logged, are those of the function."""
+    program, data = tiny_program(), Batch(jnp.asarray(X), {})
+    records = []
+    for penalty in (0.3, lambda draw: 0.3 * consistency(draw)):
+        run = Fit(program, replace(STAGE, penalties={"consistency": penalty}), steps=6, observations=50)
+        records.append(run.record(program.params(), data, KEY))
+    assert records[0]["penalties"]["consistency"] == pytest.approx(records[1]["penalties"]["consistency"], rel=1e-5)
+    assert records[0]["loss"] == pytest.approx(records[1]["loss"], rel=1e-5)
+    assert records[0]["penalties"]["consistency"] != 0

@@ -12,7 +12,7 @@ import xarray as xr
 import sami_ppl as sp
 from sami_ppl.diffusion.schedule import VariancePreserving
 from sami_ppl.evidence import bits_per_dim
-from sami_ppl.evidence.pixels import bin_log_prob, pixel_values, reconstruction_table
+from sami_ppl.evidence.pixels import bin_log_prob, pixel_values, reconstruction_table, value_table
 
 KEY = jax.random.key(0)
 BYTES = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8)).astype(np.uint8)
@@ -103,3 +103,35 @@ def test_bits_of_a_gaussian_are_those_of_its_bins():
         )
     kl = sp.evidence_bound(program, data, key=KEY)["kl"].sum("site").values
     assert found["mean"] == pytest.approx(np.mean(np.mean(masses, 0) + kl) / (64 * np.log(2)), rel=5e-3)
+
+
+def test_a_counted_table_is_the_law_of_the_values():
+    """Of values that are the denoised one + 3 or + 9 alike it has nearly their bit; rows without a count are flat."""
+    rng = np.random.default_rng(0)
+    index = rng.integers(40, 200, (2000, 50))
+    table = value_table(pixel_values()[index], index + rng.choice([3, 9], index.shape))
+    np.testing.assert_allclose(table.sum(1), 1, rtol=1e-9)
+    assert table.min() >= 0.01 / 256
+    row = table[100]
+    # Half of the counts are where they were, half smoothed over neighbours that have them beside their own.
+    assert 0.5 < row[[103, 109]].sum() < 0.7
+    np.testing.assert_allclose(table[255], 1 / 256, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", ["guided", "gaussian"])
+def test_told_from_denoised_values_bits_are_still_a_bound(decoder):
+    """Bytes that are 0 or 255 alike cost a bit, and a table says so where noise of many steps does not."""
+    data = (np.random.default_rng(1).integers(0, 2, (300, 1, 8, 8)) * 255).astype(np.uint8)
+    program = sp.autoencoder(
+        sp.factors(z=dist.Normal(0, 1).expand([2])), data, decoder=decoder, network="mlp",
+        size={"width": 8, "depth": 1}, schedule=VariancePreserving(-6.0, 1.0), key=KEY, progress=False,
+    )  # fmt: skip
+    if decoder == "gaussian":  # its own noise is the spread of the data, and the first bins hold half of it
+        plain, told = (bits_per_dim(program, data[200:], key=KEY, train=t) for t in (None, data[:200]))
+        assert 1 < told["mean"] < 1.6 < plain["mean"]
+        return
+    # A denoiser that says at λmax what the noisy value says: at α/σ = e^½ that is not much.
+    plain, told = (bits_per_dim(program, data[200:], key=KEY, train=t) for t in (None, data[:200]))
+    assert told["mean"] > 1
+    assert told["mean"] < plain["mean"]

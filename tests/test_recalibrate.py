@@ -13,7 +13,8 @@ import pytest
 from scipy import stats
 
 import sami_ppl as sp
-from sami_ppl.calibration.recalibrate import recalibrate
+from sami_ppl._util.history import History
+from sami_ppl.calibration.recalibrate import recalibrate, recalibrated, samples_for
 from sami_ppl.decoders.exact import ExactEncoder
 from sami_ppl.encoders.law import GaussianLaw
 from sami_ppl.priors.read import read_prior
@@ -233,3 +234,17 @@ def test_bad_input():
         recalibrate(lost, key=KEY, simulations=500, progress=False)
     with pytest.raises(TypeError, match="key"):
         recalibrate(program(1.0), key=0)
+
+
+def test_a_fit_ends_with_it_where_its_samples_follow_their_codes():
+    """By default: after 500 steps and with particles; not after a rehearsal, nor by guidance alone."""
+    made, long, short = program(1.0), History(), History()
+    long.add({"step": 500, "loss": 1.0})
+    short.add({"step": 499, "loss": 1.0})
+    particles = made.replace(sampler=sp.TwistedSampler(20))
+    assert [samples_for(p, h) for p, h in ((particles, long), (particles, short), (made, long))] == [10_000, 0, 0]
+    assert samples_for(particles, History()) == 0
+    for simulations, history in ((0, long), (None, short)):
+        assert recalibrated(particles, history, simulations, key=jax.random.key(0), progress=False) is particles
+    with pytest.raises(ValueError, match="simulations must be at least 500"):
+        recalibrated(particles, short, 20, key=jax.random.key(0), progress=False)

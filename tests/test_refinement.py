@@ -7,6 +7,8 @@ A refined mean is right within .1 posterior standard deviations and a refined st
 import json
 import sys
 
+from directions_oracle import oracle as directions
+from discrete_priors import X, dataset, joint, kinds_program, labelled
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,8 +26,16 @@ from sami_ppl.diffusion.schedule import NoiseProposal, VariancePreserving
 from sami_ppl.encoders.encoder import encoder_for
 from sami_ppl.encoders.families import Full, Mixture
 from sami_ppl.program.program import Program
-from sami_ppl.program.tabulated import tabulated_log_likelihood
-from sami_ppl.refinement.target import _noise, _target, log_joint, log_prior, targets
+from sami_ppl.refinement.target import (
+    _noise,
+    _target,
+    code_at,
+    log_density,
+    log_joint,
+    log_likelihood,
+    log_prior,
+    targets,
+)
 from sami_ppl.runs import cli
 from sami_ppl.runs.refine import describe, refine_run
 from sami_ppl.saving.files import UserError
@@ -50,6 +60,11 @@ def prior():
 @pytest.fixture(scope="module")
 def model():
     return LinearGaussian(jnp.asarray(WEIGHTS, jnp.float32), 0.5, VariancePreserving(-10.0, 9.0))
+
+
+@pytest.fixture(scope="module")
+def kinds_oracle():
+    return kinds_program()
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +135,7 @@ def test_likelihood_is_the_bound_in_closed_form(model, x):
     program = Program(prior, model.denoiser, model.encoder)
     (target,) = targets(program, x[:1], jax.random.key(0), 256)
     codes = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
-    found = np.array([tabulated_log_likelihood(program.encoder, target.table, jnp.asarray(z)) for z in codes])
+    found = np.array([log_likelihood(program, target.table, jnp.asarray(z)) for z in codes])
     known = np.array(
         [-float(model.bound(jnp.asarray(x[0]), jnp.asarray(z), 1e-6 * jnp.eye(2))[0].total) for z in codes]
     )
@@ -164,16 +179,13 @@ def test_likelihood_is_the_mean_bound_of_every_family(tiny_program, mlp, fill, f
     assert np.array_equal(eps[:6], -eps[6:])
     each = jax.vmap(lambda *row: bound(program.denoiser, program.encoder, x, z, *row).total)
     known = each(log_snr, jnp.tile(levels.weight, 2), eps).mean()
-    found = tabulated_log_likelihood(program.encoder, _target(program, levels, x, key, {}, {}).table, z)
+    target = _target(program, program, levels, x, key, {}, {}, jnp.zeros((1, 2)))
+    found = log_likelihood(program, target.table, z)
     assert float(found) == pytest.approx(-float(known), rel=1e-4)
 
 
-def angle():
-    numpyro.sample("angle", dist.VonMises(0.0, 1.0))
-
-
 @pytest.mark.slow
-def test_what_cannot_be_refined_is_said(tiny_program, model, mlp, x):
+def test_what_cannot_be_refined_is_said(model, x):
     program, key = Program(prior, model.denoiser, model.encoder), jax.random.key(0)
     for method, count in (
         ("nuts", "draws"),
@@ -193,10 +205,6 @@ def test_what_cannot_be_refined_is_said(tiny_program, model, mlp, x):
         refinement.nuts(program, x[:, :5], key=key)
     with pytest.raises(ValueError, match="holds no observations"):
         refinement.nuts(program, x[:0], key=key)
-    tiny = tiny_program()
-    encoder = encoder_for(angle, mlp(4, 8, key=key), tiny.denoiser.schedule, (4,), key=key)
-    with pytest.raises(ValueError, match="'angle' lives on a circle"):
-        refinement.nuts(Program(angle, tiny.denoiser, encoder), np.zeros((1, 4), np.float32), key=key)
 
 
 def test_picture_of_agreement():
@@ -245,6 +253,97 @@ def test_the_fitted_prior_is_the_one_that_counts(tiny_program):
     np.testing.assert_allclose(
         log_prior(program, z), dist.Normal(jnp.array([2.0, -1.0]), 1.0).log_prob(z).sum(), rtol=1e-5
     )
+
+
+# --- directions, discrete sites ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dim", "method"), [(2, "nuts"), (3, "svi")])
+def test_directions_are_refined_to_the_exact_posterior(dim, method):
+    """Von Mises on the circle, von Mises–Fisher on the sphere, from a guide of half the concentration."""
+    program, truth = directions(dim)
+    x = truth.sample(1)
+    settings = {"nuts": {"draws": 400, "warmup": 150}, "svi": {"draws": 2000, "steps": 300}}[method]
+    tree = getattr(refinement, method)(program, x, key=jax.random.key(1), levels=128, **settings)
+    codes = tree["unconstrained_posterior"]["code"].values[:, :, 0].reshape(-1, dim)
+    np.testing.assert_allclose(np.linalg.norm(codes, axis=1), 1, atol=1e-4)
+    k = truth.concentration(x)[0]
+    length = np.linalg.norm(k)
+    exact, wide = (truth.resultant(size) * k / length for size in (length, length / 2))
+    # The sd of an angle is near 1/√‖k‖; .1 of it moves the mean vector by that, .1 of its square shortens it.
+    assert np.linalg.norm(codes.mean(0) - exact) < 0.15 / length**0.5
+    amortised = tree["amortised"]["place"].values
+    assert amortised.shape == tree["posterior"]["place"].shape
+    gap = 1 - truth.resultant(length)
+    assert 1 - np.linalg.norm(codes.mean(0)) == pytest.approx(gap, rel=0.25)
+    assert 1 - np.linalg.norm(wide) > 1.5 * gap, "the control"
+    assert tree["agreement"]["gain"].values[0] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", [2, 3])
+def test_lengths_of_directions_integrate_out(dim):
+    """∫ density of v over all of space = ∫ p(u, x) over directions, by sums over grids; lengths are 1 in the mean."""
+    program, truth = directions(dim)
+    (target,) = targets(program, truth.sample(1), jax.random.key(0), 8)
+    step = 0.07
+    grid = np.stack(np.meshgrid(*[np.arange(-1.75, 1.76, step)] * dim, indexing="ij"), -1).reshape(-1, dim)
+    grid = grid[np.abs(np.linalg.norm(grid, axis=1) - 1) < 0.75].astype(np.float32)  # three standard deviations
+    whole = jax.jit(jax.vmap(lambda v: log_density(program, target, v)))(jnp.asarray(grid))
+    rng = np.random.default_rng(0)
+    if dim == 2:
+        angle = np.linspace(-np.pi, np.pi, 400, endpoint=False)
+        u, area = np.stack([np.cos(angle), np.sin(angle)], 1), 2 * np.pi
+    else:
+        u, area = rng.normal(size=(40_000, 3)), 4 * np.pi
+        u /= np.linalg.norm(u, axis=1, keepdims=True)
+    joint = jax.jit(jax.vmap(lambda z: log_joint(program, target, z)))(jnp.asarray(u, jnp.float32))
+    found = float(jax.nn.logsumexp(whole)) + dim * np.log(step)
+    assert found == pytest.approx(float(jax.nn.logsumexp(joint)) + np.log(area / len(u)), abs=0.05)
+    mean = np.linalg.norm(grid, axis=1) @ np.asarray(jax.nn.softmax(whole))
+    assert mean == pytest.approx(1, abs=0.02), "1.06 without the volume of the lengths"
+
+
+@pytest.mark.slow
+def test_discrete_sites_are_summed_over(build):
+    """The density of the others is a sum over kinds, drawn by the shares of its terms; known ones are held."""
+    program = build(joint)
+    (target,) = targets(program, X[:1], jax.random.key(0), 4)
+    assert target.kinds.shape == (3, 6)
+    point = jnp.array([0.3, -0.4, 0.8])
+    codes = jnp.concatenate([jnp.eye(3), jnp.tile(point, (3, 1))], 1)
+    terms = np.asarray(jax.jit(jax.vmap(lambda z: log_joint(program, target, z)))(codes), float)
+    whole = jax.jit(lambda point: log_density(program, target, point))(point)
+    assert float(whole) == pytest.approx(np.logaddexp.reduce(terms), abs=1e-4)
+    keys = jax.random.split(jax.random.key(1), 4000)
+    drawn = np.asarray(jax.jit(jax.vmap(lambda key: code_at(program, target, point, key)))(keys))
+    np.testing.assert_allclose(drawn[:, 3:], np.broadcast_to(point, (4000, 3)), rtol=1e-6)
+    share = np.exp(terms - np.logaddexp.reduce(terms))
+    assert np.all(np.abs(drawn[:, :3].mean(0) - share) < 4 * np.sqrt(share * (1 - share) / 4000) + 1e-3)
+    told = build(labelled, {"label": np.array([-1])})
+    found = targets(told, dataset(), jax.random.key(0), 2)
+    assert [len(target.kinds) for target in found] == [3, 1, 1, 3, 1]
+    assert found[1].kinds[0, :3].tolist() == [0, 0, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_refinement_with_kinds_is_the_exact_mixture(kinds_oracle, method):
+    """Mean and spread of z, and the probabilities of the kinds, against the mixture posterior in closed form."""
+    program, _, exact = kinds_oracle
+    x = np.array([[0.4, 0.2]], np.float32)
+    tree = getattr(refinement, method)(program, x, key=jax.random.key(1), levels=128, **METHODS[method])
+    clean = exact.schedule.alpha(jnp.asarray(6.0)) * x[0]
+    mean, cov = exact.posterior(clean, jnp.asarray(6.0))
+    probs = np.exp(exact.parameters(clean, jnp.asarray(6.0))[0])
+    z, kind = (tree["posterior"][name].values.ravel() for name in ("z", "kind"))
+    sd = float(np.sqrt(cov[0, 0]))
+    assert abs(z.mean() - float(mean[0])) < 0.15 * sd
+    assert z.std() == pytest.approx(sd, rel=0.15)
+    np.testing.assert_allclose(np.bincount(kind.astype(int), minlength=3) / len(kind), probs, atol=0.07)
+    assert tree["agreement"]["axis"].values.tolist() == ["z[0]"]
+    assert abs(float(tree["agreement"]["gain"].values[0])) < 0.2, "the guide is the posterior, nearly Gaussian in z"
 
 
 MEANS = np.array([[1.0, -0.5], [-2.0, 1.0]])
@@ -332,7 +431,7 @@ def test_draws_of_global_sites_follow_their_guide_and_all_count(model, x):
     assert logs.mean(0) == pytest.approx(np.log([0.3, 0.6]), abs=4 * 0.5 / 64**0.5)
     assert logs.std(0, ddof=1) == pytest.approx(0.5, abs=4 * 0.5 / 128**0.5)
     z = jnp.array([0.5, -0.5])
-    own = log_joint(program, target, z) - tabulated_log_likelihood(program.encoder, target.table, z)
+    own = log_joint(program, target, z) - log_likelihood(program, target.table, z)
     assert float(own) == pytest.approx(float(log_prior(program, z, {}, target.global_values)), abs=1e-3)
     first = {name: value[:1] for name, value in target.global_values.items()}
     assert abs(float(own) - float(log_prior(program, z, {}, first))) > 0.01, "the control"

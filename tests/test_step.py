@@ -44,7 +44,7 @@ def test_what_is_compiled_holds_no_weights(tiny_program):
     program, data = tiny_program(), Batch(jnp.asarray(X), {})
     run = Fit(program, ALONE, steps=6)
     state = run.init(KEY, data)
-    state, _ = run.run_block(state, data, np.zeros((2, 8), np.int32))
+    state, _ = run.run_block(state, data.steps(np.zeros((2, 8), np.int32)))
     run.record(state.average, data, KEY)
     recipe, held = run.recipe, [weakref.ref(run), weakref.ref(program.denoiser.network.inner)]
     del program, run, state
@@ -65,7 +65,7 @@ def test_weight_decay_is_of_matrices_of_networks(tiny_program):
     after = []
     for decay in (0.0, 0.1):
         run = Fit(program, replace(STAGE, weight_decay=decay, ema=0.0, train=("encoder",)), steps=1)
-        state, _ = run.run_block(run.init(KEY, data), data, np.arange(8, dtype=np.int32)[None])
+        state, _ = run.run_block(run.init(KEY, data), data.steps(np.arange(8, dtype=np.int32)[None]))
         after.append(run.recipe.svi(program, data).get_params(state.svi))
     matrices = 0
     before = program.params()

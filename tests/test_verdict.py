@@ -9,6 +9,7 @@ import pytest
 
 import sami_ppl as sp
 from sami_ppl.diagnostics import fit_warnings, floor_share
+from sami_ppl.diagnostics.verdict import verdict
 
 SITES = {"place": ("place[0]", "place[1]"), "kind": ("kind",)}
 GOOD = {
@@ -16,7 +17,12 @@ GOOD = {
     "z_gain": 50.0,
     "samples": {"mse_own": 0.01, "mse_other": 0.5, "mse_mean_image": 0.25},
     "at_floor": 0.02,
+    "guidance_gain": 4.0,
+    "kl_total_nats": 5.6,
+    "prior_draws": {"frechet": 0.02, "frechet_data": 0.004},
+    "calibration": {"simulations": 256, "false_alarm": 0.01, "calibrated": True, "verdict": {"kind": "calibrated"}},
 }
+OFF = {**GOOD["calibration"], "calibrated": False, "verdict": {"kind": "too narrow by a factor of about 1.4"}}
 X = np.random.default_rng(0).normal(size=(30, 6)).astype(np.float32)
 
 
@@ -27,6 +33,9 @@ def changed(**figures):
 def test_a_good_fit_is_not_warned_of():
     assert changed() == []
     assert changed(at_floor=None) == [], "families without independent widths"
+    assert changed(calibration={"simulations": 40, "calibrated": None}) == [], "too few simulations to say"
+    for figure in ("guidance_gain", "prior_draws", "calibration"):
+        assert fit_warnings({name: value for name, value in GOOD.items() if name != figure}, SITES) == []
 
 
 @pytest.mark.parametrize(
@@ -38,11 +47,24 @@ def test_a_good_fit_is_not_warned_of():
         ({"samples": {"mse_own": 0.285, "mse_other": 0.34, "mse_mean_image": 0.344}}, "Samples hardly follow"),
         ({"samples": {"mse_own": 0.039, "mse_other": 0.06, "mse_mean_image": 0.019}}, "than the mean image is"),
         ({"at_floor": 0.6}, "60% of the posterior's widths lie at the least"),
+        ({"guidance_gain": 2.0}, "costs 5.6 nats of KL and guidance gains 2.0"),
+        ({"prior_draws": {"frechet": 0.05, "frechet_data": 0.004}}, "Draws of the prior do not look like the data"),
+        ({"calibration": OFF}, r"not calibrated, by 256 simulations (false alarms 1 %): kind too narrow by a factor"),
     ],
 )
 def test_each_fault_is_told_by_itself(figures, message):
     (found,) = changed(**figures)
     assert message in found
+
+
+def test_the_verdict_says_what_is_known_of_calibration():
+    """Calibrated is said as what it is, what was not checked too; without figures nothing is."""
+    assert verdict({}) == "Not checked."
+    good = verdict({"warnings": [], **GOOD})
+    assert good.startswith("No warning")
+    assert "256 simulations cannot tell its posteriors from calibrated ones (false alarms 1 %)" in good
+    assert verdict({"warnings": []}).endswith("calibration is not checked.")
+    assert verdict({"warnings": ["…"], "calibration": OFF}) == "1 warning; its posteriors are not calibrated."
 
 
 def program_of(families):

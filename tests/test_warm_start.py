@@ -20,7 +20,7 @@ from sami_ppl.encoders.rotation import TurningEncoder
 from sami_ppl.fitting.components import low_pass_codes, start_codes
 from sami_ppl.fitting.start import _with_features, arrange, fit_codes, transfer, warm_start
 from sami_ppl.fitting.start_prior import cluster, fit_prior, with_clusters
-from sami_ppl.nn import HalfUNet, ResidualMLP, UNet
+from sami_ppl.nn import DiT, HalfUNet, ResidualMLP, UNet, ViT
 from sami_ppl.priors.read import read_prior
 from sami_ppl.program.program import Program
 
@@ -55,6 +55,11 @@ TRANSFERS = {
         lambda: UNet((1, 8, 8), widths=(3, 5), key=KEYS[0]),
         lambda: HalfUNet((1, 8, 8), (7,), widths=(3, 5), key=KEYS[1]),
         {".norm.gain", ".norm.bias", ".exit.weight", ".exit.bias"},
+    ),
+    "transformer": (
+        lambda: DiT((1, 8, 8), **SMALL, key=KEYS[0]),
+        lambda: ViT((1, 8, 8), (7,), **SMALL, key=KEYS[1]),
+        {".narrow.weight", ".narrow.bias", ".exit.weight", ".exit.bias"},
     ),
     "nothing alike": (
         lambda: ResidualMLP((4,), (4,), **SMALL, key=KEYS[0]),

@@ -9,6 +9,8 @@ from sami_ppl.analyses.activity import plot_axis_activity as plot_axis_activity
 from sami_ppl.analyses.attributes import attribute_sparsity as attribute_sparsity
 from sami_ppl.analyses.attributes import hoyer_sparsity as hoyer_sparsity
 from sami_ppl.analyses.attributes import plot_attribute_sparsity as plot_attribute_sparsity
+from sami_ppl.analyses.bottleneck import BottleneckComponents as BottleneckComponents
+from sami_ppl.analyses.bottleneck import bottleneck_components as bottleneck_components
 from sami_ppl.analyses.factors import association as association
 from sami_ppl.analyses.factors import factor_grid as factor_grid
 from sami_ppl.analyses.factors import plot_association as plot_association
@@ -26,8 +28,10 @@ from sami_ppl.analyses.noise import plot_variance_reduction as plot_variance_red
 from sami_ppl.analyses.noise import posterior_by_noise as posterior_by_noise
 from sami_ppl.analyses.noise import variance_reduction as variance_reduction
 from sami_ppl.analyses.trajectories import curvature as curvature
+from sami_ppl.analyses.trajectories import mean_cosine as mean_cosine
 from sami_ppl.analyses.trajectories import plot_straightness as plot_straightness
 from sami_ppl.analyses.trajectories import straightness as straightness
+from sami_ppl.analyses.trajectories import straightness_table as straightness_table
 from sami_ppl.analyses.traversal import conditional_samples as conditional_samples
 from sami_ppl.analyses.traversal import interpolate as interpolate
 from sami_ppl.analyses.traversal import plot_conditional_samples as plot_conditional_samples

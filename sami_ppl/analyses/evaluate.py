@@ -6,6 +6,7 @@ whatever was trained.
 
 from collections.abc import Callable
 from functools import partial
+import time
 from typing import Any
 
 import equinox as eqx
@@ -25,15 +26,17 @@ from sami_ppl._util.progress import phase, say, telling
 from sami_ppl._util.tables import few
 from sami_ppl.analyses.codes import ACTIVE_VARIANCE
 from sami_ppl.analyses.scores import baseline_figures, circular_figures, cluster_figures, factor_figures, forest, probes
+from sami_ppl.calibration.quick import SIMULATIONS, quick_calibration
 from sami_ppl.data import factor_names, real_factors, train_test, unrolled, unrolled_names
 from sami_ppl.diagnostics.floor import floor_share
 from sami_ppl.diagnostics.gain import draw_codes, noise_errors
 from sami_ppl.diagnostics.noise_end import noise_end_kl
-from sami_ppl.diagnostics.verdict import fit_warnings
+from sami_ppl.diagnostics.verdict import fit_warnings, verdict
 from sami_ppl.distributions.gaussian import gaussian_root
 from sami_ppl.distributions.supports import is_unbounded, unwrapped
 from sami_ppl.evidence import evidence_bound, summarise
-from sami_ppl.metrics import correlation
+from sami_ppl.fitting.components import filled
+from sami_ppl.metrics import correlation, frechet, random_features
 from sami_ppl.posteriors.generate import decode, generate
 from sami_ppl.priors.sites import LatentSite, Process
 from sami_ppl.program.program import Program, compiled_moments
@@ -73,7 +76,7 @@ def evaluate(
         samples: test observations of which samples are drawn, at most.
         seconds: time in all, about; where it is short, estimates take fewer observations, and comparisons with other
             methods are left out, as `skipped` among the figures says. Default as long as it takes: the figures are
-            then the same on any machine.
+            then the same on any machine, but for `seconds`, what the calibration took.
         progress: say what is done on stderr.
 
     Returns:
@@ -96,8 +99,8 @@ def evaluate(
     return figures | {"sequences": {name: sequences[name] for name in ("bound_nats", "kl_total_nats")}}
 
 
-PARTS = 6
-"""Estimates that share the time: codes of both parts, the bound, denoising errors, samples, and all the rest."""
+PARTS = 7
+"""Estimates that share the time: codes of both parts, the bound, denoising errors, samples, simulations, the rest."""
 
 
 def _figures(
@@ -110,6 +113,7 @@ def _figures(
         codes = tuple(_codes(program, part, budget) for part in (train, test))
     train, test = (part.isel(obs=slice(len(z))) for part, z in zip((train, test), codes, strict=True))
     x_train, x_test = (np.asarray(part["x"].values, np.float32) for part in (train, test))
+    whole = filled(x_train), filled(x_test)  # for methods that know of nothing missing
     bound_key, gain_key, sample_key = jax.random.split(key, 3)
     end_key = jax.random.fold_in(key, 3)
 
@@ -146,7 +150,7 @@ def _figures(
     names["class"] = [n for n in names["class"] if n not in taken and len(np.unique(train[n].values)) > 1]
     if any(site.clusters > 1 for site in program.latents.sites) and compared("clusters"):
         with phase("clusters, beside k-means and Gaussian mixtures"):
-            metrics["clusters"] = cluster_figures(program, test, (x_train, x_test), names["class"])
+            metrics["clusters"] = cluster_figures(program, test, whole, names["class"])
     known = None
     if names["real"]:
         train, test = (unrolled(part, names["real"]) for part in (train, test))
@@ -157,25 +161,50 @@ def _figures(
             metrics |= circular_figures(program, codes[1], test)
         if compared("low_pass_pca"):
             with phase("the same scores of principal components of blurred observations"):
-                metrics["low_pass_pca"] = baseline_figures(
-                    (x_train, x_test), known, names["real"], metrics["active_latents"]
-                )
+                metrics["low_pass_pca"] = baseline_figures(whole, known, names["real"], metrics["active_latents"])
     for name in names["class"]:
         if compared(f"probes of {name}"):
             with phase(f"classifiers of {name} on the code, and on principal components"):
                 labels = train[name].values, test[name].values
-                metrics.setdefault("probes", {})[name] = probes(codes, (x_train, x_test), labels)
+                metrics.setdefault("probes", {})[name] = probes(codes, whole, labels)
     with phase(f"samples of {min(samples, len(x_test)):,} test observations"):
         metrics["samples"] = sample_figures(
-            program, x_test[:samples], key=sample_key, distance=distance, mean_image=x_train.mean(0),
+            program, x_test[:samples], key=sample_key, distance=distance, mean_image=whole[0].mean(0),
             predict=None if known is None else forest(codes[0], known[0]),
             factors=None if known is None else known[1][:samples], names=names["real"], budget=budget,
         )  # fmt: skip
     counts["samples"] = metrics["samples"].pop("observations")
     metrics["at_floor"] = floor_share(program, x_test)
+    began = time.perf_counter()
+    with phase(f"calibration, by {SIMULATIONS:,} simulations"):
+        metrics["calibration"], drawn = quick_calibration(
+            program, key=jax.random.fold_in(key, 4), simulations=SIMULATIONS, seconds=budget.share()
+        )
+    metrics["seconds"] = {"calibration": time.perf_counter() - began}
+    metrics["prior_draws"] = prior_draw_figures(drawn, x_test, x_train)
     sites = {site.name: program.latents.axes[site.code] for site in program.latents.sites}
     metrics["warnings"] = fit_warnings(metrics, sites)
+    metrics["verdict"] = verdict(metrics)
     return metrics | {"observations": counts} | ({"skipped": skipped} if skipped else {})
+
+
+def prior_draw_figures(
+    drawn: Float[np.ndarray, "n *event"], test: Float[np.ndarray, "m *event"], other: Float[np.ndarray, "k *event"]
+) -> dict[str, Any] | None:
+    """Fréchet distance on random features of draws of the prior from test observations, beside that of other data.
+
+    Of equal numbers of all three; None of fewer than 32, or where something is not finite, or missing.
+    """
+    count = min(len(drawn), len(test), len(other))
+    if count < 32 or not all(np.isfinite(part).all() for part in (drawn, test, other)):
+        return None
+    features = random_features()
+    seen, made, beside = (features(part[:count]) for part in (test, drawn, other))
+    return {
+        "observations": count,
+        "frechet": frechet(made, seen, bootstrap=0).value,
+        "frechet_data": frechet(beside, seen, bootstrap=0).value,
+    }
 
 
 def _codes(program: Program, part: xr.Dataset, budget: Budget) -> Float[np.ndarray, "obs D"]:
@@ -301,10 +330,10 @@ def sample_figures(
 ) -> dict[str, Any]:
     """How well samples follow the latent: scale 1, the program's own sampler.
 
-    Mean squared errors per pixel of samples given z ~ q(z | x): to x itself, to another image, beside two images drawn
-    at random and the mean image; correlation of re-encoded codes with those given, and of the factors predicted from
-    them with the true ones; distance to the nearest possible observation, conditional and unconditional. Of `x` the
-    first are taken where the time of the `budget` is short; `observations` says how many.
+    Mean squared errors per pixel, of those that are seen, of samples given z ~ q(z | x): to x itself, to another image,
+    beside two images drawn at random and the mean image; correlation of re-encoded codes with those given, and of the
+    factors predicted from them with the true ones; distance to the nearest possible observation, conditional and
+    unconditional. Of `x` the first are taken where the time of the `budget` is short; `observations` says how many.
     """
     code_key, given_key, free_key = jax.random.split(key, 3)
     z, keys = draw_codes(program, x, code_key), jax.random.split(given_key, len(x))
@@ -317,11 +346,11 @@ def sample_figures(
         "observations": len(x),
         "evaluations": program.sampler.evaluations,
         "sampler": type(program.sampler).__name__,
-        "mse_own": float(np.mean((conditional - x) ** 2)),
-        "mse_own_median": float(np.median(np.mean((conditional - x) ** 2, axis=tuple(range(1, x.ndim))))),
-        "mse_other": float(np.mean((conditional - other) ** 2)),
-        "mse_two_images": float(np.mean((x - other) ** 2)),
-        "mse_mean_image": float(np.mean((x - mean_image) ** 2)),
+        "mse_own": float(np.nanmean((conditional - x) ** 2)),
+        "mse_own_median": float(np.median(np.nanmean((conditional - x) ** 2, axis=tuple(range(1, x.ndim))))),
+        "mse_other": float(np.nanmean((conditional - other) ** 2)),
+        "mse_two_images": float(np.nanmean((x - other) ** 2)),
+        "mse_mean_image": float(np.nanmean((x - mean_image) ** 2)),
         "reencoded_corr": dict(zip(program.latents.axes, np.diag(correlation(again, z)).tolist(), strict=True)),
     }
     if predict is not None and factors is not None:

@@ -157,6 +157,7 @@ def coherence(
     codes = means[:, None] + step * np.concatenate([np.zeros((1, size)), np.eye(size)])[None]
     codes = np.asarray(program.latents.onto_support(jnp.asarray(codes, jnp.float32)))
     keys = jnp.repeat(jax.random.split(key, len(x)), size + 1)
+    sampler = program.sampler.coupled if sampler is None else sampler
     samples = decode(program, codes.reshape(-1, size), keys, sampler=sampler)
     samples = samples.reshape(len(x), size + 1, -1).astype(np.float64)
     changes = samples[:, 1:] - samples[:, :1]

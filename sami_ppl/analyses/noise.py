@@ -132,9 +132,11 @@ def _errors(program: Program, x: Array, own: Array, other: Array, key: Array, le
     eps = jax.random.normal(key, x.shape, x.dtype)
 
     def one(x: Array, own: Array, other: Array, eps: Array, log_snr: Array) -> tuple[Array, ...]:
+        x, seen = program.denoiser.fill_missing(x)
         x_noisy = schedule.add_noise(x, log_snr, eps)
         steered = jax.vmap(lambda z: program.decoder(z).x_hat(x_noisy, log_snr))(jnp.stack([own, other]))
-        return tuple(jnp.sum((x - hat) ** 2) for hat in (program.denoiser.x_hat(x_noisy, log_snr), *steered))
+        hats = program.denoiser.x_hat(x_noisy, log_snr), *steered
+        return tuple(jnp.sum(jnp.where(seen > 0, x - hat, 0) ** 2) for hat in hats)
 
     def at(log_snr: Array) -> tuple[Array, ...]:
         return jax.vmap(one, in_axes=(0, 0, 0, 0, None))(x, own, other, eps, log_snr)

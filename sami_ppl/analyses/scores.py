@@ -78,7 +78,7 @@ def baseline_figures(
     """
     size = max(1, components)
     x = np.concatenate(pixels)
-    codes = low_pass_codes(x, size, width=widest_blur(x, size))
+    codes = low_pass_codes(x, size, width=widest_blur(x, size).width)
     if size > 1:
         codes = codes @ orthogonal_ica(codes, seed=0).T
     cut = len(pixels[0])

@@ -135,6 +135,7 @@ def _sampled(
     step_units: str,
 ) -> xr.Dataset:
     paths, count, size = codes.shape
+    sampler = program.sampler.coupled if sampler is None else sampler
     samples = decode(
         program, codes.reshape(-1, size), jnp.broadcast_to(key, (paths * count, *key.shape)), sampler=sampler
     )
@@ -195,13 +196,13 @@ def plot_conditional_samples(found: xr.Dataset, *, limits: plots.Limits | None =
 
 def own_limits(images: Any) -> plots.Limits:
     """Values drawn black and white: −1 and 1, or the ends of the images' own range where they leave that."""
-    return (-1.0, 1.0) if np.abs(images).max() <= 1.001 else (float(images.min()), float(images.max()))
+    return (-1.0, 1.0) if np.nanmax(np.abs(images)) <= 1.001 else (float(np.nanmin(images)), float(np.nanmax(images)))
 
 
 def check_images(shape: tuple[int, ...]) -> None:
     """Raise ValueError unless an observation of this shape can be drawn."""
-    if not plots.is_image(shape):
+    if not plots.is_drawn(shape):
         raise ValueError(
-            f"observations of shape {shape} cannot be drawn as images: these have shape (channel, row, column) with 1 "
-            'or 3 channels. Plot the numbers, found["x"].plot()'
+            f"observations of shape {shape} cannot be drawn: images have shape (channel, row, column) with 1 or 3 "
+            'channels, signals (channel, length). Plot the numbers, found["x"].plot()'
         )

@@ -16,11 +16,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 import numpy as np
 import xarray as xr
 
-from sami_ppl._util.chunks import padded_chunks
+from sami_ppl._util.chunks import chunk_of, padded_chunks
 from sami_ppl._util.errors import UserError
 from sami_ppl._util.keys import check_key
 from sami_ppl._util.progress import progress_bar
@@ -42,7 +42,7 @@ def simulation_based_calibration(
     simulations: int = 512,
     draws: int = 200,
     sampler: AbstractSampler | None = None,
-    chunk: int = 64,
+    chunk: int | None = None,
     progress: bool | None = None,
 ) -> xr.DataTree:
     """Ranks of simulated codes among `draws` draws from their amortised posteriors.
@@ -50,28 +50,51 @@ def simulation_based_calibration(
     Groups: `prior_sbc`, PIT values as `az.plot_ecdf_pit` takes them, `code` (chain = 1, draw = simulation, axis) and
     `joint` (chain, draw), that of log q; `simulations`, the codes `z` and the posteriors' `mean` and `sd`, each
     (simulation, axis). `sampler` replaces the program's own: the posterior is calibrated for one sampler's images.
-    `progress`: show a bar.
+    `chunk`: simulations at a time, default 64, fewer of large observations. `progress`: show a bar.
 
     Raises ValueError for fewer than 2 simulations or draws, UserError for programs of sequences.
     """
     check_key(key)
+    warn_if_not_fitted(program)
+    return simulated(
+        program, key=key, simulations=simulations, draws=draws, sampler=sampler, chunk=chunk, progress=progress
+    )[0]
+
+
+def simulated(
+    program: Program,
+    *,
+    key: Key[Array, ""],
+    simulations: int,
+    draws: int,
+    sampler: AbstractSampler | None = None,
+    chunk: int | None = None,
+    seconds: float | None = None,
+    progress: bool | None = None,
+) -> tuple[xr.DataTree, Float[np.ndarray, "simulations *event"]]:
+    """The tree of `simulation_based_calibration`, and the observations that it is of.
+
+    `seconds`: after so many no further chunk of simulations is begun. Raises as that does.
+    """
+    check_key(key)
     import arviz as az
 
+    chunk = chunk_of(64, program.event_shape) if chunk is None else chunk
     for name, value in (("simulations", simulations), ("draws", draws), ("chunk", chunk)):
         least = 1 if name == "chunk" else 2
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if any(isinstance(site, Process) for site in program.latents.sites):
         raise UserError("program is one of sequences, whose ranks are not known yet: calibrate frames_of(program)")
-    warn_if_not_fitted(program)
     sampler = program.sampler if sampler is None else sampler
     prior_key, image_key, rank_key = jax.random.split(key, 3)
     truth = program.prior_codes(prior_key, simulations)
     keys = jax.random.split(image_key, simulations)
-    parts = []
+    parts, images = [], []
     with progress_bar(simulations, "simulations", show=progress, unit="image") as bar:
-        for i, (rows, count) in enumerate(padded_chunks(simulations, chunk)):
-            found = _ranks(program, sampler, truth[rows], keys[rows], jax.random.fold_in(rank_key, i), draws)
+        for i, (rows, count) in enumerate(padded_chunks(simulations, chunk, seconds=seconds)):
+            x, *found = _ranks(program, sampler, truth[rows], keys[rows], jax.random.fold_in(rank_key, i), draws)
+            images.append(np.asarray(x)[:count])
             parts.append(tuple(np.asarray(value, float)[:count] for value in found))
             bar.update(count)
     code, joint, mean, sd = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -80,20 +103,20 @@ def simulation_based_calibration(
         {"prior_sbc": {"code": code[None], JOINT: joint[None]}}, dims={"code": ["axis"]}, coords={"axis": axes}
     )
     each = ("simulation", "axis")
-    variables = {"z": (each, np.asarray(truth, float)), "mean": (each, mean), "sd": (each, sd)}
+    variables = {"z": (each, np.asarray(truth, float)[: len(mean)]), "mean": (each, mean), "sd": (each, sd)}
     tree["simulations"] = xr.DataTree(xr.Dataset(variables, coords={"axis": axes}))
     tree.attrs |= {"draws": draws, "sampler": type(sampler).__name__, "evaluations": sampler.evaluations}
-    return tree
+    return tree, np.concatenate(images)
 
 
 @eqx.filter_jit
 def _ranks(
     program: Program, sampler: AbstractSampler, truth: Array, image_keys: Array, key: Array, draws: int
-) -> tuple[Array, Array, Array, Array]:
-    """PIT of every axis (obs, D) and of log q (obs,), means and standard deviations (obs, D) of the draws."""
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Samples, PIT of every axis (obs, D) and of log q (obs,), means and standard deviations (obs, D) of the draws."""
     encoder = program.encoder
 
-    def one(truth: Array, image_key: Array, key: Array) -> tuple[Array, Array, Array, Array]:
+    def one(truth: Array, image_key: Array, key: Array) -> tuple[Array, Array, Array, Array, Array]:
         draw_key, tie_key = jax.random.split(key)
         x = sampler.sample(program.decoder(truth), image_key)
         q = encoder.law(x)
@@ -102,7 +125,7 @@ def _ranks(
         # Draws that equal the truth, as those of discrete sites do, are ordered at random.
         below, equal = (drawn < true).sum(0), (drawn == true).sum(0)
         pit = (below + (equal + 1) * jax.random.uniform(tie_key, below.shape)) / (draws + 1)
-        return pit[:-1], pit[-1], z.mean(0), z.std(0, ddof=1)
+        return x, pit[:-1], pit[-1], z.mean(0), z.std(0, ddof=1)
 
     return jax.vmap(one)(truth, image_keys, jax.random.split(key, len(truth)))
 

@@ -28,25 +28,50 @@ import numpy as np
 import optax
 
 from sami_ppl._util.chunks import by_chunks, chunk_of
+from sami_ppl._util.history import History
 from sami_ppl._util.keys import check_key
 from sami_ppl._util.progress import phase, progress_bar, telling
 from sami_ppl._util.tables import readable
+from sami_ppl.decoders.twisted import TwistedSampler
 from sami_ppl.diagnostics.fitted import not_fitted
 from sami_ppl.diffusion.sampler import AbstractSampler
 from sami_ppl.encoders.encoder import AbstractEncoder
 from sami_ppl.encoders.own_guide import OwnGuideEncoder
 from sami_ppl.fitting.stage import batches
-from sami_ppl.posteriors.generate import decode, prior_codes
+from sami_ppl.posteriors.generate import decode, prior_codes, sampled_values
 from sami_ppl.priors.sites import Direction, Discrete
 from sami_ppl.program.program import Program
 from sami_ppl.program.sequences import frames_of, with_frames
 
 FEWEST = 500
 """Simulations from which a guide can be fitted: a tenth of them says when it is no longer getting better."""
+SAMPLES = 10_000
+"""Samples that a guide is fitted to by default."""
 LOOKS = 20
 """Times that the simulations held out are looked at."""
 EMA = 0.99
 """Decay of the running average of the weights that is looked at."""
+
+
+def samples_for(program: Program, history: History) -> int:
+    """To how many samples of a program its guide is fitted by default, after a fit: 10,000, or none.
+
+    None where the last stage took fewer than 500 steps, and where the program does not sample with particles
+    (`TwistedSampler`): what a guide fitted to samples by guidance alone does to codes of real images is not known.
+    """
+    steps = history.records[-1]["step"] if history.records else 0
+    return SAMPLES if steps >= FEWEST and isinstance(program.sampler, TwistedSampler) else 0
+
+
+def recalibrated(
+    program: Program, history: History, simulations: int | None, *, key: Key[Array, ""], progress: bool = True
+) -> Program:
+    """The program at the end of a fit: with its guide fitted to so many samples; 0 leaves it, None is `samples_for`."""
+    check_key(key)
+    simulations = samples_for(program, history) if simulations is None else simulations
+    if not simulations:
+        return program
+    return recalibrate(program, key=key, simulations=simulations, progress=progress).program
 
 
 @readable
@@ -69,8 +94,8 @@ def recalibrate(
     program: Program,
     *,
     key: Key[Array, ""],
-    simulations: int = 10_000,
-    steps: int = 2000,
+    simulations: int = SAMPLES,
+    steps: int = 1000,
     batch: int = 256,
     learning_rate: float = 5e-4,
     outliers: float = 0.01,
@@ -123,7 +148,7 @@ def recalibrate(
     _check_finite(z, "draws of the prior are")
     with telling(progress), phase(f"recalibration: {simulations:,} samples of the program"):
         x = decode(program, z, jax.random.split(sample_key, simulations), sampler=sampler)
-    _check_finite(x, "samples are")
+    _check_finite(sampled_values(program, x), "samples are")
     cut = simulations // 10
     guide = program.encoder
     base, own = (guide.base, guide.own) if isinstance(guide, OwnGuideEncoder) else (guide, guide)

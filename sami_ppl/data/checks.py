@@ -1,4 +1,4 @@
-"""What every data set must fulfil, checked once before anything is compiled, and its split in train and test.
+"""What every data set must fulfil, checked once before anything is compiled.
 
 A data set is an xarray Dataset with a variable `x` whose first dim is `obs` and whose other dims are those of one
 observation (channels first for images), known factors as further variables on `obs`, and, once split, a coordinate
@@ -9,39 +9,43 @@ Whatever users hand over passes here, by `Program.observations` or `check_data`:
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 import warnings
 
-import jax
 from jax.dtypes import canonicalize_dtype
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key, Shaped
+from jaxtyping import Array, Float, Shaped
 import numpy as np
 import xarray as xr
 
-from sami_ppl._util.keys import check_key
-from sami_ppl.data.layout import check_name
-from sami_ppl.data.local import scale_bytes
+from sami_ppl.data.layout import check_name, default_event_dims
+from sami_ppl.data.pixels import scale_bytes
+from sami_ppl.data.stream import LOOKED_AT, Stream
 
 LARGEST = 20.0
 """Of observations: noise levels are set for about unit scale."""
-UNLIKELY = 10.0
-"""Root mean square of observations, in units of the program's own statistics, from which another scale is likely."""
-SCALED = 1024
-"""Observations whose scale is looked at, at most."""
+Missing = Literal["nothing", "frames", "entries"]
 LEAST_RESOLUTION = 1e-3
 """Rounding to 32 bits that is borne, as a share of the range of a variable that the prior takes."""
 
 
-def check_data(data: xr.Dataset, *, event_shape: tuple[int, ...] | None = None, batch: int | None = None) -> xr.Dataset:
-    """Check a data set; returns it with x in float32.
+def check_data[T: (xr.Dataset, Stream)](
+    data: T, *, event_shape: tuple[int, ...] | None = None, batch: int | None = None
+) -> T:
+    """Check a data set; returns it with x in float32. Of a stream, some rows are checked, and it is returned as it is.
 
     `event_shape`: shape of one observation that a program expects. `batch`: observations per step of a fit.
     Raises TypeError for another type than a Dataset and for an x that is not real floating point; ValueError for all
     else: no x, dims, empty, other shape than `event_shape`, channels last, fewer observations than a batch, pixels
-    that are not finite or out of range, observations all equal, variables not on `obs`. Of sequences, x on obs and
-    time, whole frames may be missing: NaN.
+    that are infinite or out of range, observations all equal, variables not on `obs`. Values may be missing, NaN, but
+    not all of an observation; of sequences, x on obs and time, only whole frames.
     """
+    if isinstance(data, Stream):
+        some = data.some(LOOKED_AT)
+        if isinstance(some, np.ndarray):
+            some = xr.Dataset({"x": (("obs", *default_event_dims(some.shape[1:])), some)})
+        check_data(some, batch=None if batch is None or batch <= len(data) else batch)
+        return data
     if not isinstance(data, xr.Dataset):
         raise TypeError(
             f"data must be an xarray.Dataset with a variable x, got {type(data).__name__}: write "
@@ -53,7 +57,8 @@ def check_data(data: xr.Dataset, *, event_shape: tuple[int, ...] | None = None, 
             f"x must be floating point of about unit scale, got {data.x.dtype}: for 8-bit images write "
             'data.assign(x=data.x.astype("float32") / 127.5 - 1)'
         )
-    x = as_floats(data.x.values, gaps=data.x.dims[1:2] == ("time",), fill=fill_value(data.x))
+    kind = "frames" if data.x.dims[1:2] == ("time",) else "entries"
+    x = as_floats(data.x.values, missing=kind, fill=fill_value(data.x))
     x = x.astype(np.float32, copy=False)
     check_spread(x)
     return data.assign(x=(data.x.dims, x, data.x.attrs))
@@ -183,14 +188,15 @@ def _refuse_kind(array: np.ndarray, name: str, given_as: str) -> None:
 
 
 def as_floats(
-    x: Any, *, gaps: bool = False, first: int = 0, fill: float | None = None
+    x: Any, *, missing: Missing = "nothing", first: int = 0, fill: float | None = None
 ) -> Float[np.ndarray, "obs *event"]:
     """Observations as finite floating point, 8-bit pixels scaled from 0 … 255 to [−1, 1].
 
-    `gaps`: whether frames (obs, time, ...) may be missing, NaN as a whole. `first`: number of the first observation,
-    for messages about a part of the data. `fill`: the value by which their file marks what is missing. Raises
-    ValueError for 8-bit values that may be a mask, for other integers than 0 and 1, for values that are NaN or
-    infinite, for frames missing in part and sequences of which nothing is seen; and what `as_array` raises.
+    `missing`: what may be missing, NaN: "nothing", "frames" (obs, time, ...) as a whole, or any "entries". `first`:
+    number of the first observation, for messages about a part of the data. `fill`: the value by which their file marks
+    what is missing. Raises ValueError for 8-bit values that may be a mask, for other integers than 0 and 1, for values
+    that are infinite, or NaN where they may not be, for frames missing in part, for observations of which nothing is
+    seen; and what `as_array` raises.
     """
     x = as_array(x)
     if x.dtype == np.uint8 and x.size:
@@ -207,25 +213,34 @@ def as_floats(
         )
     with np.errstate(over="ignore"):  # what 32 bits do not hold is refused as infinite
         x = x.astype(canonicalize_dtype(x.dtype) if x.dtype.kind == "f" else np.float32, copy=False)
-    wrong, missing = ~np.isfinite(x), np.zeros(x.shape[:2], bool)
+    wrong = ~np.isfinite(x)
     if not wrong.any():
         return x
-    if gaps:
+    if missing == "entries":
+        # A file may say by a value like any other what is missing; then it is not.
+        if fill is None or not np.nanmin(x) <= fill <= np.nanmax(x):
+            wrong = np.isinf(x)
+    elif missing == "frames":
         frames = np.isnan(x).reshape(*x.shape[:2], -1)
-        missing = frames.all(2)
-        if len(partly := np.argwhere(frames.any(2) & ~missing)):
+        whole = frames.all(2)
+        if len(partly := np.argwhere(frames.any(2) & ~whole)):
             raise ValueError(
                 f"frame {partly[0, 1]} of observation {first + partly[0, 0]} is NaN in part, but frames are missing as "
                 "a whole: fill it, or set all of it to NaN"
             )
-        wrong &= ~missing.reshape(*missing.shape, *(1,) * (x.ndim - 2))
+        wrong &= ~whole.reshape(*whole.shape, *(1,) * (x.ndim - 2))
     if wrong.any():
         at = tuple(map(int, np.argwhere(wrong)[0]))
         kind = "NaN" if np.isnan(x[at]) else "infinite"
         raise ValueError(
             f"x is {kind} at observation {first + at[0]}, index {at[1:]} in it, the first of {int(wrong.sum())} values "
             "that are NaN or infinite: fill them, or leave these observations out, data.isel(obs=keep)"
-            + ("; only frames of sequences may be missing (over_time)" if kind == "NaN" and not gaps else "")
+            + (
+                "; only frames of sequences (over_time), or values of a program that was built of data that miss some, "
+                "may be missing"
+                if missing == "nothing" and kind == "NaN"
+                else ""
+            )
             + (
                 f". The file's fill value is {fill:g}: where that is a value like any other, open it by "
                 "xr.open_dataset(path, mask_and_scale=False)"
@@ -233,8 +248,12 @@ def as_floats(
                 else ""
             )
         )
-    if len(empty := np.flatnonzero(missing.all(1))):
-        raise ValueError(f"all frames of observation {first + empty[0]} are missing (NaN): leave it out")
+    if len(empty := np.flatnonzero(np.isnan(x).reshape(len(x), -1).all(1))):
+        every = "all frames" if missing == "frames" else "all values"
+        raise ValueError(
+            f"x has nothing to say: {every} of observation {first + empty[0]} are missing (NaN); leave it out, and "
+            "write a store again that has lost a part"
+        )
     return x
 
 
@@ -256,24 +275,6 @@ def check_spread(x: Float[np.ndarray, "obs *event"]) -> None:
         )
     if low == high or (len(x) > 1 and (x == x[:1]).all()):
         raise ValueError(f"x has no spread: all observations are equal (values from {low:g} to {high:g})")
-
-
-def warn_of_scale(x: Float[np.ndarray, "obs *event"], statistics: tuple[float, float] | None) -> None:
-    """Warn of observations on another scale than those that a program was built for, such as pixels from 0 to 255.
-
-    `statistics`: mean and standard deviation of these, where they are known.
-    """
-    if statistics is None or not x.size:
-        return
-    (mean, std), x = statistics, x[:SCALED]
-    size = float(np.sqrt(np.nanmean(np.square((x - mean) / std, dtype=np.float64))))
-    if size > UNLIKELY:
-        warnings.warn(
-            f"x ranges from {np.nanmin(x):g} to {np.nanmax(x):g}, but the program was built for values of mean "
-            f"{mean:.3g} and standard deviation {std:.3g}: is it on another scale? Pixels from 0 to 255 are scaled by "
-            "x / 127.5 - 1, others as the data of the fit were",
-            stacklevel=3,
-        )
 
 
 def prior_variables(
@@ -327,69 +328,3 @@ def as_numbers(name: str, values: Any, seen: Array | np.ndarray | None = None) -
             stacklevel=3,
         )
     return array
-
-
-def split(data: xr.Dataset, *, test: float = 0.2, key: Key[Array, ""]) -> xr.Dataset:
-    """The data with a coordinate `split` on obs: "train" or "test". A split that the data already have is kept.
-
-    `test` is the share of observations drawn at random for testing, at least one. Raises ValueError where one of the
-    two parts would be empty or a given split has other values.
-    """
-    check_key(key)
-    if "split" in data.variables:
-        data = data.set_coords("split")
-        _check_split(data)
-        return data
-    n = data.sizes["obs"]
-    n_test = max(1, round(test * n))
-    if not 0 < test < 1 or n_test >= n:
-        raise ValueError(f"test must be a share in (0, 1) that fills both parts of {n} observations, got {test}")
-    labels = np.full(n, "train")
-    labels[np.asarray(jax.random.permutation(key, n))[:n_test]] = "test"
-    return data.assign_coords(split=("obs", labels))
-
-
-def train_test(data: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
-    """The two parts of split data. Raises ValueError where they are not split."""
-    if "split" not in data.coords:
-        raise ValueError("data have no coordinate 'split': write data = split(data, key=jax.random.key(0))")
-    labels = _check_split(data)
-    return data.isel(obs=labels == "train"), data.isel(obs=labels == "test")
-
-
-def labelled(data: xr.Dataset, share: float, *, key: Key[Array, ""]) -> Bool[np.ndarray, " obs"]:
-    """Whose labels a semi-supervised prior is told: each training observation with probability `share`, no test one.
-
-    Raises ValueError where data are not split or `share` is no share.
-    """
-    check_key(key)
-    if not 0 <= share <= 1:
-        raise ValueError(f"the share of labelled observations must lie in [0, 1], got {share}")
-    train_test(data)
-    chosen = np.asarray(jax.random.uniform(key, (data.sizes["obs"],))) < share
-    return chosen & (data["split"].values == "train")
-
-
-def _check_split(data: xr.Dataset) -> np.ndarray:
-    variable = data["split"]
-    labels = _words(variable)
-    if variable.dims != ("obs",) or set(labels.tolist()) != {"train", "test"}:
-        raise ValueError(
-            'split must label each obs "train" or "test", both of them present, got dims '
-            f"{variable.dims} and values {sorted(set(labels.reshape(-1).tolist()))[:5]}"
-        )
-    return labels
-
-
-def _words(variable: xr.DataArray) -> np.ndarray:
-    """Values of whatever type as text: NumPy refuses bytes that are none, and records."""
-    values = [v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in variable.values.flat]
-    return np.array(values, dtype=str).reshape(variable.shape)
-
-
-def training_part(data: Any) -> Any:
-    """Of a Dataset whose `split` has both parts, the training part; other data as they are."""
-    if not isinstance(data, xr.Dataset) or "split" not in data.variables:
-        return data
-    both = {"train", "test"} <= set(_words(data["split"]).flat)
-    return train_test(data.set_coords("split"))[0] if both else data

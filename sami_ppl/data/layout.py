@@ -1,7 +1,8 @@
 """How one observation lies in the arrays that users have: channels first or last, grey images without a channel.
 
-A program takes images as (channel, row, column), whatever the user's arrays are. Dims that have names are matched by
-name, those that have none by shape.
+A program takes images as (channel, row, column), whatever the user's arrays are, volumes as (channel, depth, row,
+column), and signals as (channel, length): what is told from a matrix or a vector by the name of its first dim, or by
+the wish for a U-Net. Dims that have names are matched by name, those that have none by shape.
 """
 
 from collections.abc import Hashable, Sequence
@@ -27,6 +28,20 @@ class Layout(NamedTuple):
     def is_image(self) -> bool:
         """Whether it has channels, rows and columns."""
         return len(self.event_shape) == 3
+
+    @property
+    def has_sides(self) -> bool:
+        """Whether it is (channel, *sides) with neighbours along the sides: an image, a volume, or a named signal."""
+        named = str(self.event_dims[0]).lower() in CHANNELS
+        return {2: named, 3: True, 4: named}.get(len(self.event_shape), False)
+
+    @property
+    def with_channel(self) -> "Layout":
+        """Of a vector, the signal of one channel; else itself."""
+        if len(self.event_shape) != 1:
+            return self
+        side = "place" if self.event_dims == ("feature",) else self.event_dims[0]
+        return Layout((1, *self.event_shape), ("channel", side), "a channel added")
 
 
 def layout_of(data: xr.Dataset | np.ndarray) -> Layout:
@@ -58,12 +73,14 @@ def check_name(name: Hashable, of: str) -> None:
 
 
 def default_event_dims(event_shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Names of the dims of one observation: ("feature",) for vectors, ("channel", "row", "column") for images."""
+    """Names of the dims of one observation: ("feature",) for vectors, ("channel", "row", "column") for images, with
+    "depth" between for volumes.
+    """
     # A dim must not be called x: that is the name of the variable.
     if len(event_shape) == 1:
         return ("feature",)
-    if len(event_shape) == 3:
-        return ("channel", "row", "column")
+    if len(event_shape) in (3, 4):
+        return ("channel", "depth", "row", "column")[:1] + ("depth", "row", "column")[4 - len(event_shape) :]
     return tuple(f"x_axis{i}" for i in range(len(event_shape)))
 
 
@@ -75,10 +92,10 @@ def arranged(x: Any, dims: Sequence[Hashable] | None, event_shape: tuple[int, ..
     shape = tuple(np.shape(x)[1:])
     if dims is not None and tuple(dims) != event_dims and len(dims) == len(event_dims) and {*dims} == {*event_dims}:
         return np.transpose(np.asarray(x), (0, *(1 + list(dims).index(dim) for dim in event_dims)))
-    if shape == event_shape or len(event_shape) != 3:
+    if shape == event_shape or not 2 <= len(event_shape) <= 4:
         return x
     channels, *sides = event_shape
-    if shape == (*sides, channels):
+    if len(event_shape) == 3 and shape == (*sides, channels):
         return np.moveaxis(np.asarray(x), -1, 1)
     if channels == 1 and shape == tuple(sides):
         return np.asarray(x)[:, None]

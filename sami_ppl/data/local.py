@@ -1,256 +1,194 @@
-"""A user's own data: a `.npz`, `.nc` or `.zarr` file, a folder of images, or files like MNIST's, as a data set.
+"""Data by their path, a user's own or those of the field: which format a path is of, and the reader of each.
 
 Files are read as they are, with one exception: 8-bit images, stored as uint8 or as image files, are scaled from
-[0, 255] to [−1, 1]. uint8 arrays with no value but 0 and 1 are masks and are scaled from [0, 1].
+[0, 255] to [−1, 1]. uint8 arrays with no value but 0 and 1 are masks and are scaled from [0, 1]; 16-bit image files
+are scaled from [0, 65535].
 """
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-import warnings
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 import xarray as xr
 
-from sami_ppl._util.errors import attempt
-from sami_ppl.data.idx import idx_images, read_idx
-from sami_ppl.data.layout import default_event_dims
+from sami_ppl._util.progress import say
+from sami_ppl.data.pixels import check_side, largest_byte, resized_array, scale_bytes
+from sami_ppl.data.readers import arrays, folders, grids, idx, tables, video
+from sami_ppl.data.readers.images import Decoding
+from sami_ppl.data.readers.opened import Opened
+from sami_ppl.data.stream import Stream
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
-GRAY_MODES = ("1", "L", "LA")
-COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+
+class Format(NamedTuple):
+    """A format: its name, whether a path is of it, its reader, and what opens it as a source; None, it is read whole.
+
+    `ordered`: whether observations may be in the order of their factors.
+    """
+
+    name: str
+    is_of: Callable[[Path], bool]
+    read: Callable[[Path, Decoding], xr.Dataset]
+    open: Callable[[Path, Decoding], Opened] | None = None
+    ordered: bool = False
 
 
-ONE_PHOTOGRAPH = ("MPO",)
-"""Formats whose further pages are previews and depths of the first."""
-ORIENTATION = 0x0112
-"""The EXIF tag, and how an image is turned by its values."""
-TURNS = dict(
-    zip(range(2, 9), (getattr(Image.Transpose, turn) for turn in (
-        "FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"
-    )), strict=True)
+def _suffix(*suffixes: str) -> Callable[[Path], bool]:
+    return lambda path: path.suffix in suffixes
+
+
+def _of_arrays(read: Callable[[Path], xr.Dataset]) -> Callable[[Path, Decoding], xr.Dataset]:
+    """A reader of arrays, whose images are resized once they are read."""
+
+    def resized(path: Path, how: Decoding) -> xr.Dataset:
+        data = read(path)
+        if how.resize is None or data.x.shape[-2:] == (how.resize, how.resize):
+            return data
+        x = resized_array(data.x.values, how.resize)
+        say(f"{len(x):,} images: the shorter side is resized to {how.resize}, the centre cropped")
+        return data.assign(x=(("obs", "channel", "row", "column"), x))
+
+    return resized
+
+
+def _store(open_it: Callable[[Path], Opened]) -> Callable[[Path, Decoding], Opened]:
+    """What opens arrays, whose images must have their size."""
+
+    def opened(path: Path, how: Decoding) -> Opened:
+        found = open_it(path)
+        if how.resize is not None:
+            raise ValueError(
+                f"resize={how.resize}: a stream of arrays is read as it is stored; leave it out, or write the arrays "
+                "in the size that is wanted"
+            )
+        return found
+
+    return opened
+
+
+FORMATS = (
+    Format("dSprites", grids.is_dsprites, _of_arrays(grids.read_dsprites), ordered=True),
+    Format("MPI3D", grids.is_mpi3d, _of_arrays(grids.read_mpi3d), ordered=True),
+    Format(".npz", _suffix(".npz"), _of_arrays(arrays.read_npz)),
+    Format(".npy", _suffix(".npy"), _of_arrays(arrays.read_npy), _store(arrays.open_npy)),
+    Format(
+        "3D Shapes", grids.is_shapes3d, _of_arrays(grids.read_shapes3d), _store(grids.stream_shapes3d), ordered=True,
+    ),
+    Format(
+        ".nc, .zarr, .h5", _suffix(".nc", ".zarr", *arrays.HDF5), _of_arrays(arrays.read_xarray),
+        _store(arrays.open_store),
+    ),
+    Format("MNIST", lambda path: bool(idx.idx_images(path)), _of_arrays(idx.read_idx)),
+    Format("Cars3D", grids.is_cars3d, _of_arrays(grids.read_cars3d), ordered=True),
+    Format("a table of images", tables.is_table, tables.read_table, tables.open_table, ordered=True),
+    Format("a video", video.is_video, video.read_video),
+    Format("CelebA", folders.is_celeba, folders.read_celeba, folders.open_celeba),
+    Format("images in sub-folders", folders.has_sub_folders, folders.read_images, folders.open_images, ordered=True),
+    Format("images", Path.is_dir, folders.read_images, folders.open_images),
 )  # fmt: skip
+"""Formats in the order in which a path is tried for them."""
 
 
-def load_data(path: str | Path) -> xr.Dataset:
-    """Read a data set.
+def load_data(path: str | Path, *, resize: int | None = None, skip_unreadable: bool = False) -> xr.Dataset:
+    """Read a data set: x (obs, *event), of images (obs, channel, row, column), and what is known of each observation.
 
     - `.npz`: the array x, with observations on its first axis; further arrays of the same length become factors.
-    - `.nc`, `.zarr`: a dataset with the variable x.
-    - a folder of images of one square size, in order of file name: x (obs, channel, row, column) with one channel
-      if all are grayscale, else three (transparency is dropped), and the names in the variable `file`.
-    - IDX files as MNIST and its kin have them (`idx`): one of images, with the variable `label` where its labels are
-      beside it, or a folder of those for training and for testing, with their `split`.
+    - `.nc`, `.zarr`, `.h5`: a dataset with the variable x. `.npy`: one array, which is x.
+    - a folder of images, in order of file name, with the names in the variable `file`: one channel if all are
+      grayscale, else three. Of images in sub-folders, the first of these is the class, `label`, after those of training
+      and testing, `split`. Images are turned as their EXIF says; what is transparent is shown on white.
+    - MNIST and its kin, dSprites, 3D Shapes, MPI3D, Cars3D, CelebA, as they are handed out, with their factors.
+    - `.parquet` files and folders of the library `datasets`, with a column of images.
+    - a video, `.mp4` and others: its frames in order of time, the last fifth of them for testing.
 
-    Raises FileNotFoundError where nothing is at `path`, ValueError for what cannot be read as described; of a folder it
-    names every file that is no image, has several pages, or has another size. Warns of EXIF that cannot be read.
+    Classes are whole numbers, with their names in `attrs["names"]`; factors that go round have `attrs["period"]`. Where
+    a data set goes through its factors in order its observations are mixed, always in the same way, since the first of
+    them are taken for many figures; `obs` then is the place of each among those read.
+
+    Args:
+        path: a file or a folder.
+        resize: the side of the images wanted: the shorter side is resized to it, the centre is cropped. Without it
+            images must be of one size.
+        skip_unreadable: whether images that cannot be read are left out, with a warning that names them.
+
+    Raises:
+        FileNotFoundError: nothing is at `path`.
+        ImportError: a table without pyarrow, a video without PyAV.
+        ValueError: what cannot be read as described; every image that is none, has several pages, or has another size
+            is named.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no data at {path}: expected a .npz, .nc or .zarr file, or a folder of images")
-    if path.suffix in READERS:
-        data = READERS[path.suffix](path)
-    elif idx_images(path):
-        data = read_idx(path)
-    elif path.is_dir():
-        data = _read_images(path)
-    else:
-        raise ValueError(
-            f"{path.name} has the suffix {path.suffix!r}, expected {', '.join(READERS)}, a folder of images, or a file "
-            "of MNIST's format with its name, as train-images-idx3-ubyte.gz: "
-            'write for instance np.savez("data.npz", x=array)'
-        )
+    found = _format_of(path, resize)
+    data = found.read(path, Decoding(resize, skip_unreadable))
+    if found.ordered:
+        data = _mixed(data)
+        say(f"{found.name}: {data.sizes['obs']:,} observations, mixed, as they may be in the order of their factors")
     if data.x.dtype != np.uint8:
         return data
     x = data.x.values
-    return data.assign(x=(data.x.dims, scale_bytes(x, 1 if x.size and x.max() <= 1 else 255)))
+    return data.assign(x=(data.x.dims, scale_bytes(x, largest_byte(x))))
+
+
+def open_stream(path: str | Path, *, resize: int | None = None, skip_unreadable: bool = False) -> Stream:
+    """Open a data set of any size: its observations are read when they are needed, in the order of the files.
+
+    Of zarr, netCDF and HDF5 with the variable x and of `.npy`, of 3D Shapes, of folders of images and CelebA, and of
+    `.parquet` files and folders of the library `datasets`, with factors and `split` as `load_data` has them. Memory
+    holds what is in use and, for each row, some tens of bytes, of image files their names too.
+
+    Args:
+        path: a file or a folder.
+        resize: the side of images wanted, as for `load_data`; not of arrays.
+        skip_unreadable: whether images that cannot be read are left out, for which all are decoded once, now.
+
+    Raises FileNotFoundError where nothing is at `path`, ImportError as `load_data` does, ValueError for formats that
+    are read whole, and for what `load_data` would refuse that can be seen without reading all of it.
+    """
+    path = Path(path)
+    found = _format_of(path, resize)
+    if found.open is None:
+        raise ValueError(
+            f"{path.name} ({found.name}) can be read only as a whole: leave stream= out, or write "
+            f'load_data("{path}").to_zarr("{path.stem}.zarr"), which can be streamed'
+        )
+    opened = found.open(path, Decoding(resize, skip_unreadable))
+    stream = Stream(opened.source, chunks=opened.chunks, test=opened.test, name=path.name)
+    return stream if opened.kept is None else stream.take(opened.kept)
+
+
+def _format_of(path: Path, resize: int | None) -> Format:
+    """The format of a path. Raises FileNotFoundError, and ValueError where it is of none."""
+    check_side(resize)
+    if not path.exists():
+        raise FileNotFoundError(f"no data at {path}: expected a .npz, .nc or .zarr file, or a folder of images")
+    found = next((one for one in FORMATS if one.is_of(path)), None)
+    if found is None:
+        raise ValueError(
+            f"{path.name} has the suffix {path.suffix!r}, expected .npz, .nc, .zarr, a folder of images, .parquet, "
+            ".mp4, .npy, .h5, or a file of MNIST's format with its name, as train-images-idx3-ubyte.gz: "
+            'write for instance np.savez("data.npz", x=array)'
+        )
+    return found
 
 
 def open_data(path: str | Path) -> xr.Dataset:
-    """Open a `.zarr` or `.nc` dataset with the variable x without reading it; uint8 stays uint8.
+    """Open a `.zarr`, `.nc` or `.h5` dataset with the variable x, or 3D Shapes, without reading it; uint8 stays uint8.
 
     Raises FileNotFoundError where nothing is at `path`, ValueError for what is no such dataset.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no data at {path}: expected a .zarr or .nc file")
-    if path.suffix not in (".zarr", ".nc"):
+    if grids.is_shapes3d(path):
+        return grids.open_shapes3d(path)
+    if path.suffix not in (".zarr", ".nc", *arrays.HDF5):
         raise ValueError(
-            f"{path.name} has the suffix {path.suffix!r}, expected .zarr or .nc, which can be read in parts: "
+            f"{path.name} has the suffix {path.suffix!r}, expected .zarr, .nc or .h5, which can be read in parts: "
             f'write load_data("{path}").to_zarr("{path.stem}.zarr")'
         )
-    return _open_xarray(path)
+    return arrays.open_xarray(path)
 
 
-def scale_bytes(x: np.ndarray, top: int) -> np.ndarray:
-    """[0, top] to [−1, 1] in float32; `top` is 255, or 1 for masks."""
-    scaled = x.astype(np.float32)
-    scaled *= np.float32(2 / top)
-    scaled -= np.float32(1)  # in place: images may fill the memory
-    return scaled
-
-
-def _read_npz(path: Path) -> xr.Dataset:
-
-    def read() -> dict[str, np.ndarray]:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
-        if others := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
-            raise ValueError(f"{', '.join(others)} in it is no array")
-        return found
-
-    arrays, error = attempt(read)
-    if arrays is None:
-        raise ValueError(
-            f"{path.name} cannot be read as a .npz file of plain arrays ({_reason(error)}): "
-            "write it by np.savez(path, x=array), with no object arrays in it"
-        ) from error
-    if "x" not in arrays:
-        raise ValueError(f"{path.name} has no array 'x', it has {sorted(arrays)}: write np.savez(path, x=array)")
-    x = arrays.pop("x")
-    if x.ndim < 2:
-        raise ValueError(
-            f"array 'x' in {path.name} has shape {x.shape}, expected observations on the first axis and at least one "
-            "axis more: write np.savez(path, x=array[:, None])"
-        )
-    if taken := sorted({"obs", *default_event_dims(x.shape[1:])} & set(arrays)):
-        raise ValueError(
-            f"{path.name} has arrays named as dims of x are, {', '.join(taken)}, which would not be kept as factors: "
-            f"write another name, np.savez(path, x=x, centre_{taken[0]}=array)"
-        )
-    factors = {name: a for name, a in arrays.items() if a.ndim and len(a) == len(x)}
-    if others := sorted(set(arrays) - set(factors)):
-        warnings.warn(
-            f"{path.name}: {others} left out, a factor has one entry for each of the {len(x)} observations of x",
-            stacklevel=4,
-        )
-    return xr.Dataset(
-        {
-            "x": (("obs", *default_event_dims(x.shape[1:])), x),
-            **{name: (("obs", *(f"{name}_axis{i}" for i in range(a.ndim - 1))), a) for name, a in factors.items()},
-        }
-    )
-
-
-def _read_xarray(path: Path) -> xr.Dataset:
-    with _open_xarray(path) as data:
-        return _opened(path, data.load)
-
-
-def _opened(path: Path, read: Callable[[], xr.Dataset]) -> xr.Dataset:
-    data, error = attempt(read)
-    if data is None:
-        raise ValueError(
-            f"{path.name} cannot be read as a dataset ({_reason(error)}): write it by xarray, "
-            f"dataset.to_{'zarr' if path.suffix == '.zarr' else 'netcdf'}(path), with no dim called 'x' beside the "
-            "variable x"
-        ) from error
-    return data
-
-
-def _reason(error: Exception | None) -> str:
-    return str(error) or type(error).__name__
-
-
-def _open_xarray(path: Path) -> xr.Dataset:
-    # Without consolidated=False, a zarr store that has no consolidated metadata is read with a warning.
-    options = {"engine": "zarr", "consolidated": False} if path.suffix == ".zarr" else {}
-    data = _opened(path, lambda: xr.open_dataset(path, **options))
-    if "x" not in data.data_vars:
-        raise ValueError(
-            f"{path.name} has no variable 'x', it has {sorted(map(str, data.data_vars))}: "
-            'write dataset.rename({"<name>": "x"}) before saving'
-        )
-    return data
-
-
-READERS: dict[str, Callable[[Path], xr.Dataset]] = {".npz": _read_npz, ".nc": _read_xarray, ".zarr": _read_xarray}
-
-
-def _read_images(folder: Path) -> xr.Dataset:
-    entries = [p for p in folder.iterdir() if not p.name.startswith(".")]
-    # A link whose target is not there is no file, and an image that would be missed.
-    files = sorted(p for p in entries if not p.is_dir() and p.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        inside = ", ".join(sorted(p.name + "/" * p.is_dir() for p in entries)[:5]) or "nothing"
-        raise ValueError(
-            f"folder {folder} has no image files ({', '.join(IMAGE_SUFFIXES)}), it has {inside}: "
-            "put the images directly into one folder (sub-folders are not searched)"
-        )
-    images, faults = [], []
-    for file in files:
-        try:
-            images.append(_open_image(file))
-        except ValueError as error:
-            faults.append(str(error))
-    if faults:
-        raise ValueError(_listed(faults, "\n"))
-    _check_sizes([file.name for file in files], [image.size for image in images])
-    mode = "L" if all(image.mode == "L" for image in images) else "RGB"
-    x = np.stack([np.asarray(image.convert(mode)) for image in images])
-    x = x[:, None] if mode == "L" else x.transpose(0, 3, 1, 2)
-    return xr.Dataset(
-        {"x": (("obs", "channel", "row", "column"), x), "file": ("obs", np.array([file.name for file in files]))}
-    )
-
-
-def _open_image(file: Path) -> Image.Image:
-    """One image in mode L or RGB, upright. Raises ValueError, with the file's name, where it is none, or several."""
-    try:
-        with Image.open(file) as image:
-            mode, pages = image.mode, 1 if image.format in ONE_PHOTOGRAPH else getattr(image, "n_frames", 1)
-            if pages == 1 and mode in GRAY_MODES + COLOUR_MODES:
-                image.load()
-                return _converted(_upright(image, file.name))
-    except Exception as error:  # of a damaged file Pillow raises nearly anything: SyntaxError, TypeError, struct.error
-        raise ValueError(f"{file.name} cannot be read as an image ({error}): repair it or take it away") from error
-    if pages > 1:
-        raise ValueError(
-            f"{file.name} has {pages} pages, and an observation is one: save every page as a file of its own, or stack "
-            'them yourself and write np.savez("data.npz", x=array)'
-        )
-    raise ValueError(
-        f"{file.name} has pixels of mode {mode!r}, expected 8-bit grayscale or colour: "
-        'convert it, or scale the images yourself and write np.savez("data.npz", x=array)'
-    )
-
-
-def _upright(image: Image.Image, name: str) -> Image.Image:
-    """The image turned as its EXIF says; where that cannot be read, as it is, with a warning."""
-    try:
-        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
-    except Exception as error:
-        warnings.warn(f"{name}: its EXIF cannot be read ({error}), it is not turned by it", stacklevel=6)
-        turn = None
-    return image if turn is None else image.transpose(turn)
-
-
-def _converted(image: Image.Image) -> Image.Image:
-    if image.mode in GRAY_MODES:
-        return image.convert("L")
-    colour = image.convert("RGB")
-    # Formats like gif store grays as a palette.
-    gray = image.mode == "P" and np.ptp(np.asarray(colour), axis=-1).max() == 0
-    return colour.convert("L") if gray else colour
-
-
-def _listed(items: list[str], between: str, most: int = 10) -> str:
-    more = [f"and {len(items) - most} more"] if len(items) > most else []
-    return between.join([*items[:most], *more])
-
-
-def _check_sizes(names: list[str], sizes: list[tuple[int, int]]) -> None:
-    counts = Counter(sizes)
-    expected = next((size for size, _ in counts.most_common() if size[0] == size[1]), None)
-    odd = [i for i, size in enumerate(sizes) if size != expected]
-    if not odd:
-        return
-    seen = ", ".join(f"{w}×{h} ({count} file{'s' * (count > 1)})" for (w, h), count in counts.most_common(5))
-    more = f" and {len(counts) - 5} sizes more" if len(counts) > 5 else ""
-    named = _listed([f"{names[i]} ({sizes[i][0]}×{sizes[i][1]})" for i in odd], ", ")
-    are = "the odd ones are" if len(odd) > 1 else "the odd one is"
-    raise ValueError(
-        f"all images must have one square size, got {seen}{more}; {are} {named}: "
-        "crop or resize them, for instance by PIL.ImageOps.fit(image, (64, 64))"
-    )
+def _mixed(data: xr.Dataset) -> xr.Dataset:
+    order = np.random.default_rng(0).permutation(data.sizes["obs"])
+    return data.isel(obs=order).assign_coords(obs=order)

@@ -8,8 +8,12 @@ For any noise prediction ε̂ and any event of dimension d (Kingma et al. 2021, 
     L_reconstruction = d/2 (log 2πe + log σ²/α²)     at λmax, for continuous x
 
 Nothing here is averaged over pixels: every term is a sum over the event, so that it adds up with KL terms in nats.
-Entries of x that are NaN, missing frames of sequences, count nothing (`denoiser.fill_missing`): what is left bounds the
-density of what is seen, since frames are independent given z. For other observations NaN stays NaN.
+Entries of x that are NaN, missing frames of sequences and missing pixels, count nothing (`denoiser.fill_missing`). Of
+sequences, what is left bounds the density of what is seen, since frames are independent given z. Of single observations
+it bounds −log p(x_seen | z) of the diffusion over what is seen alone: networks are given no value and no noise for the
+rest, only which entries these are. So for every set of seen entries the bound is one of a proper density. Where the
+networks are exact it is the marginal of p(x | z), and fitted ones are trained towards that; until they are there,
+densities of different sets need not be the marginals of one. Where a denoiser takes nothing missing, NaN stays NaN.
 
 Where log p(x | z) is known in closed form (`denoiser.log_prob`), L_diffusion is what makes the sum exact: less than the
 integral by what the ends of the noise range cost, and without noise.

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from sami_ppl._util.networks import output_shape
 from sami_ppl.diffusion.denoiser import AbstractDenoiser, PreconditionedDenoiser
@@ -55,8 +55,9 @@ class ConditionedDenoiser(PreconditionedDenoiser, AbstractConditionalDenoiser):
         mean: float = 0.0,
         std: float = 1.0,
         predict: Literal["data", "noise"] = "data",
+        seen: Bool[Array, "*event"] | None = None,
     ):
-        super().__init__(network, schedule, event_shape, mean, std, predict)
+        super().__init__(network, schedule, event_shape, mean, std, predict, seen)
         self.latent_size = latent_size
 
     def __check_init__(self) -> None:
@@ -67,7 +68,8 @@ class ConditionedDenoiser(PreconditionedDenoiser, AbstractConditionalDenoiser):
 
     def given(self, z: Float[Array, " D"]) -> PreconditionedDenoiser:
         network = _WithCode(self.network, z)
-        return PreconditionedDenoiser(network, self.schedule, self.event_shape, self.mean, self.std, self.predict)
+        settings = (self.schedule, self.event_shape, self.mean, self.std, self.predict, self.seen)
+        return PreconditionedDenoiser(network, *settings)
 
 
 class _WithCode(eqx.Module):
@@ -98,6 +100,7 @@ class IsotropicDenoiser(AbstractConditionalDenoiser):
     latent_size: int = eqx.field(static=True)
     mean: float = eqx.field(static=True)
     std: float = eqx.field(static=True)
+    seen: Bool[Array, "*event"] | None = None
 
     def __init__(
         self,
@@ -108,8 +111,9 @@ class IsotropicDenoiser(AbstractConditionalDenoiser):
         mean: float = 0.0,
         std: float = 1.0,
         noise_std: float | None = None,
+        seen: Bool[Array, "*event"] | None = None,
     ):
-        self.network, self.schedule = network, schedule
+        self.network, self.schedule, self.seen = network, schedule, seen
         self.event_shape, self.latent_size = event_shape, latent_size
         self.mean, self.std = float(mean), float(std)
         self.raw = jnp.asarray(0.0 if noise_std is None else math.log(noise_std / std) / GAIN)
@@ -133,7 +137,7 @@ class IsotropicDenoiser(AbstractConditionalDenoiser):
         return self.std * jnp.exp(GAIN * self.raw)
 
     def given(self, z: Float[Array, " D"]) -> "NormalDenoiser":
-        return NormalDenoiser(self.mean + self.std * self.network(z, None), self.noise_std, self.schedule)
+        return NormalDenoiser(self.mean + self.std * self.network(z, None), self.noise_std, self.schedule, self.seen)
 
     def __call__(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Float[Array, "*event"]:
         raise ValueError(
@@ -148,20 +152,31 @@ class NormalDenoiser(AbstractDenoiser):
     mean: Float[Array, "*event"]
     std: Float[Array, ""]
     schedule: AbstractSchedule
+    seen: Bool[Array, "*event"] | None = None
 
-    def __init__(self, mean: Float[Array, "*event"], std: Float[Array, ""], schedule: AbstractSchedule):
-        self.mean, self.std, self.schedule = mean, std, schedule
+    def __init__(
+        self,
+        mean: Float[Array, "*event"],
+        std: Float[Array, ""],
+        schedule: AbstractSchedule,
+        seen: Bool[Array, "*event"] | None = None,
+    ):
+        self.mean, self.std, self.schedule, self.seen = mean, std, schedule, seen
 
     @property
     def event_shape(self) -> tuple[int, ...]:
         return self.mean.shape
 
     def log_prob(self, x: Float[Array, "*event"]) -> Float[Array, ""]:
-        return jnp.sum(jax.scipy.stats.norm.logpdf(x, self.mean, self.std))
+        if self.seen is None:
+            return jnp.sum(jax.scipy.stats.norm.logpdf(x, self.mean, self.std))
+        seen = ~jnp.isnan(x)
+        return jnp.sum(seen * jax.scipy.stats.norm.logpdf(jnp.where(seen, x, 0), self.mean, self.std))
 
     def __call__(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Float[Array, "*event"]:
         alpha, sigma = self.schedule.alpha(log_snr), self.schedule.sigma(log_snr)
-        return sigma / (alpha**2 * self.std**2 + sigma**2) * (x_noisy - alpha * self.mean)
+        noise = sigma / (alpha**2 * self.std**2 + sigma**2) * (x_noisy - alpha * self.mean)
+        return noise if self.seen is None else jnp.where(jnp.isnan(x_noisy), 0, noise)
 
 
 def _check_output(shape: tuple[int, ...], event_shape: tuple[int, ...], call: str) -> None:

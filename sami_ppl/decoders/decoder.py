@@ -1,5 +1,6 @@
 """The decoder: the distribution of an observation given its latent factors, as NumPyro sees it."""
 
+import copy
 from typing import NamedTuple
 
 import jax
@@ -36,12 +37,14 @@ class ScoreDecoder(Distribution):
     `objective` says what of the bound is trained (`training.Objective`); the default is the bound.
 
     Without an encoder (`encoder=None, z=None`), the marginal p(x) of the denoiser, of shape `batch_shape`.
+
+    Observations may be one of several equal parts of a batch (`part`): their noise is then that of these rows of it.
     """
 
     objective: Objective
     arg_constraints: dict = {}
-    pytree_data_fields = ("denoiser", "encoder", "z", "key")
-    pytree_aux_fields = ("sampler", "levels", "objective")
+    pytree_data_fields = ("denoiser", "encoder", "z", "key", "index")
+    pytree_aux_fields = ("sampler", "levels", "objective", "parts")
 
     def __init__(
         self,
@@ -57,11 +60,19 @@ class ScoreDecoder(Distribution):
     ):
         self.denoiser, self.encoder, self.z, self.key = denoiser, encoder, z, key
         self.sampler, self.levels, self.objective = sampler, levels, objective
+        self.index: Array | int = 0
+        self.parts = 1
         super().__init__(
             batch_shape=tuple(batch_shape) if z is None else z.shape[:-1],
             event_shape=denoiser.event_shape,
             validate_args=False,
         )
+
+    def part(self, index: Array | int, parts: int) -> "ScoreDecoder":
+        """The decoder of observations that are the part of this index, of so many equal parts of a batch."""
+        found = copy.copy(self)
+        found.index, found.parts = index, parts
+        return found
 
     @property
     def support(self) -> constraints.Constraint:
@@ -75,9 +86,9 @@ class ScoreDecoder(Distribution):
         themselves spread evenly over the range.
         """
         level_key, noise_key = jax.random.split(jax.random.key(0) if self.key is None else self.key)
-        log_snr, weight = self.objective.noise_levels(self.denoiser.schedule, level_key, self.levels * count)
-        keys = jax.random.split(noise_key, self.levels)
-        return NoisePass(log_snr.reshape(self.levels, -1), weight.reshape(self.levels, -1), keys)
+        found = self.objective.noise_levels(self.denoiser.schedule, level_key, self.levels * self.parts * count)
+        log_snr, weight = (leaf.reshape(self.levels, self.parts, count)[:, self.index] for leaf in found)
+        return NoisePass(log_snr, weight, jax.random.split(noise_key, self.levels))
 
     def log_prob(self, value: Float[Array, "*batch_and_event"], intermediates: None = None) -> Float[Array, "*batch"]:
         """Minus the diffusion bound, in nats: a stochastic lower bound on log p(x | z)."""
@@ -87,9 +98,9 @@ class ScoreDecoder(Distribution):
         z = None if self.z is None else jnp.broadcast_to(self.z, batch + self.z.shape[-1:]).reshape((len(x), -1))
 
         def one_pass(noise: NoisePass) -> Array:
-            eps = jax.random.normal(noise.key, x.shape, x.dtype)
+            eps = jax.random.normal(noise.key, (self.parts, *x.shape), x.dtype)[self.index]
             levels = NoiseLevels(noise.log_snr, noise.weight)
-            told = self.objective.told(self.denoiser, z, jax.random.fold_in(noise.key, 1))
+            told = self.objective.told(self.denoiser, z, jax.random.fold_in(noise.key, 1), self.index, self.parts)
             return self.objective.bounds(self.denoiser, self.encoder, x, told, levels, eps)
 
         passes = self.passes(len(x))

@@ -6,7 +6,7 @@
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from sami_ppl.decoders.conditional import AbstractConditionalDenoiser
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
@@ -38,6 +38,10 @@ class GuidedDenoiser(AbstractDenoiser):
     @property
     def event_shape(self) -> tuple[int, ...]:
         return self.denoiser.event_shape
+
+    @property
+    def seen(self) -> Bool[Array, "*event"] | None:
+        return self.denoiser.seen
 
     def __call__(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Float[Array, "*event"]:
         eps = self.denoiser(x_noisy, log_snr)

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 import numpy as np
 
 from sami_ppl.decoders.bound import bound
@@ -20,6 +20,7 @@ from sami_ppl.decoders.guidance import check_guided, is_guided
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.diffusion.schedule import AbstractSchedule, NoiseLevels, NoiseProposal
 from sami_ppl.encoders.encoder import AbstractEncoder
+from sami_ppl.nn.evaluate import COMPUTE, Compute, evaluated
 
 DenoiserLoss = Literal["guided", "own", "none"]
 Weighting = Literal["bound", "simple"]
@@ -36,9 +37,10 @@ class Objective:
     Abbeel 2020; the density of λ is sech(λ/2) / 2π there, Kingma & Gao 2023, table 1). `proposal`: shares of draws that
     fall into equal bins of the noise range, from the noisy end, or a `NoiseProposal` that has them; each error is
     divided by its density, so that the expected loss is the same. None is the uniform density. `dropped`: share of the
-    observations whose code is kept from a conditioned denoiser, so that it learns to do without. Raises ValueError for
-    another loss or weighting, for a discount below 0, for shares that are not positive, and for a share dropped outside
-    [0, 1).
+    observations whose code is kept from a conditioned denoiser, so that it learns to do without. `remat`, `compute`:
+    how networks are evaluated (`nn.evaluate`); what is made of them, laws of the code, errors and their sums, is in
+    float32. Raises ValueError for another loss, weighting or compute, for a discount below 0, for shares that are not
+    positive, and for a share dropped outside [0, 1).
     """
 
     denoiser_loss: DenoiserLoss = "guided"
@@ -46,12 +48,16 @@ class Objective:
     proposal: NoiseProposal | tuple[float, ...] | None = None
     dropped: float = 0.0
     weighting: Weighting = "bound"
+    remat: bool = False
+    compute: Compute = "float32"
 
     def __post_init__(self) -> None:
         if self.denoiser_loss not in get_args(DenoiserLoss):
             raise ValueError(f"denoiser_loss must be one of {get_args(DenoiserLoss)}, got {self.denoiser_loss!r}")
         if self.weighting not in get_args(Weighting):
             raise ValueError(f"weighting must be one of {get_args(Weighting)}, got {self.weighting!r}")
+        if self.compute not in COMPUTE:
+            raise ValueError(f"compute must be one of {COMPUTE}, got {self.compute!r}")
         if not self.discount >= 0:
             raise ValueError(f"discount must be at least 0, got {self.discount}: 0 is the bound itself")
         if not 0 <= self.dropped < 1:
@@ -81,12 +87,25 @@ class Objective:
         return base * jnp.exp(-self.discount * jnp.maximum(log_snr, 0.0))
 
     def told(
-        self, denoiser: AbstractDenoiser, z: Float[Array, "obs D"] | None, key: Key[Array, ""]
+        self,
+        denoiser: AbstractDenoiser,
+        z: Float[Array, "obs D"] | None,
+        key: Key[Array, ""],
+        index: Array | int = 0,
+        parts: int = 1,
     ) -> Float[Array, "obs D"] | None:
-        """The codes as the denoiser is told them: of a conditioned one, some are dropped, NaN."""
+        """The codes as the denoiser is told them: of a conditioned one, some are dropped, NaN.
+
+        `index`, `parts`: which of so many equal parts of a batch they are; the draw is that of the whole batch.
+        """
         if z is None or not self.dropped or is_guided(denoiser) or not denoiser.marginal:
             return z
-        return jnp.where(jax.random.bernoulli(key, self.dropped, (len(z), 1)), jnp.nan, z)
+        dropped = jax.random.bernoulli(key, self.dropped, (parts, len(z), 1))[index]
+        return jnp.where(dropped, jnp.nan, z)
+
+    def evaluated[Part](self, part: Part) -> Part:
+        """A denoiser or an encoder as training evaluates it."""
+        return evaluated(part, remat=self.remat, compute=self.compute)
 
     def clean_pass(self, function: Callable) -> Callable:
         """The encoder's pass at the clean end, as training takes it: decoupled, once more for its gradient.
@@ -109,6 +128,7 @@ class Objective:
 
         Whatever the loss, the value is that of the guided error; without encoder, that of the denoiser's own.
         """
+        denoiser, encoder = self.evaluated(denoiser), self.evaluated(encoder)
         if self.denoiser_loss == "own" and encoder is not None:
             check_guided(denoiser, "denoiser_loss='own'")
             known, eps, zero = _own_noise(denoiser, x, *levels, eps)
@@ -201,6 +221,10 @@ class KnownNoise(AbstractDenoiser):
 
     def __call__(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Float[Array, "*event"]:
         return self.noise
+
+    @property
+    def seen(self) -> Bool[Array, "*event"] | None:
+        return self.base.seen
 
     def fill_missing(self, x: Float[Array, "*event"]) -> tuple[Float[Array, "*event"], Float[Array, "*event"]]:
         return self.base.fill_missing(x)

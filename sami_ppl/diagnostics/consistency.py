@@ -21,6 +21,7 @@ from sami_ppl._util.keys import check_key
 from sami_ppl.decoders.guidance import check_guided
 from sami_ppl.diagnostics.gain import draw_codes
 from sami_ppl.encoders.frames import check_single
+from sami_ppl.encoders.law import CodeLaw
 from sami_ppl.program.program import Program
 
 
@@ -94,15 +95,25 @@ def consistency(
 @eqx.filter_jit
 def _compared(program: Program, x: Array, z: Array, level: Array, keys: Array) -> tuple[Array, Array]:
     """Standardised codes (obs, D), and by how much log q is lower for them than for a draw of q (obs,)."""
-    encoder, schedule = program.encoder, program.denoiser.schedule
 
     def one(x: Array, z: Array, key: Array) -> tuple[Array, Array]:
         noise_key, draw_key = jax.random.split(key)
-        x, _ = program.denoiser.fill_missing(x)
-        x_noisy = schedule.add_noise(x, level, jax.random.normal(noise_key, x.shape, x.dtype))
-        q = encoder.distribution(encoder.parameters(x_noisy, level))
+        q = noisy_posterior(program, x, level, jax.random.normal(noise_key, x.shape, x.dtype))
         own = jnp.asarray(q.sample(draw_key))
-        standard = (z - jnp.asarray(q.mean)) / jnp.sqrt(jnp.asarray(q.variance))
-        return standard, jnp.asarray(q.log_prob(own)) - jnp.asarray(q.log_prob(z))
+        return standardised(q, z), jnp.asarray(q.log_prob(own)) - jnp.asarray(q.log_prob(z))
 
     return jax.vmap(one)(x, z, keys)
+
+
+def noisy_posterior(
+    program: Program, x: Float[Array, "*event"], log_snr: Float[Array, ""], eps: Float[Array, "*event"]
+) -> CodeLaw:
+    """q(z | x_λ, λ) of one observation in the noise ε."""
+    x, _ = program.denoiser.fill_missing(x)
+    x_noisy = program.denoiser.schedule.add_noise(x, log_snr, eps)
+    return program.encoder.distribution(program.encoder.parameters(x_noisy, log_snr))
+
+
+def standardised(q: CodeLaw, z: Float[Array, " D"]) -> Float[Array, " D"]:
+    """(z − m) / s by mean and standard deviation of a posterior."""
+    return (z - jnp.asarray(q.mean)) / jnp.sqrt(jnp.asarray(q.variance))

@@ -1,1 +1,7 @@
-"""Noise levels, denoisers, samplers: diffusion without a code."""
+"""Noise levels, denoisers, samplers, inversion: diffusion that knows of no code."""
+
+from sami_ppl.diffusion.denoiser import AbstractDenoiser as AbstractDenoiser
+from sami_ppl.diffusion.diffusers import from_diffusers as from_diffusers
+from sami_ppl.diffusion.latents import autoencoder_from_diffusers as autoencoder_from_diffusers
+from sami_ppl.diffusion.latents import to_images as to_images
+from sami_ppl.diffusion.latents import to_latents as to_latents

@@ -5,6 +5,9 @@ The score, the denoised mean and the noise prediction are the same function in t
     score = −ε̂ / σ,        x̂ = (x_λ − σ ε̂) / α        (Tweedie's formula).
 
 Denoisers are written for one observation; batches go through `jax.vmap`.
+
+What is missing in an observation is NaN, with and without noise. A denoiser of such observations knows the noise of
+what is seen, of p(x_seen), and says 0 of the rest.
 """
 
 import abc
@@ -15,10 +18,11 @@ import equinox as eqx
 import jax
 from jax.core import Tracer
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from sami_ppl._util.networks import output_shape
 from sami_ppl.diffusion.schedule import AbstractSchedule
+from sami_ppl.nn.unet import UNet
 
 
 class AbstractDenoiser(eqx.Module):
@@ -40,13 +44,33 @@ class AbstractDenoiser(eqx.Module):
     def __call__(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Float[Array, "*event"]:
         """ε̂(x_λ, λ), of the shape of one observation."""
 
+    def trunk(self, features: int, *, key: Key[Array, ""]) -> Callable | None:
+        """A network for an encoder, one observation → `features` numbers, that begins with what this one has learned.
+
+        Called as (x, log_snr), x scaled by `statistics`. None where there is no such network.
+        """
+        return None
+
+    def bottleneck(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Array | None:
+        """The activations of its network's narrowest place, (*sides, channels); None where it is no U-Net."""
+        return None
+
     def log_prob(self, x: Float[Array, "*event"]) -> Float[Array, ""] | None:
         """log p(x) in nats, where it is at hand in closed form: the bound then takes it in place of the errors."""
         return None
 
+    @property
+    def seen(self) -> Bool[Array, "*event"] | None:
+        """Which entries of observations were ever seen; None where nothing may be missing."""
+        return None
+
     def fill_missing(self, x: Float[Array, "*event"]) -> tuple[Float[Array, "*event"], Float[Array, "*event"]]:
-        """x to be noised, and 1 where it is seen, 0 where it is missing: here all of it is seen."""
-        return x, jnp.ones_like(x)
+        """x to be noised, and 1 where it is seen, 0 where it is missing; all of it is seen where nothing may be."""
+        return x, jnp.ones_like(x) if self.seen is None else (~jnp.isnan(x)).astype(x.dtype)
+
+    def only_seen(self, x: Float[Array, "*event"]) -> Float[Array, "*event"]:
+        """x with NaN at entries that were never seen, of which there is nothing to sample."""
+        return x if self.seen is None else jnp.where(self.seen, x, jnp.nan)
 
     def x_hat(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Float[Array, "*event"]:
         """Denoised mean E[x | x_λ] = (x_λ − σ ε̂)/α."""
@@ -71,6 +95,9 @@ class PreconditionedDenoiser(AbstractDenoiser):
       (Karras et al. 2022, *Elucidating the Design Space*, sec. 5, for any α and σ). F = 0 is optimal for white data.
       The better one at high signal-to-noise ratio, so for the bound, at a high `log_snr_max`.
 
+    With `seen`, the entries that were ever seen, observations may have missing ones, NaN, which the network must take
+    too (`nn.Masked`).
+
     Raises ValueError for a network whose output has another shape than an observation, which is found without computing
     anything, for an `std` that is not positive, and another `predict`.
     """
@@ -81,6 +108,7 @@ class PreconditionedDenoiser(AbstractDenoiser):
     mean: float = eqx.field(static=True)
     std: float = eqx.field(static=True)
     predict: Literal["data", "noise"] = eqx.field(static=True)
+    seen: Bool[Array, "*event"] | None = None
 
     def __init__(
         self,
@@ -90,8 +118,9 @@ class PreconditionedDenoiser(AbstractDenoiser):
         mean: float = 0.0,
         std: float = 1.0,
         predict: Literal["data", "noise"] = "data",
+        seen: Bool[Array, "*event"] | None = None,
     ):
-        self.network, self.schedule, self.event_shape = network, schedule, tuple(event_shape)
+        self.network, self.schedule, self.event_shape, self.seen = network, schedule, tuple(event_shape), seen
         self.mean, self.std, self.predict = float(mean), float(std), predict
 
     @property
@@ -112,14 +141,23 @@ class PreconditionedDenoiser(AbstractDenoiser):
                 "key=key), or end your own so"
             )
 
+    def bottleneck(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Array | None:
+        if not isinstance(self.network, UNet):
+            return None
+        alpha, sigma = self.schedule.alpha(log_snr), self.schedule.sigma(log_snr)
+        scale = jnp.sqrt((alpha * self.std) ** 2 + sigma**2)
+        return self.network.bottleneck((x_noisy - alpha * self.mean) / scale, log_snr)
+
     def __call__(self, x_noisy: Float[Array, "*event"], log_snr: Float[Array, ""]) -> Float[Array, "*event"]:
         alpha, sigma = self.schedule.alpha(log_snr), self.schedule.sigma(log_snr)
         variance = (alpha * self.std) ** 2 + sigma**2
         centred = x_noisy - alpha * self.mean
         out = self.network(centred / jnp.sqrt(variance), log_snr)
         if self.predict == "data":
-            return (centred - alpha * self.std * out) / sigma
-        return sigma / variance * centred - alpha * self.std / jnp.sqrt(variance) * out
+            noise = (centred - alpha * self.std * out) / sigma
+        else:
+            noise = sigma / variance * centred - alpha * self.std / jnp.sqrt(variance) * out
+        return noise if self.seen is None else jnp.where(jnp.isnan(x_noisy), 0, noise)
 
 
 class GaussianDenoiser(AbstractDenoiser):

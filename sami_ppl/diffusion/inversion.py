@@ -38,7 +38,7 @@ def from_noise(
 ) -> Float[Array, "*event"]:
     """The observation of a noise code."""
     low, high = _ends(denoiser, noise)
-    alpha, start = denoiser.schedule.alpha(low), denoiser.schedule.sigma(low) * noise
+    alpha, start = denoiser.schedule.alpha(low), denoiser.schedule.sigma(low) * denoiser.only_seen(noise)
     noisy = jax.lax.fori_loop(0, STARTS, lambda _, x: start + alpha * denoiser.x_hat(x, low), start)
     return sampler.carry(denoiser, noisy, low, high, jax.random.key(0)) / denoiser.schedule.alpha(high)
 

@@ -50,6 +50,11 @@ class AbstractSampler(eqx.Module):
                 f"({cost + 1}, {2 * cost + 1}, {3 * cost + 1}, ...), got {self.evaluations}"
             )
 
+    @property
+    def coupled(self) -> "AbstractSampler":
+        """The sampler to take where samples of several codes have the same noise: they move smoothly with the code."""
+        return self
+
     def init(self, x: Float[Array, "*event"]) -> Any:
         """What the sampler carries from step to step beside x; nothing by default."""
         return ()
@@ -69,12 +74,16 @@ class AbstractSampler(eqx.Module):
     def sample(
         self, denoiser: AbstractDenoiser, key: Key[Array, ""], start: Float[Array, "*event"] | None = None
     ) -> Float[Array, "*event"]:
-        """One sample of the denoiser's `event_shape`; `start` replaces the Gaussian draw at λmin."""
+        """One sample of the denoiser's `event_shape`, NaN where nothing was ever seen.
+
+        `start` replaces the Gaussian draw at λmin.
+        """
         check_key(key)
         schedule = denoiser.schedule
         start_key, noise_key = jax.random.split(key)
         if start is None:
             start = jnp.sqrt(schedule.reference_variance()) * jax.random.normal(start_key, denoiser.event_shape)
+        start = denoiser.only_seen(start)
         low, high = (jnp.asarray(end, start.dtype) for end in (schedule.log_snr_min, schedule.log_snr_max))
         return denoiser.x_hat(self.carry(denoiser, start, low, high, noise_key), high)
 
@@ -122,7 +131,7 @@ class DPMSolver(AbstractSampler):
         return _no_memory(x)
 
     def step(self, denoiser, x, log_snr, next_log_snr, state, key):
-        direction, state = _extrapolate(denoiser.x_hat(x, log_snr), next_log_snr - log_snr, state)
+        direction, state = extrapolate(denoiser.x_hat(x, log_snr), next_log_snr - log_snr, state)
         return _deterministic_step(denoiser.schedule, x, direction, log_snr, next_log_snr), state
 
 
@@ -156,7 +165,7 @@ class Ancestral(AbstractSampler):
 
     def step(self, denoiser, x, log_snr, next_log_snr, state, key):
         direction = denoiser.x_hat(x, log_snr)
-        return _stochastic_step(denoiser.schedule, x, direction, log_snr, next_log_snr, key), state
+        return _drawn(denoiser.schedule, x, direction, log_snr, next_log_snr, key), state
 
 
 class StochasticDPMSolver(AbstractSampler):
@@ -168,8 +177,8 @@ class StochasticDPMSolver(AbstractSampler):
         return _no_memory(x)
 
     def step(self, denoiser, x, log_snr, next_log_snr, state, key):
-        direction, state = _extrapolate(denoiser.x_hat(x, log_snr), next_log_snr - log_snr, state)
-        return _stochastic_step(denoiser.schedule, x, direction, log_snr, next_log_snr, key), state
+        direction, state = extrapolate(denoiser.x_hat(x, log_snr), next_log_snr - log_snr, state)
+        return _drawn(denoiser.schedule, x, direction, log_snr, next_log_snr, key), state
 
 
 class FromPureNoise(AbstractSampler):
@@ -207,7 +216,7 @@ class FromPureNoise(AbstractSampler):
     def sample(self, denoiser, key, start=None):
         if start is None:
             schedule, log_snr = denoiser.schedule, jnp.asarray(denoiser.schedule.log_snr_min, jnp.result_type(float))
-            noise = jax.random.normal(jax.random.split(key)[0], denoiser.event_shape)
+            noise = denoiser.only_seen(jax.random.normal(jax.random.split(key)[0], denoiser.event_shape))
             scale = jnp.sqrt(schedule.reference_variance())
             own, opposite = (denoiser.x_hat(sign * scale * noise, log_snr) for sign in (1, -1))
             start = schedule.sigma(log_snr) * noise + schedule.alpha(log_snr) * (0.75 * own + 0.25 * opposite)
@@ -221,15 +230,22 @@ def _deterministic_step(
     return shrink * x - schedule.alpha(next_log_snr) * jnp.expm1(0.5 * (log_snr - next_log_snr)) * direction
 
 
-def _stochastic_step(
-    schedule: AbstractSchedule, x: Array, direction: Array, log_snr: Array, next_log_snr: Array, key: Key[Array, ""]
-) -> Array:
+def stochastic_step(
+    schedule: AbstractSchedule, x: Array, direction: Array, log_snr: Array, next_log_snr: Array
+) -> tuple[Array, Array]:
+    """Mean and standard deviation of the Gaussian from which a stochastic sampler draws its next x."""
     gain = -jnp.expm1(log_snr - next_log_snr)
     alpha, next_alpha = schedule.alpha(log_snr), schedule.alpha(next_log_snr)
     # (σ_s/σ_t) e^{−h} = (α_s/α_t) e^{−2h}
     mean = (1 - gain) * next_alpha / alpha * x + gain * next_alpha * direction
-    noise = jax.random.normal(key, x.shape, x.dtype)
-    return mean + jnp.sqrt(gain) * schedule.sigma(next_log_snr) * noise
+    return mean, jnp.sqrt(gain) * schedule.sigma(next_log_snr)
+
+
+def _drawn(
+    schedule: AbstractSchedule, x: Array, direction: Array, log_snr: Array, next_log_snr: Array, key: Key[Array, ""]
+) -> Array:
+    mean, spread = stochastic_step(schedule, x, direction, log_snr, next_log_snr)
+    return mean + spread * jax.random.normal(key, x.shape, x.dtype)
 
 
 def _no_memory(x: Array) -> tuple[Array, Array]:
@@ -237,7 +253,7 @@ def _no_memory(x: Array) -> tuple[Array, Array]:
     return jnp.zeros_like(x), jnp.zeros(())
 
 
-def _extrapolate(x_hat: Array, length: Array, memory: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+def extrapolate(x_hat: Array, length: Array, memory: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
     """The denoised mean extrapolated to the middle of the step, and the new memory."""
     before, length_before = memory
     is_first = length_before == 0

@@ -19,6 +19,7 @@ Draws are draws of p, corrected by what they leave unexplained (Matheron's rule;
 """
 
 from functools import partial
+import math
 from typing import Any, cast
 
 import jax
@@ -182,6 +183,16 @@ class Smoothed(dist.Distribution):
         total = lambda precision: jnp.sum(self._log_normaliser(zero, zero, precision))  # noqa: E731
         each = jnp.broadcast_to(self.precision, (*self.shape(), self.event_shape[1]))
         return -2 * jnp.diagonal(jax.grad(total)(each), axis1=-2, axis2=-1)
+
+    @property
+    def covariance(self) -> Float[Array, "*batch TD TD"]:
+        """Cov_q of all coordinates, frame after frame: the second derivative of log E_p exp(hᵀz) ∏_t ψ_t in h."""
+        zero = jnp.zeros(self.shape(), self.centre.dtype)
+        total = lambda tilt: jnp.sum(self._log_normaliser(tilt, zero, self.precision))  # noqa: E731
+        size = math.prod(self.event_shape)
+        units = jnp.eye(size, dtype=zero.dtype).reshape(size, *self.event_shape)
+        along = lambda unit: jax.jvp(jax.grad(total), (zero,), (jnp.broadcast_to(unit, zero.shape),))[1]  # noqa: E731
+        return jnp.moveaxis(jax.vmap(along)(units).reshape(size, *self.batch_shape, size), 0, -1)
 
     def _mean(self, centre: Array) -> Array:
         total = lambda tilt: jnp.sum(self._log_normaliser(tilt, centre, self.precision))  # noqa: E731

@@ -42,6 +42,13 @@ class CodeLaw(dist.Distribution):
         return None
 
     @property
+    def covariance(self) -> Float[Array, "*batch D D"]:
+        """The covariance where the law is Gaussian; of others the variances along its diagonal."""
+        if (root := self.root) is not None:
+            return root @ jnp.swapaxes(root, -1, -2)
+        return self.variance[..., None] * jnp.eye(self.event_shape[0], dtype=self.variance.dtype)
+
+    @property
     def diagonal(self) -> bool:
         """Whether the law is Gaussian with independent coordinates."""
         return False
@@ -370,6 +377,11 @@ class SmoothedLaw(CodeLaw):
     def variance(self) -> Float[Array, "*batch TD"]:
         """The variance of every coordinate."""
         return self._flat(self.smoothed.variance)
+
+    @property
+    def covariance(self) -> Float[Array, "*batch TD TD"]:
+        """The covariance."""
+        return self.smoothed.covariance
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws of shape sample_shape + batch_shape + (T · D,)."""

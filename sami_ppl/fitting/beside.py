@@ -14,9 +14,11 @@ from jaxtyping import Array, Key
 
 from sami_ppl._util.history import History
 from sami_ppl.decoders.conditional import IsotropicDenoiser
-from sami_ppl.nn import AscendingUNet, ResidualMLP, UNet
+from sami_ppl.nn import AscendingDiT, AscendingUNet, DiT, ResidualMLP, UNet
+from sami_ppl.nn.masked import unmasked
 from sami_ppl.program.build import unet_size
 from sami_ppl.program.program import Program
+from sami_ppl.program.transformers import transformer_size
 
 Start = Literal["components", "gaussian"]
 
@@ -47,9 +49,13 @@ def gaussian_decoder(program: Program, *, key: Key[Array, ""]) -> IsotropicDenoi
     """A fresh Gaussian decoder for the codes and observations of a program, of the kind of its denoiser's network."""
     shape, size = program.event_shape, program.latents.size
     mean, std = program.denoiser.statistics or (0.0, 1.0)
-    widths = unet_size(shape)
-    if widths is not None and isinstance(getattr(program.denoiser, "network", None), UNet):
-        network = AscendingUNet(size, shape, **widths, key=key)  # type: ignore[arg-type]
+    theirs = unmasked(getattr(program.denoiser, "network", None))
+    if isinstance(theirs, UNet):
+        network = AscendingUNet(size, shape, **unet_size(shape), key=key)
+    elif isinstance(theirs, DiT):
+        network = AscendingDiT(size, shape, **transformer_size(shape), key=key)
     else:
         network = ResidualMLP((size,), shape, width=512, depth=3, noise=False, key=key)
-    return IsotropicDenoiser(network, program.denoiser.schedule, shape, size, mean=mean, std=std)
+    return IsotropicDenoiser(
+        network, program.denoiser.schedule, shape, size, mean=mean, std=std, seen=program.denoiser.seen
+    )

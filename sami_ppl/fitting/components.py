@@ -10,6 +10,7 @@ nothing new, and a code that has them counts the same thing twice. They are left
 nearest neighbours predict them.
 """
 
+import math
 from typing import NamedTuple
 
 from jaxtyping import Array, Float
@@ -18,7 +19,7 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.sparse.linalg import eigsh
 
 WIDTHS = (0.25, 0.18, 0.12, 0.08, 0.05, 0.0)
-"""Standard deviations of the blur that are tried, in units of the image's side."""
+"""Standard deviations of the blur that are tried, in units of the image's side; of unequal ones their mean."""
 KEPT = 0.99
 """Share of what components of sharp images tell that those of blurred ones must tell."""
 NEIGHBOURS, FEWEST = 5, 20
@@ -54,7 +55,7 @@ def start_codes(
     no factor starts out spread over more axes than it needs.
     """
     components = size if components is None else min(components, size)
-    width = widest_blur(x, components)
+    width = widest_blur(x, components).width
     found = low_pass_codes(x, components, width=width)
     free = free_components(found, seed=seed)
     codes = np.random.default_rng(seed).standard_normal((len(found), size)).astype(np.float32)
@@ -68,11 +69,12 @@ def low_pass_codes(
     """The leading principal components of blurred observations, each of mean 0 and variance 1, in order of variance.
 
     No more than there are observations, features or directions in which observations differ. `width`: standard
-    deviation of the blur in units of the image's side; vectors are not blurred.
+    deviation of the blur in units of the image's side; vectors are not blurred. What is missing, NaN, counts as the
+    mean of what others have there.
     """
-    flat = np.asarray(x, dtype=np.float32)
-    if flat.ndim == 4 and width > 0:
-        pixels = width * flat.shape[-1]
+    flat = filled(np.asarray(x, dtype=np.float32))
+    if flat.ndim > 2 and width > 0:
+        pixels = width * math.prod(flat.shape[2:]) ** (1 / (flat.ndim - 2))
         flat = np.concatenate([_blurred(flat[i : i + 1024], pixels) for i in range(0, len(flat), 1024)])
     flat = flat.reshape(len(flat), -1)
     components = min(components, *flat.shape)
@@ -97,29 +99,51 @@ def _leading(products: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     return values[order], vectors[:, order]
 
 
-def _blurred(images: Float[np.ndarray, "n c h w"], pixels: float) -> Float[np.ndarray, "n c rows columns"]:
-    """Images under a Gaussian blur of so many pixels, every few of their rows and columns."""
+def filled(x: Float[np.ndarray, "obs *event"]) -> Float[np.ndarray, "obs *event"]:
+    """Observations whose missing entries, NaN, are the mean of those seen at the same place, or 0 where none is."""
+    seen = ~np.isnan(x)
+    if seen.all():
+        return x
+    means = np.where(seen, x, 0).sum(0, dtype=np.float64) / np.maximum(seen.sum(0), 1)
+    return np.where(seen, x, means).astype(x.dtype)
+
+
+def _blurred(x: Float[np.ndarray, "n c *sides"], pixels: float) -> Float[np.ndarray, "n c *fewer"]:
+    """Observations under a Gaussian blur of so many pixels along every side, every few of their places."""
     step = max(1, int(pixels / 4))  # a blurred image holds nothing finer
-    rows = gaussian_filter1d(images, pixels, axis=2, mode="nearest")[:, :, ::step]
-    return gaussian_filter1d(rows, pixels, axis=3, mode="nearest")[..., ::step]
+    for axis in range(2, x.ndim):
+        along = gaussian_filter1d(x, pixels, axis=axis, mode="nearest")
+        x = along[(slice(None),) * axis + (slice(None, None, step),)]
+    return x
 
 
-def widest_blur(x: Float[Array | np.ndarray, "obs *event"], components: int, *, seed: int = 0) -> float:
+class Blur(NamedTuple):
+    """A blur, its `width` in units of the image's side, and the share of the variance that its components tell."""
+
+    width: float
+    told: float
+
+
+def widest_blur(x: Float[Array | np.ndarray, "obs *event"], components: int, *, seed: int = 0) -> Blur:
     """The widest blur, of `WIDTHS`, whose components tell nearly as much of the observations as those without blur.
 
     What codes tell is the share of the sharp observations' variance that nearest neighbours of the codes predict;
-    `KEPT` of it must be left. It is 0 for vectors, and for too few images to tell.
+    `KEPT` of it must be left. The width is 0 for vectors, and for too few images to tell, of which 0 is told; of noise
+    it is below 0.
     """
-    some = np.asarray(x[np.random.default_rng(seed).permutation(len(x))[:SOME]], dtype=np.float32)
-    if some.ndim != 4 or len(some) < FEWEST:
-        return 0.0
+    some = filled(np.asarray(x[np.random.default_rng(seed).permutation(len(x))[:SOME]], dtype=np.float32))
+    if len(some) < FEWEST:
+        return Blur(0.0, 0.0)
     flat = some.reshape(len(some), -1)
 
-    def told(width: float) -> float:
-        return predicted(low_pass_codes(some, components, width=width), flat)
+    def tried(width: float) -> Blur:
+        return Blur(width, predicted(low_pass_codes(some, components, width=width), flat))
 
-    all_of_it = told(0.0)  # of noise it is below 0
-    return next(width for width in WIDTHS if told(width) >= all_of_it - (1 - KEPT) * abs(all_of_it))
+    sharp = tried(0.0)
+    if some.ndim < 3:
+        return sharp
+    least = sharp.told - (1 - KEPT) * abs(sharp.told)
+    return next((blur for blur in map(tried, WIDTHS) if blur.told >= least), sharp)
 
 
 def predicted(codes: Float[np.ndarray, "obs k"], values: Float[np.ndarray, "obs d"]) -> float:

@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 
 from sami_ppl._util.parallel import devices_in_words
+from sami_ppl.fitting.stage import Stage
 from sami_ppl.program.program import Program
 
 
@@ -22,3 +23,10 @@ def header(program: Program, steps: dict[str, int], *, observations: int, held_o
         f"stages: {', '.join(f'{name} ({count:,} steps)' for name, count in steps.items())}",
         written,
     ])  # fmt: skip
+
+
+def stage_line(name: str, stage: Stage, steps: int) -> str:
+    """What one stage does, in words."""
+    codes = f", beta (weight of the KL) {stage.beta:g}" if stage.has_codes else ""
+    low = f", low noise discounted by c = {stage.discount:g}" if stage.discount else ""
+    return f"{name}: {steps:,} steps of {stage.batch} observations, learning rate {stage.learning_rate:g}{codes}{low}"

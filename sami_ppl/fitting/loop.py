@@ -20,13 +20,17 @@ import xarray as xr
 from sami_ppl._util import parallel
 from sami_ppl._util.history import History, summary_line
 from sami_ppl._util.progress import progress_bar
-from sami_ppl.data.checks import training_part
+from sami_ppl.data.splitting import training_part
+from sami_ppl.data.stream import Source, Stream, StreamError, at_hand
 from sami_ppl.diagnostics.collapse import CollapseWarning, collapse_warning
 from sami_ppl.fitting.checkpoint import Checkpoints
+from sami_ppl.fitting.feed import InMemory, Streamed
+from sami_ppl.fitting.parts import count_of, parted
 from sami_ppl.fitting.signature import signature
-from sami_ppl.fitting.stage import Stage, batches
+from sami_ppl.fitting.stage import Stage
 from sami_ppl.fitting.step import Batch, Fit, State, not_finite, remember_best
 from sami_ppl.fitting.stopping import Interrupted, stop_requests
+from sami_ppl.program.build import as_data
 from sami_ppl.program.program import Program
 
 BLOCK, BLOCK_SECONDS = 50, 5.0
@@ -52,11 +56,11 @@ class NonFiniteLoss(FloatingPointError):
 
 def fit_stage(
     program: Program,
-    data: xr.Dataset | Float[Array | np.ndarray, "obs *event"],
+    data: xr.Dataset | Float[Array | np.ndarray, "obs *event"] | Source,
     stage: Stage,
     *,
     key: Key[Array, ""],
-    held_out: xr.Dataset | Float[Array | np.ndarray, "obs *event"] | None = None,
+    held_out: xr.Dataset | Float[Array | np.ndarray, "obs *event"] | Source | None = None,
     name: str = "fit",
     out: str | Path | None = None,
     resume: bool = False,
@@ -75,11 +79,11 @@ def fit_stage(
 
     Raises what `Stage.check` raises, ValueError for a single observation without `held_out`, CheckpointError for a
     checkpoint of another run or, without `resume`, for any, NonFiniteLoss, which names the site, and Interrupted; these
-    two carry the best program so far.
+    two carry the best program so far. StreamError for rows that cannot be read, after a checkpoint.
     """
     if not parallel.is_first_process():
         out, progress = None, False
-    loop = Loop(program, stage, *_parts(program, data, held_out), key=key, name=name, callback=callback)
+    loop = Loop(program, stage, *_parts(data, held_out), key=key, name=name, callback=callback)
     with progress_bar(loop.steps, name, show=progress, unit="step") as bar:
         state = loop.init(None if out is None else Path(out), resume=resume)
         bar.initial = bar.n = int(state.step)
@@ -100,23 +104,25 @@ def fit_stage(
                         loop.keep(state)
             except KeyboardInterrupt:  # a second signal, or one that the caller handles
                 stopped.append(signal.SIGINT)
+            except StreamError as error:
+                loop.keep(state)
+                raise loop.unreadable(state, error) from error
+            finally:
+                loop.feed.close()
     if stopped:
         loop.keep(state)
         raise loop.interrupted(state, stopped[0])
     return loop.close(state)
 
 
-def _parts(program: Program, data: Any, held_out: Any) -> tuple[Batch, Batch]:
+def _parts(data: Any, held_out: Any) -> tuple[Any, Any]:
     """Observations to train on, and those for validation. Raises ValueError where none is left to train on."""
-    observed = Batch(*program.observations(training_part(data)))
-    cut = max(1, len(observed.x) // 10)
-    tested = observed.take(slice(-cut, None)) if held_out is None else Batch(*program.observations(held_out))
-    observed = observed.take(slice(None, -cut)) if held_out is None else observed
-    count = len(observed.x)
-    if count == 0:
+    data = training_part(as_data(data))
+    if held_out is not None:
+        return data, as_data(held_out)
+    if count_of(data) == 1:
         raise ValueError("data holds 1 observation, which is held out: give more of them, or held_out for validation")
-    # A batch stands for the observations trained on, which are no fewer where global sites count once for all.
-    return observed, tested.take(slice(min(VALIDATED, count) if program.latents.global_sites else VALIDATED))
+    return parted(data)
 
 
 class Loop:
@@ -126,19 +132,28 @@ class Loop:
         self,
         program: Program,
         stage: Stage,
-        observed: Batch,
-        tested: Batch,
+        data: Any,
+        held_out: Any,
         *,
         key: Key[Array, ""],
         name: str,
         callback: Callback | None,
     ):
         self.program, self.stage, self.name, self.callback = program, stage, name, callback
-        self.observed, self.tested, self.count = observed, tested, len(observed.x)
+        self.count = count_of(data)
         self.steps = stage.count(self.count)
         stage.check(program, self.count)
         self.init_key, data_key, self.validation_key = jax.random.split(key, 3)
         self.seed = int(jax.random.randint(data_key, (), 0, 2**31 - 1))
+        # A batch stands for the observations trained on, which are no fewer where global sites count once for all.
+        most = min(VALIDATED, self.count) if program.latents.global_sites else VALIDATED
+        self.tested = Batch(*program.observations(at_hand(held_out, most))).take(slice(most))
+        sizes = {"seed": self.seed, "batch": stage.batch}
+        self.feed: InMemory | Streamed
+        if isinstance(data, Stream):
+            self.feed = Streamed(program, data, **sizes, total=self.steps)
+        else:
+            self.feed = InMemory(Batch(*program.observations(data)), **sizes)
         # Of the steps since the last validation, by their place after it: kept with the state, as they go into the log.
         self.losses = self._no_losses(self.steps)
         self.pace = math.inf
@@ -152,13 +167,13 @@ class Loop:
         self.checkpoints = None
         if out is not None:
             owner = signature(
-                self.program, self.stage, self.observed, self.tested,
+                self.program, self.stage, self.feed.digest(), self.tested,
                 name=self.name, steps=self.steps, observations=self.count, seed=self.seed,
             )  # fmt: skip
             self.checkpoints = Checkpoints(out / "checkpoints" / self.name, owner, resume=resume)
             ends = self.checkpoints.ends
         self.fit = Fit(self.program, self.stage, steps=ends, observations=self.count)
-        state = self.fit.init(self.init_key, jax.tree.map(jnp.asarray, self.observed.take(slice(1))))
+        state = self.fit.init(self.init_key, jax.tree.map(jnp.asarray, self.feed.first))
         if self.checkpoints is not None:
             # At its earlier end a stage was validated: there were no losses since.
             losses = self._no_losses(self.checkpoints.ends[-2]) if self.checkpoints.extended else self.losses
@@ -166,10 +181,10 @@ class Loop:
             if found is not None:
                 state = found[0]
                 self.losses = self.losses if self.checkpoints.extended else np.array(found[1])
-        mesh = self.fit.mesh
-        state = parallel.replicate(parallel.from_first_process(state), mesh)
-        host = (self.observed, self.tested)
-        self.observed, self.tested = parallel.replicate(jax.tree.map(jnp.asarray, host), mesh)
+        devices = self.fit.devices
+        state = parallel.place(parallel.from_first_process(state), devices)
+        self.tested = parallel.replicate(jax.tree.map(jnp.asarray, self.tested), devices)
+        self.feed.place(devices)
         log = None if out is None else out / "log.jsonl"
         labelled = {site.name: site.axes for site in self.program.latents.sites if site.coords}
         self.history = History(log, keep=int(state.step), stage=self.name, axes=labelled)
@@ -186,12 +201,11 @@ class Loop:
         step, every, began = int(state.step), self.stage.validate_every, time.monotonic()
         # The first block is a single step, which is compiled, so that the next ones know how long a step takes.
         count = min(BLOCK, self.steps - step, every - step % every, max(1, int(BLOCK_SECONDS / self.pace)))
-        rows = batches(self.seed, self.count, self.stage.batch, step, count)
-        after, losses = self.fit.run_block(state, self.observed, rows)
+        after, losses = self.fit.run_block(state, self.feed.steps(step, count))
         self.pace = max(time.monotonic() - began, 1e-9) / count
         self.losses[step % every :][:count] = losses
         if not np.all(np.isfinite(losses)):
-            failed, sites = self._first_not_finite(state, rows)
+            failed, sites = self._first_not_finite(state, count)
             raise self._non_finite(f"the loss is not finite at step {step + failed}; sites not finite: {sites}", after)
         return after
 
@@ -204,7 +218,7 @@ class Loop:
             sites = not_finite({**record["kl"], **record.get("penalties", {})}) or "'x'"
             where = f"at step {step}; sites not finite: {sites}"
             raise self._non_finite(f"the loss of the held-out data is not finite {where}", state)
-        state = remember_best(self.fit.mesh, state, loss)
+        state = remember_best(self.fit.devices, state, loss)
         found = {"step": step, "train_loss": float(np.nanmean(self.losses)), "beta": float(self.stage.beta_at(step)),
                  "seconds": time.perf_counter() - self.began}  # fmt: skip
         self.losses[:] = np.nan
@@ -232,8 +246,15 @@ class Loop:
         at = f"step {int(state.step):,} of {self.steps:,}"
         return Interrupted(
             f"{self.name}: stopped at {at}; {kept}; .program holds the best so far",
-            self.program.with_params(parallel.gather(params, self.fit.mesh)), number,
+            self.program.with_params(parallel.gather(params, self.fit.devices)), number,
         )  # fmt: skip
+
+    def unreadable(self, state: State, error: StreamError) -> StreamError:
+        """What a fit raises whose data cannot be read further."""
+        if self.checkpoints is not None:
+            self.checkpoints.close()
+        kept = "mended, resume=True goes on from there" if self.checkpoints else "nothing is kept on disk without out="
+        return StreamError(f"{self.name}: stopped after step {int(state.step):,} of {self.steps:,}; {kept}. {error}")
 
     def _save(self, state: State, loss: float | None) -> None:
         if self.checkpoints is not None:
@@ -249,20 +270,22 @@ class Loop:
             _warn_if_collapsed(records[-1])
         # With early stopping the best state is the result; else the last, whose learning rate has come down to zero.
         params = state.average if self.stage.patience is None else state.best
-        return self.program.with_params(parallel.gather(params, self.fit.mesh)), self.history
+        return self.program.with_params(parallel.gather(params, self.fit.devices)), self.history
 
-    def _first_not_finite(self, state: State, rows: np.ndarray) -> tuple[int, str]:
+    def _first_not_finite(self, state: State, count: int) -> tuple[int, str]:
         """Replay a block, one step at a time, to the step that failed: its number from 1, and its sites not finite."""
-        for i, row in enumerate(rows, start=1):
-            after, loss = self.fit.run_block(state, self.observed, row[None])
+        for i, (data, rows) in enumerate(self.feed.steps(int(state.step), count), start=1):
+            after, loss = self.fit.run_block(state, [(data, rows)])
             if not np.isfinite(loss[0]):
-                return i, self.fit.sites_not_finite(state, self.observed.take(row))
+                return i, self.fit.sites_not_finite(state, data if rows is None else data.take(rows))
             state = after
         raise AssertionError("a replayed block must repeat its losses")
 
     def _non_finite(self, message: str, state: State) -> NonFiniteLoss:
         advice = "The best state before it is kept. Lower learning_rate or clip, or look for extreme values in the data"
-        return NonFiniteLoss(f"{message}. {advice}", self.program.with_params(state.best))
+        return NonFiniteLoss(
+            f"{message}. {advice}", self.program.with_params(parallel.gather(state.best, self.fit.devices))
+        )
 
 
 def _warn_if_collapsed(record: dict[str, Any]) -> None:

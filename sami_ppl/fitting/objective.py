@@ -71,18 +71,35 @@ class ScoreELBO(ELBO):
 
         Then the penalties, by name. Raises ValueError for one that is no single number.
         """
-        scored = scores(rng_key, param_map, model, guide, *args, **kwargs)
+        return self.weighed(scores(rng_key, param_map, model, guide, *args, **kwargs), param_map, rng_key)
+
+    def weighed(
+        self,
+        scored: "Scores",
+        param_map: dict[str, Any],
+        rng_key: Key[Array, ""],
+        means: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
+        """`terms` of scores. Where these are of a part of a batch, `means` are the KL terms of the whole of it.
+
+        Floors and capacities act on the mean of a batch: on which side of them it lies is asked of `means`, so that the
+        mean over the parts, value and gradient, is that of the whole. Raises ValueError as `terms` does.
+        """
         terms = {}
-        for name, score in scored.local.items():
-            weight, count = _weight_per_observation(scored.trace[name], scored.trace)
-            total = weight * score.sum(0)
+        for name, total in mean_terms(scored).items():
             if scored.trace[name]["is_observed"]:
                 terms[name] = total
                 continue
+            weight, count = _weight_per_observation(scored.trace[name], scored.trace)
+            whole = total if means is None else means[name]
             floor = self.free_bits.get(name, 0.0) if isinstance(self.free_bits, Mapping) else self.free_bits
-            terms[name] = jnp.maximum(total, floor * weight * count) if floor else total
+            least = floor * weight * count
+            # In this order NaN stays NaN, and the fit ends there.
+            terms[name] = jnp.where(whole <= least, least, total) if floor else total
             if name in self.capacity:
-                terms[name] = jnp.abs(jnp.sum(total, keepdims=True) - self.capacity[name] * weight * count)
+                nats = self.capacity[name] * weight * count
+                side = jnp.sign(jnp.sum(whole, keepdims=True) - nats)
+                terms[name] = side * (jnp.sum(total, keepdims=True) - nats)
             if self.label_weight and name in scored.surprise:
                 terms[f"{name} label"] = self.label_weight * jnp.mean(scored.surprise[name])
         for name, kl in scored.global_terms.items():
@@ -102,7 +119,7 @@ class Scores(NamedTuple):
 
     `local`: minus log densities (obs,) at observed sites, KL (obs, axes) at latent ones. `surprise`: −log q of the
     known values of partly observed sites, (obs,), 0 where there is none. `trace`: the model's, at one draw;
-    `guide`: the guide's.
+    `guide`: the guide's. `args`, `kwargs`: what both were called with.
     """
 
     local: dict[str, Array]
@@ -110,6 +127,8 @@ class Scores(NamedTuple):
     surprise: dict[str, Array]
     trace: dict[str, Any]
     guide: dict[str, Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 def scores(
@@ -124,7 +143,7 @@ def scores(
         if site["type"] == "sample" and site["fn"].support.is_discrete
     }
     if not sizes:
-        return Scores(local, global_terms, {}, model_trace, guide_trace)
+        return Scores(local, global_terms, {}, model_trace, guide_trace, args, kwargs)
     known = {name: model_trace[name].get("known") for name in sizes}
 
     def at(values: dict[str, Array]) -> tuple[dict[str, Array], Array, dict[str, Array]]:
@@ -149,7 +168,7 @@ def scores(
              for name, score in each.items()}  # fmt: skip
     # Every other discrete site takes each of its values beside a label: count the label once.
     surprise = {name: value.sum(0) * sizes[name] / len(weight) for name, value in surprise.items()}
-    return Scores(local, global_terms, surprise, model_trace, guide_trace)
+    return Scores(local, global_terms, surprise, model_trace, guide_trace, args, kwargs)
 
 
 def _score(model_trace: dict[str, Any], guide_trace: dict[str, Any]) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -165,6 +184,12 @@ def _score(model_trace: dict[str, Any], guide_trace: dict[str, Any]) -> tuple[di
         else:
             local[name] = site_kl(guide_trace[name]["fn"], site["fn"], site["value"])
     return local, global_terms
+
+
+def mean_terms(scored: Scores) -> dict[str, Array]:
+    """Terms of observations as the loss counts them, before floors and capacities: their means times β, by site."""
+    weights = {name: _weight_per_observation(scored.trace[name], scored.trace)[0] for name in scored.local}
+    return {name: weights[name] * score.sum(0) for name, score in scored.local.items()}
 
 
 def _weight_per_observation(site: dict[str, Any], model_trace: dict[str, Any]) -> tuple[Array | float, int]:

@@ -3,10 +3,12 @@
     def f(draw: Draw) -> Array:
         return 5.0 * total_correlation(draw)
 
-There are `total_correlation`, `consistency` and `prior_mmd`; yours is a function as they are. They are added to the
-loss, in nats per observation, and logged apart: no bound and no KL contains them.
+There are `total_correlation`, `consistency` and `prior_mmd`, for which a weight is enough, {"total_correlation": 5.0};
+yours is a function as they are. They are added to the loss, in nats per observation, and logged apart: no bound and no
+KL contains them.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -70,10 +72,16 @@ def total_correlation(draw: Draw) -> Float[Array, ""]:
 def consistency(draw: Draw) -> Float[Array, ""]:
     """−E log q(z | x_λ, λ) in nats, at noise levels spread over the whole range, z ~ q(z | x) taken as given.
 
-    Noisy posteriors that have the smallest are the average of q(z | x) over the observations that x_λ may come from, as
-    well as their family can be, so that they cover it. Guidance alone asks for the right gradient, and may leave their
-    width wrong. No gradient goes through z; but one network serves all noise levels, that of the guide too, and a large
-    weight smooths the code away (on disks a weight of 10 did, of 1 did no harm).
+    With the average q̄(z | x_λ) = E[q(z | x) | x_λ] over the observations that x_λ may come from, it is
+
+        E KL(q̄(z | x_λ) ‖ q(z | x_λ, λ)) + E H[q̄(z | x_λ)],
+
+    whose second term noisy posteriors do not enter. So at the optimum q(z | x_λ, λ) is the projection of q̄ onto their
+    family, the one of least KL(q̄ ‖ q): q̄ itself where the family holds it, of Gaussians the one of its mean and
+    variance. Then noisy posteriors are a martingale in λ, E[q(z | x_s) | x_t] = q(z | x_t) for s > t, as exact ones
+    are; how far they are from it `diagnostics.consistency` says. Guidance alone asks for the right gradient, and may
+    leave their width wrong. No gradient goes through z; but one network serves all noise levels, that of the guide too,
+    and a large weight smooths the code away (on disks a weight of 10 did, of 1 did no harm).
     """
     encoder, schedule = draw.program.encoder, draw.program.encoder.schedule
     level_key, noise_key = jax.random.split(draw.key)
@@ -105,3 +113,29 @@ def prior_mmd(draw: Draw) -> Float[Array, ""]:
         return (jnp.sum(kernel(u, u)) - batch) / (batch * (batch - 1))
 
     return within(draw.z) + within(other) - 2 * jnp.mean(kernel(draw.z, other))
+
+
+LIBRARY: Mapping[str, Penalty] = {
+    "total_correlation": total_correlation, "consistency": consistency, "prior_mmd": prior_mmd,
+}  # fmt: skip
+"""Penalties for which a stage takes a weight."""
+
+
+def weighed(name: str, penalty: float | Penalty) -> Penalty:
+    """A penalty of the library times its weight; a function is one already."""
+    if not isinstance(penalty, int | float):
+        return penalty
+    own = LIBRARY[name]
+    return lambda draw: penalty * own(draw)
+
+
+def check_penalties(penalties: Mapping[str, float | Penalty]) -> None:
+    """Raise ValueError for a weight of what is no penalty of the library, or below 0."""
+    for name, penalty in penalties.items():
+        if not isinstance(penalty, int | float):
+            continue
+        if name not in LIBRARY or not penalty >= 0:
+            raise ValueError(
+                f"penalties={{{name!r}: {penalty}}}: a number is the weight, at least 0, of one of "
+                f"{', '.join(LIBRARY)}; give another penalty as a function of a draw"
+            )

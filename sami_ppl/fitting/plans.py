@@ -23,18 +23,28 @@ from sami_ppl._util.locks import held
 from sami_ppl._util.maps import forget_if_many
 from sami_ppl._util.parallel import is_first_process
 from sami_ppl._util.progress import phase, say, telling
-from sami_ppl.data.checks import training_part
+from sami_ppl.data.splitting import training_part
+from sami_ppl.data.stream import Source, at_hand
 from sami_ppl.decoders.training import refuse
 from sami_ppl.diagnostics.fitted import not_fitted
 from sami_ppl.fitting.beside import Start, beside_gaussian, check_start
 from sami_ppl.fitting.checkpoint import check_extension
 from sami_ppl.fitting.gauge import align, why_axes_stay
-from sami_ppl.fitting.header import header
+from sami_ppl.fitting.header import header, stage_line
 from sami_ppl.fitting.loop import fit_stage
 from sami_ppl.fitting.parts import count_of, parted, rows_of
-from sami_ppl.fitting.sizes import Sized, denoiser_stage, encoder_stage, gaussian_stage, joint_stage, prior_stage, taken
+from sami_ppl.fitting.sizes import (
+    Extent,
+    Sized,
+    denoiser_stage,
+    encoder_stage,
+    gaussian_stage,
+    joint_stage,
+    prior_stage,
+    taken,
+)
 from sami_ppl.fitting.stage import Stage
-from sami_ppl.fitting.start import check_clusters, warm_start
+from sami_ppl.fitting.start import check_clusters, told, warm_start
 from sami_ppl.fitting.stopping import carries
 from sami_ppl.program.build import as_data
 from sami_ppl.program.program import Program
@@ -55,10 +65,7 @@ class Run(NamedTuple):
 
     def stage(self, program: Program, stage: Stage, name: str, *, key: Key[Array, ""]) -> tuple[Program, History]:
         """One stage."""
-        say(
-            f"{name}: {stage.count(self.count):,} steps of {stage.batch} observations, learning rate "
-            f"{stage.learning_rate:g}" + (f", beta (weight of the KL) {stage.beta:g}" if stage.has_codes else "")
-        )
+        say(stage_line(name, stage, stage.count(self.count)))
         return fit_stage(program, self.train, stage, key=key, held_out=self.held_out, name=name, **self.options)
 
 
@@ -71,8 +78,8 @@ class AbstractPlan(abc.ABC):
     guided: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def settled(self, program: Program, count: int) -> "AbstractPlan":
-        """The plan with every stage as it is taken, for a program and `count` observations."""
+    def settled(self, program: Program, extent: Extent) -> "AbstractPlan":
+        """The plan with every stage as it is taken, for a program and such observations."""
 
     @abc.abstractmethod
     def check(self, program: Program, count: int) -> None:
@@ -114,11 +121,11 @@ class TwoStage(AbstractPlan):
     warm_clusters: bool = False
     align: bool = True
 
-    def settled(self, program: Program, count: int) -> "TwoStage":
+    def settled(self, program: Program, extent: Extent) -> "TwoStage":
         return replace(
             self,
-            denoiser=taken(self, self.denoiser, denoiser_stage, program, count, target="marginal"),
-            **self._second.settings(program, count, plan=self),
+            denoiser=taken(self, self.denoiser, denoiser_stage, program, extent, target="marginal"),
+            **self._second.settings(program, extent, plan=self),
         )
 
     def check(self, program: Program, count: int) -> None:
@@ -159,18 +166,18 @@ class EncoderOnly(AbstractPlan):
     warm_clusters: bool = False
     align: bool = True
 
-    def settled(self, program: Program, count: int) -> "EncoderOnly":
-        return replace(self, **self.settings(program, count, plan=self))
+    def settled(self, program: Program, extent: Extent) -> "EncoderOnly":
+        return replace(self, **self.settings(program, extent, plan=self))
 
-    def settings(self, program: Program, count: int, *, plan: AbstractPlan) -> dict[str, Any]:
+    def settings(self, program: Program, extent: Extent, *, plan: AbstractPlan) -> dict[str, Any]:
         """What is settled, for a `plan` that has these settings."""
         check_start(program, self.start, clusters=self.warm_clusters, steps=self.warm_steps)
         gaussian = self.gaussian
         if self.start == "gaussian":
-            gaussian = taken(plan, gaussian, gaussian_stage, program, count)
+            gaussian = taken(plan, gaussian, gaussian_stage, program, extent)
         return {
             "gaussian": gaussian,
-            "encoder": taken(plan, self.encoder, encoder_stage, program, count, train=("encoder",)),
+            "encoder": taken(plan, self.encoder, encoder_stage, program, extent, train=("encoder",)),
         }
 
     def check(self, program: Program, count: int, *, fitted: bool = False) -> None:
@@ -219,8 +226,8 @@ class Joint(AbstractPlan):
     both: Stage | Sized = Sized()
     align: bool = True
 
-    def settled(self, program: Program, count: int) -> "Joint":
-        stage = taken(self, self.both, joint_stage, program, count, denoiser_loss="guided")
+    def settled(self, program: Program, extent: Extent) -> "Joint":
+        stage = taken(self, self.both, joint_stage, program, extent, denoiser_loss="guided")
         return replace(self, both=stage)
 
     def check(self, program: Program, count: int) -> None:
@@ -246,8 +253,8 @@ class Decoupled(AbstractPlan):
     both: Stage | Sized = Sized()
     align: bool = True
 
-    def settled(self, program: Program, count: int) -> "Decoupled":
-        stage = taken(self, self.both, joint_stage, program, count, denoiser_loss="own")
+    def settled(self, program: Program, extent: Extent) -> "Decoupled":
+        stage = taken(self, self.both, joint_stage, program, extent, denoiser_loss="own")
         return replace(self, both=stage)
 
     def check(self, program: Program, count: int) -> None:
@@ -267,8 +274,8 @@ class PriorOnly(AbstractPlan):
 
     fit: Stage | Sized = Sized()
 
-    def settled(self, program: Program, count: int) -> "PriorOnly":
-        return replace(self, fit=taken(self, self.fit, prior_stage, program, count, train=("prior",)))
+    def settled(self, program: Program, extent: Extent) -> "PriorOnly":
+        return replace(self, fit=taken(self, self.fit, prior_stage, program, extent, train=("prior",)))
 
     def check(self, program: Program, count: int) -> None:
         _given(self.fit).check(program, count)
@@ -281,11 +288,11 @@ class PriorOnly(AbstractPlan):
 
 def fit(
     program: Program,
-    data: xr.Dataset | Float[Array | np.ndarray, "obs *event"],
+    data: xr.Dataset | Float[Array | np.ndarray, "obs *event"] | Source,
     plan: AbstractPlan | Stage | None = None,
     *,
     key: Key[Array, ""],
-    held_out: xr.Dataset | Float[Array | np.ndarray, "obs *event"] | None = None,
+    held_out: xr.Dataset | Float[Array | np.ndarray, "obs *event"] | Source | None = None,
     name: str = "fit",
     out: str | Path | None = None,
     resume: bool = False,
@@ -302,11 +309,13 @@ def fit(
     Args:
         program: the program; it is not changed.
         data: observations x, an array (obs, *event) or a Dataset, which holds the variables that the prior takes too.
-            Of a Dataset whose `split` has both parts the test part is left alone.
+            Of a Dataset whose `split` has both parts the test part is left alone. Or a stream of them, or its source
+            (`data.Stream`): batches are read as they are needed, the warm start and the gauge take 10,000 observations.
         plan: `TwoStage` (default of guided decoders), `EncoderOnly`, `Joint` (default of others), `Decoupled` or
             `PriorOnly`; or a single `Stage`.
         key: random key of weights, batches and noise.
-        held_out: observations for validation; default the last tenth of the training part, not trained on then.
+        held_out: observations for validation; default the last tenth of the training part, of a stream every tenth
+            observation, not trained on then.
         name: of a single stage, in the log and for its checkpoints.
         out: folder for checkpoints, `out/checkpoints/<stage>`, and the log, `out/log.jsonl`; None writes nothing.
         resume: go on from the latest checkpoints in `out`, of the same settings, data and prior. A stage that has come
@@ -322,6 +331,7 @@ def fit(
         TypeError: a plan that is none, a name given with a plan, other arguments.
         ValueError: what cannot be run, before the first step; a single observation without `held_out`.
         CheckpointError: checkpoints in `out` of another run, or any without `resume`.
+        StreamError: a row cannot be read or used; it is named, and with `out` nothing is lost.
         UserError: another process is fitting into `out`.
         NonFiniteLoss: the loss is NaN or infinite; it names the site and carries the best program so far.
         Interrupted: Ctrl-C, or SIGTERM, stopped it; a KeyboardInterrupt whose `program` is the best so far. With `out`
@@ -347,13 +357,13 @@ def fit(
     if name != "fit" and isinstance(plan, AbstractPlan):
         raise TypeError("name is of a single stage, a plan has its own: leave it out")
     part = training_part(as_data(data))
-    if held_out is None:
-        part, held_out = parted(part)
+    part, held_out = parted(part) if held_out is None else (part, as_data(held_out))
     run = Run(part, held_out, count_of(part), options)
     # What cannot be run is said now, not after the first stage.
     for some in (part, held_out):
-        program.observations(rows_of(some, slice(1)))
-    plan = plan if isinstance(plan, Stage) else plan.settled(program, run.count)
+        program.observations(rows_of(at_hand(some, 1), slice(1)))
+    if isinstance(plan, AbstractPlan):
+        plan = plan.settled(program, Extent(run.count, told(program, part)))
     plan.check(program, run.count)
     alone = nullcontext() if out is None or not is_first_process() else held(Path(out) / "checkpoints")
     with alone, telling(progress and is_first_process()):
@@ -386,4 +396,4 @@ def _aligned(program: Program, run: Run, stage: Stage) -> Program:
         say(f"gauge: the axes stay as they are, {why}")
         return program
     with carries(program), phase("gauge: turning the axes to where the posterior means are least Gaussian"):
-        return align(program, program.observed(run.train)).program
+        return align(program, program.observed(at_hand(run.train))).program

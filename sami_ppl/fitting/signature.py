@@ -15,21 +15,22 @@ from sami_ppl.program.program import Program
 
 
 def signature(
-    program: Program, stage: Stage, data: tuple[Any, Given], held_out: tuple[Any, Given], **settings: Any
+    program: Program, stage: Stage, data: dict[str, Any], held_out: tuple[Any, Given], **settings: Any
 ) -> dict[str, Any]:
     """What a run must have in common with the one that it continues; plain values, for `Checkpoints`.
 
-    `data` and `held_out`: x and the variables that the prior takes, on the host.
+    `data`: by what the data are known again. `held_out`: x and the variables that the prior takes, on the host.
     """
     sites = (*program.latents.sites, *program.latents.global_sites)
     weights = {network: sum(leaf.size for leaf in jax.tree.leaves(p)) for network, p in program.params().items()}
     # Functions by their names: where they lie in memory is another thing in every process.
-    penalties = {name: getattr(f, "__qualname__", type(f).__qualname__) for name, f in stage.penalties.items()}
+    named = lambda f: f if isinstance(f, int | float) else getattr(f, "__qualname__", type(f).__qualname__)  # noqa: E731
+    penalties = {name: named(f) for name, f in stage.penalties.items()}
     return asdict(replace(stage, penalties={})) | settings | weights | {
         "penalties": penalties,
         "schedule": eqx.tree_pformat(program.denoiser.schedule, short_arrays=False),
         "sites": {site.name: [site.law, described(site.transform)] for site in sites},
-        "data": digests(*data), "held_out": digests(*held_out),
+        "data": data, "held_out": digests(*held_out),
     }  # fmt: skip
 
 

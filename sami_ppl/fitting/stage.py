@@ -1,6 +1,6 @@
 """One stage of a fit: what is trained, by which loss, and how: steps, batches, learning rate."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 import math
 from typing import Literal, get_args
@@ -14,7 +14,8 @@ from sami_ppl.data.augment import Augmentation
 from sami_ppl.decoders.guidance import check_guided
 from sami_ppl.decoders.training import DenoiserLoss, Objective, Weighting
 from sami_ppl.diffusion.schedule import NoiseProposal
-from sami_ppl.fitting.penalties import Penalty
+from sami_ppl.fitting.penalties import Penalty, check_penalties
+from sami_ppl.nn.evaluate import Compute, has_network
 from sami_ppl.priors.latents import Latents
 from sami_ppl.program.guide import Beta
 from sami_ppl.program.program import NETWORKS, Program
@@ -32,6 +33,11 @@ class Stage:
         steps: number of steps.
         epochs: where given, passes through the data, which set the number of steps.
         batch: observations in a step.
+        accumulate: parts in which the batch is taken, one after another, so that a step holds what one of them needs;
+            loss and gradient are those of the whole batch, but for penalties, which see one part.
+        remat: whether networks hold only what goes into their blocks, and compute the rest again for the gradient.
+        compute: type in which networks are evaluated in training, "float32" or "bfloat16". Weights, noise levels, laws
+            of the code and all terms of the loss stay in float32, as does everything that is not training.
         learning_rate: the highest learning rate; it falls to zero as a cosine.
         warmup: steps over which the learning rate rises linearly.
         clip: largest norm of the gradient.
@@ -47,8 +53,8 @@ class Stage:
         weighting: "bound" or "simple", the weight of noise levels beside the discount (`decoders.training.Objective`).
         proposal: density from which noise levels are drawn, `evidence.elbo.importance_proposal` or shares of equal bins
             of the noise range from its noisy end; the expected loss is that of the uniform density, None.
-        penalties: further terms of the loss by name, functions of a `fitting.penalties.Draw`; they are logged apart. A
-            function that is made anew is compiled anew.
+        penalties: further terms of the loss by name, weights of those of `fitting.penalties`, {"consistency": 0.3}, or
+            functions of a `fitting.penalties.Draw`; they are logged apart. A function made anew is compiled anew.
         dropped: share of the observations in a step whose code is kept from a conditioned denoiser, which learns to do
             without; what is logged and reported never drops any. Other decoders have no use for it.
         beta: weight of the KL.
@@ -69,6 +75,9 @@ class Stage:
     steps: int = 2000
     epochs: int | None = None
     batch: int = 128
+    accumulate: int = 1
+    remat: bool = False
+    compute: Compute = "float32"
     learning_rate: float = 1e-3
     warmup: int = 100
     clip: float = 100.0
@@ -81,7 +90,7 @@ class Stage:
     weighting: Weighting = "bound"
     proposal: NoiseProposal | tuple[float, ...] | None = None
     dropped: float = 0.1
-    penalties: dict[str, Penalty] = field(default_factory=dict)
+    penalties: dict[str, float | Penalty] = field(default_factory=dict)
     beta: float = 0.1
     beta_start: float | None = None
     beta_steps: int = 0
@@ -95,7 +104,7 @@ class Stage:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "validate_every", "learning_rate", "clip"):
+        for name in ("steps", "batch", "accumulate", "validate_every", "learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("epochs", "patience"):
@@ -107,6 +116,7 @@ class Stage:
             raise ValueError(f"free_bits must be at least 0 nats, got {self.free_bits}")
         if not self.label_weight >= 0:
             raise ValueError(f"label_weight must be at least 0, got {self.label_weight}: 0 is the bound itself")
+        check_penalties(self.penalties)
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}: 0 keeps no average")
         if not self.weight_decay >= 0:
@@ -133,8 +143,9 @@ class Stage:
         """What of the bound is trained: nothing teaches a denoiser that is not."""
         frozen = self.target == "joint" and "denoiser" not in self.train
         return Objective(
-            "none" if frozen else self.denoiser_loss, self.discount, self.proposal, self.dropped, self.weighting
-        )
+            "none" if frozen else self.denoiser_loss, self.discount, self.proposal, self.dropped, self.weighting,
+            self.remat, self.compute,
+        )  # fmt: skip
 
     @property
     def has_codes(self) -> bool:
@@ -154,6 +165,13 @@ class Stage:
         if self.target == "marginal" or self.denoiser_loss == "own":
             own = "target='marginal'" if self.target == "marginal" else "denoiser_loss='own'"
             check_guided(program.denoiser, f"a stage with {own}")
+        parts = {"denoiser": program.denoiser} | ({"encoder": program.encoder} if self.target == "joint" else {})
+        if (self.remat or self.compute != "float32") and not any(map(has_network, parts.values())):
+            raise ValueError(
+                f"remat and compute are of networks, and the {' and '.join(parts)} of this program "
+                f"({', '.join(type(part).__name__ for part in parts.values())}) have none in a field called network: "
+                "leave both out, or give your network's field that name"
+            )
         if self.augment is not None:
             self.augment.check(program.event_shape, program.event_dims)
         self.check_sites(program.latents)
@@ -167,12 +185,15 @@ class Stage:
                 f"a batch of {self.batch} needs at least as many observations for training, got {observations}: give "
                 f"more data or set batch={observations}"
             )
-        mesh = parallel.current_mesh()
-        if mesh is not None and self.batch % mesh.size:
-            raise ValueError(
-                f"a batch of {self.batch} cannot be split evenly over {mesh.size} devices: set "
-                f"batch={-(-self.batch // mesh.size) * mesh.size}"
-            )
+        found = parallel.current_devices()
+        devices = 1 if found is None else found.size
+        pieces = devices * self.accumulate
+        if self.batch % pieces:
+            how = f"split evenly over {devices} devices"
+            if self.accumulate > 1:
+                each = f" on each of {devices} devices" if devices > 1 else ""
+                how = f"taken in {self.accumulate} equal parts{each}"
+            raise ValueError(f"a batch of {self.batch} cannot be {how}: set batch={-(-self.batch // pieces) * pieces}")
 
     def beta_at(self, step: Array | int) -> Array:
         """β at a step: a runtime value, so that a schedule compiles once."""
@@ -225,16 +246,20 @@ class Stage:
         return self.steps if self.epochs is None else max(1, math.ceil(self.epochs * observations / self.batch))
 
 
-def batches(seed: int, observations: int, batch: int, first: int, count: int) -> np.ndarray:
+def batches(
+    seed: int, observations: int, batch: int, first: int, count: int,
+    order: Callable[[int, int], np.ndarray] | None = None,
+) -> np.ndarray:  # fmt: skip
     """Rows of the observations of steps first … first + count − 1, shape (count, batch): a new shuffle every epoch.
 
     A function of the step's number alone. Epochs follow each other without a gap, so every observation comes up once
-    an epoch and no batch is short.
+    an epoch and no batch is short. `order`: all rows in the order of an epoch, of seed and epoch; default, any order.
     """
     stream = np.arange(first * batch, (first + count) * batch)
     epochs = stream // observations
     rows = np.empty_like(stream)
     for epoch in np.unique(epochs):
-        order = np.random.default_rng((seed, int(epoch))).permutation(observations)
-        rows[epochs == epoch] = order[stream[epochs == epoch] % observations]
+        own = (seed, int(epoch))
+        taken = np.random.default_rng(own).permutation(observations) if order is None else order(*own)
+        rows[epochs == epoch] = taken[stream[epochs == epoch] % observations]
     return rows.reshape(count, batch).astype(np.int32)

@@ -4,7 +4,7 @@ What is compiled depends on a `Recipe`, which has no weights: JAX's cache keeps 
 second fit of the same structure, sizes and stage compiles nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 import itertools
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jaxtyping import Array, Key
 import numpy as np
 import numpyro
@@ -25,12 +24,14 @@ import optax
 
 from sami_ppl._util import parallel
 from sami_ppl._util.chunks import chunk_of
-from sami_ppl.decoders.training import BOUND
+from sami_ppl._util.parallel import Devices
+from sami_ppl.decoders.training import BOUND, Objective
 from sami_ppl.diagnostics.gain import NoiseErrors, noise_errors
+from sami_ppl.fitting.accumulate import Accumulated
 from sami_ppl.fitting.objective import ScoreELBO, Scores
-from sami_ppl.fitting.penalties import Draw, Penalty
+from sami_ppl.fitting.penalties import Draw, Penalty, weighed
 from sami_ppl.fitting.stage import Stage
-from sami_ppl.nn.unet import outside_loops
+from sami_ppl.nn.convolution import outside_loops
 from sami_ppl.priors.read import Given
 from sami_ppl.program.program import NETWORKS, Program
 
@@ -47,6 +48,14 @@ class Batch(NamedTuple):
     def take(self, rows: Any) -> "Batch":
         """Single observations."""
         return jax.tree.map(lambda leaf: leaf[rows], self)
+
+    def steps(self, rows: np.ndarray) -> "list[Step]":
+        """Steps on the observations rows[0], rows[1], …"""
+        return [(self, some) for some in rows]
+
+
+Step = tuple[Batch, np.ndarray | None]
+"""Observations, and those of them that a step is taken on; None, all."""
 
 
 class State(NamedTuple):
@@ -72,7 +81,7 @@ class Recipe:
     stage: Stage
     ends: tuple[int, ...]
     observations: int | None
-    mesh: Mesh | None
+    devices: Devices | None
 
     @property
     def total(self) -> int | None:
@@ -99,32 +108,40 @@ class Recipe:
             model = handlers.block(model, hide=["x"])
         return model, guide
 
-    def loss_at(self, step: Array | int, program: Program, batch: Batch) -> ScoreELBO:
+    def loss_at(self, step: Array | int, program: Program) -> ScoreELBO | Accumulated:
         """The loss of a step."""
         stage = self.stage
-        penalties = self.penalties(program, batch)
-        return ScoreELBO(stage.free_bits, stage.capacity_at(step), stage.label_weight, penalties)
+        loss = ScoreELBO(
+            stage.free_bits, stage.capacity_at(step), stage.label_weight, self.penalties(program, stage.objective)
+        )
+        return loss if stage.accumulate == 1 else Accumulated(loss, stage.accumulate, self.trains, self.devices)
 
-    def penalties(self, program: Program, batch: Batch) -> dict[str, Any]:
+    def trains(self, parameter: str) -> bool:
+        """Whether a parameter is trained."""
+        return not {*part_of(parameter)}.isdisjoint(self.stage.train)
+
+    def penalties(self, program: Program, objective: Objective) -> dict[str, Any]:
         """The penalties of the stage, as `ScoreELBO` takes them."""
 
         def of(penalty: Penalty, params: dict[str, Any], scored: Scores, key: Array) -> Array:
             own = program.with_params(params)
+            networks = {name: objective.evaluated(getattr(own, name)) for name in NETWORKS}
+            own = own.replace(**networks)
             values = {site.name: scored.guide[site.name]["value"] for site in own.latents.sites}
-            z, total = own.latents.to_code(values), self.observations or len(batch.x)
-            return penalty(Draw(batch.x, batch.given, z, own, scored.trace, scored.guide, total, key))
+            z, x, given = own.latents.to_code(values), scored.args[0], scored.kwargs.get("given", {})
+            return penalty(Draw(x, given, z, own, scored.trace, scored.guide, self.observations or len(x), key))
 
-        return {name: partial(of, penalty) for name, penalty in self.stage.penalties.items()}
+        return {name: partial(of, weighed(name, penalty)) for name, penalty in self.stage.penalties.items()}
 
     def svi(self, program: Program, batch: Batch, step: Array | int = 0) -> SVI:
         """NumPyro's SVI as it is at a step."""
-        svi = SVI(*self.sides(program), self.optimiser(), self.loss_at(step, program, batch))
+        svi = SVI(*self.sides(program), self.optimiser(), self.loss_at(step, program))
         svi.constrain_fn = partial(transform_fn, _transforms(program, batch))  # which it learns in `init` otherwise
         return svi
 
     def optimiser(self) -> optax.GradientTransformation:
         """Adam with a clipped gradient, for the parts that are trained."""
-        stage, train = self.stage, {*self.stage.train}
+        stage = self.stage
 
         def up_and_down(steps: int) -> optax.Schedule:
             warmup = max(1, min(stage.warmup, steps // 2))
@@ -138,7 +155,7 @@ class Recipe:
             adam = optax.adamw(rate, b2=0.99, weight_decay=stage.weight_decay, mask=_decaying)
         return optax.multi_transform(
             {"train": optax.chain(optax.clip_by_global_norm(stage.clip), adam), "freeze": optax.set_to_zero()},
-            lambda params: {n: "train" if {*part_of(n)} & train else "freeze" for n in params},
+            lambda params: {n: "train" if self.trains(n) else "freeze" for n in params},
         )
 
     def update(self, program: Program, state: State, batch: Batch) -> tuple[State, Array]:
@@ -160,7 +177,7 @@ class Recipe:
         """Terms of the bound itself (β = 1, w = 1), penalties, and denoising errors."""
         term_key, error_key = jax.random.split(key)
         model, guide = self.sides(program, trained=False)
-        elbo = ScoreELBO(penalties=self.penalties(program, data))
+        elbo = ScoreELBO(penalties=self.penalties(program, BOUND))
         terms = elbo.terms(term_key, params, partial(model, levels=4), guide, data.x, **self.arguments(data))
         program, guided = program.with_params(params), self.stage.target == "joint"
         return terms, noise_errors(program, data.x, error_key, guided=guided, given=data.given)
@@ -173,21 +190,26 @@ def _recipe(structure: Any, leaves: tuple[Any, ...], *settings: Any) -> Recipe:
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
-def compiled_step(recipe: Recipe, rest: Program, state: State, data: Batch, rows: Array) -> tuple[State, Array]:
-    """A step on single observations, and its loss; `state` is given away."""
-    program = outside_loops(eqx.combine(rest, recipe.frame))
-    batch = jax.tree.map(lambda leaf: parallel.split_rows(leaf, recipe.mesh), data.take(rows))
-    return parallel.keep_whole(recipe.update(program, state, batch), recipe.mesh)
+def compiled_step(
+    recipe: Recipe, rest: Program, state: State, data: Batch, rows: Array | np.ndarray | None
+) -> tuple[State, Array]:
+    """A step on single observations, or all, and its loss; `state` is given away."""
+    program = eqx.combine(rest, recipe.frame)
+    if recipe.stage.accumulate == 1:
+        program = outside_loops(program)
+    batch = data if rows is None else data.take(rows)
+    batch = jax.tree.map(lambda leaf: parallel.split_rows(leaf, recipe.devices), batch)
+    return parallel.keep_placed(recipe.update(program, state, batch), recipe.devices)
 
 
 @partial(jax.jit, static_argnums=0)
 def compiled_terms(recipe: Recipe, rest: Program, params: dict, data: Batch, key: Array) -> Any:
     """`Recipe.terms`."""
-    return parallel.keep_whole(recipe.terms(eqx.combine(rest, recipe.frame), params, data, key), recipe.mesh)
+    return parallel.keep_whole(recipe.terms(eqx.combine(rest, recipe.frame), params, data, key), recipe.devices)
 
 
 @partial(jax.jit, static_argnums=0)
-def remember_best(mesh: Mesh | None, state: State, loss: Array | float) -> State:
+def remember_best(devices: Devices | None, state: State, loss: Array | float) -> State:
     """The state after a validation that found this loss."""
     better = loss < state.best_loss
     after = state._replace(
@@ -195,7 +217,7 @@ def remember_best(mesh: Mesh | None, state: State, loss: Array | float) -> State
         best_loss=jnp.where(better, loss, state.best_loss),
         waited=jnp.where(better, 0, state.waited + 1),
     )
-    return parallel.keep_whole(after, mesh)
+    return parallel.keep_placed(after, devices)
 
 
 def _strong(leaf: Array) -> Array:
@@ -210,15 +232,15 @@ class Fit:
     ):
         """`steps`: how many, or, of a stage that was made longer, the `Recipe.ends`."""
         stage.check(program, observations)
-        self.program, self.stage, self.mesh = program, stage, parallel.current_mesh()
+        self.program, self.stage, self.devices = program, stage, parallel.current_devices()
         networks = [eqx.filter(getattr(program, name), eqx.is_inexact_array, inverse=True) for name in NETWORKS]
         bare = eqx.tree_at(lambda program: [getattr(program, name) for name in NETWORKS], program, networks)
         rest, frame = eqx.partition(bare, lambda leaf: isinstance(leaf, jax.Array | np.ndarray))
-        self.rest = parallel.replicate(rest, self.mesh)
+        self.rest = parallel.replicate(rest, self.devices)
         counted = observations if program.latents.global_sites or stage.penalties else None
         leaves, structure = jax.tree.flatten(frame)
         ends = (steps,) if isinstance(steps, int) else steps
-        self.recipe = _recipe(structure, tuple(leaves), stage, ends, counted, self.mesh)
+        self.recipe = _recipe(structure, tuple(leaves), stage, ends, counted, self.devices)
 
     def init(self, key: Key[Array, ""], data: Batch) -> State:
         """The state before the first step."""
@@ -233,14 +255,14 @@ class Fit:
         # one, for which the step would be compiled again.
         return jax.tree.map(_strong, state)
 
-    def run_block(self, state: State, data: Batch, rows: np.ndarray) -> tuple[State, np.ndarray]:
-        """Steps on the observations rows[0], rows[1], …, and their losses; `state` stays whole.
+    def run_block(self, state: State, steps: Iterable[Step]) -> tuple[State, np.ndarray]:
+        """Steps one after another, and their losses; `state` stays whole.
 
         The host runs ahead of the device and waits for it once, at the end.
         """
         losses, state = [], jax.tree.map(jnp.copy, state)
-        for batch in rows:
-            state, loss = compiled_step(self.recipe, self.rest, state, data, batch)
+        for data, rows in steps:
+            state, loss = compiled_step(self.recipe, self.rest, state, data, rows)
             losses.append(loss)
         return state, np.stack(jax.device_get(losses))
 

@@ -19,4 +19,5 @@ from sami_ppl.metrics.samples import Distance as Distance
 from sami_ppl.metrics.samples import class_features as class_features
 from sami_ppl.metrics.samples import frechet as frechet
 from sami_ppl.metrics.samples import mmd as mmd
+from sami_ppl.metrics.samples import mmd_test as mmd_test
 from sami_ppl.metrics.samples import random_features as random_features

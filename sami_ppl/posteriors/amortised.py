@@ -17,7 +17,7 @@ from sami_ppl._util.chunks import chunk_of
 from sami_ppl._util.keys import check_key
 from sami_ppl._util.maps import forget_if_many
 from sami_ppl._util.progress import progress_bar
-from sami_ppl.data.checks import warn_of_scale
+from sami_ppl.data.pixels import warn_of_scale
 from sami_ppl.diagnostics.collapse import CollapseWarning, collapse_warning
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
 from sami_ppl.posteriors.draws import Groups, Sampler, concatenate

@@ -12,7 +12,8 @@ import xarray as xr
 from sami_ppl._util.files import written_aside
 from sami_ppl._util.progress import progress_bar
 from sami_ppl.data import check_shape, open_data, scale_bytes
-from sami_ppl.data.checks import as_floats, fill_value, warn_of_scale
+from sami_ppl.data.checks import as_floats, fill_value
+from sami_ppl.data.pixels import warn_of_scale
 from sami_ppl.diagnostics.fitted import warn_if_not_fitted
 from sami_ppl.posteriors.tree import check_labels
 from sami_ppl.program.program import Program, compiled_moments
@@ -114,14 +115,16 @@ def batches(program: Program, x: xr.DataArray, size: int) -> Iterator[np.ndarray
 
     Raises what `data.checks.as_floats` raises.
     """
-    gaps, fill = program.of_sequences, fill_value(x)
+    fill = fill_value(x)
     stored = x.encoding.get("preferred_chunks", {}).get("obs", size)
     block = -(-size // stored) * stored
     blocks = (x.isel(obs=slice(start, start + block)).values for start in range(0, len(x), block))
     top = _largest_byte(x, block) if x.dtype == np.uint8 else None
     left, seen = np.empty((0, *x.shape[1:]), np.float32), 0
     for values in blocks:
-        values = as_floats(values if top is None else scale_bytes(values, top), gaps=gaps, first=seen, fill=fill)
+        values = as_floats(
+            values if top is None else scale_bytes(values, top), missing=program.missing, first=seen, fill=fill
+        )
         seen += len(values)
         left = np.concatenate([left, values.astype(np.float32, copy=False)])
         while len(left) >= size:

@@ -16,6 +16,7 @@ from sami_ppl.diagnostics.gain import draw_code
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.diffusion.sampler import AbstractSampler
 from sami_ppl.encoders.encoder import AbstractEncoder
+from sami_ppl.priors.read import Given
 from sami_ppl.program.program import Program
 
 CHUNK = 64
@@ -72,14 +73,20 @@ def _sample(sampler: AbstractSampler, denoiser: AbstractDenoiser, keys: Array) -
 
 
 @eqx.filter_jit
-def prior_codes(program: Program, size: int, key: Array) -> Array:
+def prior_codes(program: Program, size: int, key: Array, given: Given | None = None) -> Array:
     """`program.prior_codes`, compiled once for all programs of the same structure."""
-    return program.prior_codes(key, size)
+    return program.prior_codes(key, size, given=given)
 
 
 @eqx.filter_jit
 def _draw_code(program: Program, x: Array, key: Array) -> Array:
     return draw_code(program, x, key)
+
+
+def sampled_values(program: Program, samples: Float[np.ndarray, "n *event"]) -> Float[np.ndarray, "n values"]:
+    """The values of samples that should be numbers: entries that no observation ever had are NaN in them."""
+    seen = program.denoiser.seen
+    return samples.reshape(len(samples), -1) if seen is None else samples[:, np.asarray(seen)]
 
 
 def generate(

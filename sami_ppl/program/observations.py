@@ -12,8 +12,9 @@ import numpyro
 from numpyro import handlers
 import xarray as xr
 
-from sami_ppl.data.checks import as_array, as_floats, check_variable, prior_variables, warn_of_scale
+from sami_ppl.data.checks import Missing, as_array, as_floats, check_variable, prior_variables
 from sami_ppl.data.layout import arranged
+from sami_ppl.data.pixels import warn_of_scale
 from sami_ppl.diffusion.denoiser import AbstractDenoiser
 from sami_ppl.priors.discrete import labels
 from sami_ppl.priors.latents import Latents
@@ -35,6 +36,13 @@ class WithObservations(eqx.Module):
     def sample_prior(self, plate: Any, size: int, given: Given | None = None) -> None:
         """Sample all sites of the prior for the `size` observations of a plate."""
 
+    @property
+    def missing(self) -> Missing:
+        """What may be missing in observations, NaN."""
+        if self.of_sequences:
+            return "frames"
+        return "nothing" if self.denoiser.seen is None else "entries"
+
     def check_observations(self, x: Array | np.ndarray) -> None:
         """Raise ValueError unless x has shape (obs, *event)."""
         if jnp.ndim(x) != 1 + len(self.event_shape) or jnp.shape(x)[1:] != self.event_shape:
@@ -42,6 +50,12 @@ class WithObservations(eqx.Module):
                 f"x must have shape (obs, {', '.join(map(str, self.event_shape))}), got {jnp.shape(x)}"
                 + ("; add the leading dim: x[None]" if jnp.shape(x) == self.event_shape else "")
             )
+
+    def laid_out(self, data: xr.Dataset) -> xr.Dataset:
+        """The data with x in the program's layout, where it is another order of its dims or lacks a channel."""
+        raw = data["x"]
+        x = arranged(raw, raw.dims[1:], self.event_shape, self.event_dims)
+        return data if x is raw else data.assign(x=(("obs", *self.event_dims), np.asarray(x), raw.attrs))
 
     def observed(
         self, data: xr.Dataset | Array | np.ndarray, *, at_least: int = 1, why: str = ""
@@ -63,7 +77,7 @@ class WithObservations(eqx.Module):
             raise ValueError("data holds no observations: give an array of shape (obs, *event)")
         if len(x) < at_least:
             raise ValueError(f"{why or 'x'} needs at least {at_least} observations, got {len(x)}: give more of them")
-        x = as_floats(x, gaps=self.of_sequences)
+        x = as_floats(x, missing=self.missing)
         warn_of_scale(x, self.denoiser.statistics)
         return x
 

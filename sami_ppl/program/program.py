@@ -230,7 +230,7 @@ class Program(Readable, WithObservations, WithPosterior):
             )
         prior = partial(self.sample_prior, numpyro.plate("obs", len(x)), len(x), given)
         guide = lambda encoder, x: encoder.guide(x, handlers.substitute(prior, data=dict(global_values)))  # noqa: E731
-        return objective.clean_pass(guide)(self.encoder if encoder is None else encoder, x)
+        return objective.clean_pass(guide)(objective.evaluated(self.encoder if encoder is None else encoder), x)
 
     def single(self, data: Any = None) -> tuple["Program", Any]:
         """The program of single observations and these, a Dataset or an array: of sequences those of their frames that
@@ -279,19 +279,20 @@ class Program(Readable, WithObservations, WithPosterior):
         sample_global_sites(self.latents, self.prior_params, self.global_guide)
 
     def prior_codes(
-        self, key: Key[Array, ""], size: int, do: Mapping[str, Array] | None = None
+        self, key: Key[Array, ""], size: int, do: Mapping[str, Array] | None = None, given: Given | None = None
     ) -> Float[Array, "size D"]:
         """Codes z drawn from the fitted prior, each with global sites of its own, drawn from their guide.
 
-        A prior p(z | u) is drawn at the u of observations in `self.given`, picked at random. `do`: values of sites set
-        from outside; sites that depend on them feel it.
+        A prior p(z | u) is drawn at `given`, one row for each code, or else at the u of observations in `self.given`,
+        picked at random. `do`: values of sites set from outside; sites that depend on them feel it.
         """
         check_key(key)
         held: dict[str, Any] = {name: jnp.asarray(value)[None] for name, value in (do or {}).items()}
 
-        def one(key: Array) -> Array:
+        def one(key: Array, own: Given) -> Array:
             global_key, own_key, row_key = jax.random.split(key, 3)
-            given = self.given.rows(jax.random.randint(row_key, (1,), 0, len(self.given)))
+            rows = jax.random.randint(row_key, (1,), 0, len(self.given))
+            given = {name: value[None] for name, value in own.items()} or self.given.rows(rows)
             global_values = handlers.trace(handlers.seed(self.sample_global_sites, global_key)).get_trace()
             run = handlers.seed(handlers.do(handlers.replay(self.sample_prior, global_values), data=held), own_key)
             trace = handlers.trace(run).get_trace(numpyro.plate("obs", 1), 1, given)
@@ -299,7 +300,7 @@ class Program(Readable, WithObservations, WithPosterior):
             values = {s.name: held.get(s.name, trace[s.name]["value"]) for s in self.latents.sites}
             return self.latents.to_code(values)[0]
 
-        return jax.vmap(one)(jax.random.split(key, size))
+        return jax.vmap(one)(jax.random.split(key, size), {n: jnp.asarray(v) for n, v in (given or {}).items()})
 
     def marginal_model(
         self,

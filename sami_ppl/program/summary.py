@@ -9,6 +9,7 @@ from jax.core import Tracer
 
 from sami_ppl._util.tables import as_html, few, table
 from sami_ppl.encoders.encoder import AbstractEncoder, AbstractWrapper, DiagonalEncoder, NetworkEncoder
+from sami_ppl.nn.masked import unmasked
 from sami_ppl.priors.sites import LatentSite
 
 SITES = 8
@@ -104,7 +105,7 @@ def _innermost(encoder: AbstractEncoder) -> AbstractEncoder:
 
 
 def _network(part: Any) -> str:
-    inside = [type(child).__name__ for name, child in _children(part) if name in ("network", "base", "frame")]
+    inside = [type(unmasked(child)).__name__ for name, child in _children(part) if name in ("network", "base", "frame")]
     return f"{type(part).__name__}{f' of {inside[0]}' if inside else ''}, {_parameters(part):,} parameters"
 
 

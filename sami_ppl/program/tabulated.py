@@ -53,10 +53,11 @@ def noise_terms(
     eps: Float[Array, "*event"],
 ) -> NoiseTerms:
     """The coefficients of one observation at one noise level."""
+    x, seen = denoiser.fill_missing(x)
     x_noisy = encoder.schedule.add_noise(x, log_snr, eps)
     sigma = encoder.schedule.sigma(log_snr)
     parameters, jacobian = _linearised(encoder, x_noisy, log_snr)
-    residual = (eps - denoiser(x_noisy, log_snr)).reshape(-1)
+    residual = (seen * (eps - denoiser(x_noisy, log_snr))).reshape(-1)
     cross, gram = sigma * jacobian @ residual, sigma**2 * jacobian @ jacobian.T
     return NoiseTerms(parameters, residual @ residual, cross, gram)
 

@@ -1,17 +1,14 @@
-"""The command line: `sami ls`, `sami show`, `sami cp`, `sami run`, `sami report`,
-`sami evidence`, `sami compare`, `sami calibrate`, `sami refine`.
+"""The command line, `sami COMMAND`: ls, show, cp, run, report, evidence, compare, calibrate, refine, straightness.
 
 What computes is imported by the command that does it: `sami --help`, `sami ls` and `sami show` wait for no JAX.
 """
 
-import inspect
+from functools import partial
 import json
 import os
 from pathlib import Path
-import re
 import signal
 import sys
-import traceback
 from typing import Annotated
 import warnings
 
@@ -19,7 +16,8 @@ import cyclopts
 from cyclopts import Parameter
 
 from sami_ppl._util.errors import UserError
-from sami_ppl._util.progress import fresh_line, phase, telling
+from sami_ppl._util.progress import phase, telling
+from sami_ppl.runs.words import answer, show_warning
 from sami_ppl.saving import files as programs
 
 app = cyclopts.App(
@@ -64,6 +62,9 @@ def run(
     *,
     with_: Annotated[str | None, Parameter(name="--with")] = None,
     data: Path | None = None,
+    resize: int | None = None,
+    skip_unreadable: Annotated[bool, Parameter(negative=())] = False,
+    stream: Annotated[bool, Parameter(negative=())] = False,
     set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None,
     seed: int = 0,
     out: Path,
@@ -71,6 +72,7 @@ def run(
     upgraded: Annotated[bool, Parameter(negative=())] = False,
     quiet: bool = False,
     devices: int | None = None,
+    split_above: int | None = None,
     distributed: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Fit a program, draw its posterior, measure it, and write a report.
@@ -82,7 +84,14 @@ def run(
     with_
         Name or path of an inference; default, two_stage, or what suits the program's setting decoder.
     data
-        Your own data: a .npz, .nc or .zarr with a variable x, or a folder of images; default, the program's own.
+        Your own data: a folder of images, a .npz, .nc or .zarr with a variable x, or a data set of the field, such as
+        MNIST's files, dSprites, CelebA or parquet (docs/data.md); default, the program's own.
+    resize
+        Side of the images of --data: the shorter side is resized to it, the centre is cropped.
+    skip_unreadable
+        Leave out images of --data that cannot be read.
+    stream
+        Read batches from --data while the fit goes on, for data larger than memory (docs/data.md).
     set_
         A setting KEY=VALUE of the program or the inference, such as latents=6 or encoder.steps=2000; may be repeated.
         `sami show` lists them.
@@ -98,6 +107,8 @@ def run(
         Nothing on stderr but errors and warnings.
     devices
         Split every batch over so many devices.
+    split_above
+        Of parameters and optimiser, arrays of more numbers than that are split over the devices too; default, none.
     distributed
         One of several processes, started with the same command on every host: all devices of all hosts are used. Who
         takes part is found out from the cluster (Slurm, Kubernetes, cloud TPUs) or read from JAX_COORDINATOR_ADDRESS,
@@ -117,8 +128,9 @@ def run(
         if not equals:
             raise UserError(f"--set {item}: write KEY=VALUE, for instance --set latents=6")
         settings[key.strip()] = value.strip()
-    run_program(model, with_, data=data, settings=settings, seed=seed, out=out, resume=resume, upgraded=upgraded,
-                progress=not quiet, devices=devices)  # fmt: skip
+    run_program(model, with_, data=data, resize=resize, skip_unreadable=skip_unreadable, stream=stream,
+                settings=settings, seed=seed, out=out, resume=resume, upgraded=upgraded, progress=not quiet,
+                devices=devices, split_above=split_above)  # fmt: skip
     if is_first_process():
         print(summary(json.loads((out / "metrics.json").read_text())))
         print(f"report: {out / 'report.html'}")
@@ -161,7 +173,7 @@ def evidence(
     folder
         The run's --out folder; evidence.json and evidence.nc are written to it, with --data evidence_<its name>.
     data
-        Observations: a .npz, .nc or .zarr with a variable x, or a folder of images; default, the run's own test part.
+        Observations, read as those of the run were; default, the run's own test part.
     limit
         At most so many observations, the first ones.
     levels
@@ -206,7 +218,8 @@ def compare(
     folders
         The --out folders of two or more runs.
     data
-        Observations to compare on; default, the runs' own test part, which must be the same.
+        Observations to compare on, read as those of the first run were; default, the runs' own test part, which must
+        be the same.
     limit
         At most so many observations, the first ones.
     levels
@@ -233,18 +246,18 @@ def calibrate(
     draws: int = 200,
     limit: int = 500,
     weighted: int = 32,
+    predictive: int = 64,
     seed: int = 0,
     quiet: bool = False,
 ) -> None:
-    """Can the posterior of a finished run be believed? Simulation-based calibration, true factors, odd observations.
+    """Can a finished run be believed? Simulation-based calibration, predictive checks, true factors, odd observations.
 
     Parameters
     ----------
     folder
         The run's --out folder; calibration.json, calibration.nc and figures are written to its subfolder calibration.
     data
-        Observations to be looked at beside the run's own: a .npz, .nc or .zarr with a variable x, or a folder of
-        images; default, the run's test part.
+        Observations to be looked at beside the run's own, read as these were; default, the run's test part.
     simulations
         Codes drawn from the prior, each with an image by reverse diffusion.
     draws
@@ -253,6 +266,8 @@ def calibrate(
         At most so many observations, the first ones.
     weighted
         Number of observations for Pareto k, the tail of the importance weights; 0 leaves it out.
+    predictive
+        Number of observations held against draws of the program and samples of their codes, 19 each; 0 leaves it out.
     seed
         Seed of everything random.
     quiet
@@ -261,7 +276,7 @@ def calibrate(
     from sami_ppl.runs.calibrate import calibrate_run
 
     print(calibrate_run(folder, data=data, simulations=simulations, draws=draws, limit=limit, weighted=weighted,
-                        seed=seed, progress=not quiet))  # fmt: skip
+                        predictive=predictive, seed=seed, progress=not quiet))  # fmt: skip
 
 
 @app.command(name="refine")
@@ -288,7 +303,7 @@ def refine(
     with_
         nuts, the No-U-Turn sampler over the code, or svi, a Gaussian of its own for each observation.
     data
-        Observations: a .npz, .nc or .zarr with a variable x, or a folder of images; default, the run's own test part.
+        Observations, read as those of the run were; default, the run's own test part.
     draws
         Draws of each posterior, in each chain.
     levels
@@ -303,38 +318,55 @@ def refine(
     print(refine_run(folder, obs, with_, data=data, draws=draws, levels=levels, seed=seed, progress=not quiet))
 
 
-COMPUTING = (run, report, evidence, compare, calibrate, refine)
-LESS_MEMORY = (
-    "give fewer observations by --data or --limit, a smaller network or batch by --set, or more memory; what was "
-    "finished is kept"
-)
-RENAMED = {"inference": "with", "method": "with"}
-"""Arguments of Python that are options of another name."""
+@app.command(name="straightness")
+def straightness(
+    folders: list[Path],
+    /,
+    *,
+    video: Annotated[list[Path], Parameter(consume_multiple=True, negative=())],
+    patches: int = 0,
+    frames: int = 12,
+    step: int = 1,
+    change: float = 0.0,
+    resamples: int = 2000,
+    seed: int = 0,
+    out: Path | None = None,
+    quiet: bool = False,
+) -> None:
+    """How straight videos run in the codes of finished runs, beside pixels, components and nulls, in degrees.
 
-
-def in_options(message: str) -> str:
-    """A message of the library in words of the command line.
-
-    `limit=1` becomes `--limit 1`, `resume=True` `--resume`, `setting steps=0` `--set steps=0`.
+    Parameters
+    ----------
+    folders
+        The --out folders of one or more runs, fitted to stills, with codes of one size.
+    video
+        Videos that the runs have not seen; may be repeated.
+    patches
+        Patches of the runs' size cut out of each video, at random places and times; 0 takes whole frames, resized as
+        the first run's own images were.
+    frames
+        Frames of each clip.
+    step
+        Take every so many-th frame.
+    change
+        Patches only in which a pixel changes by as much, of 255, from one frame taken to the next (root mean square):
+        where nothing moves there is but noise.
+    resamples
+        Bootstrap samples, of videos and of clips within them, for 95 % intervals.
+    seed
+        Seed of places, times and nulls.
+    out
+        Folder for straightness.json, straightness.nc and straightness.png.
+    quiet
+        Nothing on stderr but errors and warnings.
     """
-    parameters = {name.rstrip("_") for command in COMPUTING for name in inspect.signature(command).parameters}
-    names = "|".join([*parameters, *RENAMED])
+    from sami_ppl.runs.straightness import straightness_runs
 
-    def option(match: re.Match[str]) -> str:
-        setting, name, value = match.groups()
-        if setting:
-            return f"--set {setting}"
-        return f"--{RENAMED.get(name, name)}" + ("" if value in ("", "True") else f" {value}")
-
-    return re.sub(rf"\bsetting ([\w.]+)(?=[=:])|(?<![\w.])({names})=(True\b|[^\s=]?)", option, message)
+    print(straightness_runs(folders, video, patches=patches, frames=frames, step=step, change=change,
+                            resamples=resamples, seed=seed, out=out, progress=not quiet))  # fmt: skip
 
 
-def _show_warning(message: Warning | str, category: type[Warning], file: str, line: int, *_: object) -> None:
-    """Of a warning to the user, its text; of others, where they come from too."""
-    text = f"sami: warning: {in_options(str(message))}\n"
-    if not issubclass(category, UserWarning):
-        text = warnings.formatwarning(message, category, file, line)
-    sys.stderr.write(fresh_line() + text)
+COMPUTING = (run, report, evidence, compare, calibrate, refine, straightness)
 
 
 def main() -> None:
@@ -348,7 +380,7 @@ def main() -> None:
         if command in COMPUTING:
             # Figures go into files. A notebook hands its commands a backend that may not be installed here.
             os.environ["MPLBACKEND"] = "agg"
-            warnings.showwarning = _show_warning
+            warnings.showwarning = partial(show_warning, COMPUTING)
             with telling(sys.stderr.isatty() and not bound.arguments.get("quiet")), phase("starting"):
                 from sami_ppl.runs.run import use_compilation_cache
 
@@ -365,20 +397,4 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("SAMI_TRACE"):
             raise
-        if isinstance(error, UserError | OSError | ImportError):
-            print(f"sami: {in_options(str(error))}", file=sys.stderr)
-            raise SystemExit(2) from error
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # of Python, of a device
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            print(f"sami: there is not enough memory ({reason}): {LESS_MEMORY}", file=sys.stderr)
-            raise SystemExit(2) from error
-        if (mistake := programs.slip(error)) is not None:
-            print(f"sami: {mistake}", file=sys.stderr)
-            raise SystemExit(2) from error
-        traceback.print_exception(error)
-        print(
-            "sami: this is a bug, of sami_ppl or of the program file, and no mistake in the command; the lines above "
-            "say where: please report them",
-            file=sys.stderr,
-        )
-        raise SystemExit(1) from error
+        raise SystemExit(answer(error, COMPUTING)) from error

@@ -8,7 +8,7 @@ The folder:
 """
 
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
 import json
@@ -18,7 +18,7 @@ import sys
 from tempfile import TemporaryDirectory, TemporaryFile
 import time
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -32,7 +32,8 @@ from sami_ppl._util.progress import phase, say, telling
 from sami_ppl._util.tables import readable
 from sami_ppl._util.versions import versions
 from sami_ppl.analyses.evaluate import evaluate
-from sami_ppl.data import check_data, check_shape, load_data, split, train_test
+from sami_ppl.data import check_data, check_shape, load_data, open_stream, split, train_test
+from sami_ppl.data.stream import Stream, StreamError, at_hand
 from sami_ppl.fitting.checkpoint import CheckpointError
 from sami_ppl.fitting.loop import NonFiniteLoss
 from sami_ppl.posteriors import save_tree
@@ -57,6 +58,9 @@ def run(
     inference: str | None = None,
     *,
     data: Path | None = None,
+    resize: int | None = None,
+    skip_unreadable: bool = False,
+    stream: bool = False,
     settings: dict[str, str] | None = None,
     seed: int = 0,
     out: Path,
@@ -64,28 +68,39 @@ def run(
     upgraded: bool = False,
     progress: bool = True,
     devices: int | None = None,
+    split_above: int | None = None,
 ) -> xr.DataTree:
     """Fit a program file under an inference file and write everything to `out`; returns the DataTree.
 
     `inference`: by default the one that suits the setting `decoder` (`INFERENCES`), where the program has it, else
-    two_stage. `resume`: go on with the run in `out`; the last stage of a finished one may be given more steps.
-    `upgraded`: also where it was begun with other versions of the libraries. `progress`: say on stderr what is done.
-    `devices`: over how many batches are split; None leaves them whole. Of several processes, which make the same call
-    and use all devices, the first writes.
+    two_stage. `resize`, `skip_unreadable`: as `data.load_data` has them. `stream`: batches are read from `data` while
+    the fit goes on (`data.open_stream`); figures are of up to 10,000 observations. `resume`: go on with the run in
+    `out`; the last stage of a finished one may be given more steps. `upgraded`: also where it was begun with other
+    versions of the libraries. `progress`: say on stderr what is done.
+    `devices`: over how many batches are split; None leaves them whole. `split_above`: arrays of parameters, optimiser
+    and average of more numbers than that are split too, over all devices unless said otherwise. Of several processes,
+    which make the same call and use all devices, the first writes.
 
     Raises UserError for unknown names or settings, data that do not fit, an `out` that holds another run, or this one
     without `resume`, and for a loss that is not finite.
     """
+    options = {"resize": resize, "skip_unreadable": skip_unreadable, "stream": stream}
+    reading = {name: option for name, option in options.items() if option is not None and option is not False}
+    if data is None and reading:
+        raise UserError(
+            "resize=, skip_unreadable= and stream= say how data= is read: give data= too, or leave them out"
+        )
     with telling(progress and is_first_process()):
         return _run(
-            model, inference, data=data, settings=settings or {}, seed=seed, out=Path(out), resume=resume,
-            upgraded=upgraded, progress=progress, devices=devices,
+            model, inference, data=data, reading=reading, settings=settings or {}, seed=seed, out=Path(out),
+            resume=resume, upgraded=upgraded, progress=progress, devices=devices, split_above=split_above,
         )  # fmt: skip
 
 
 def _run(
-    model: str, inference: str | None, *, data: Path | None, settings: dict[str, str], seed: int, out: Path,
-    resume: bool, upgraded: bool, progress: bool, devices: int | None,
+    model: str, inference: str | None, *, data: Path | None, reading: dict[str, Any], settings: dict[str, str],
+    seed: int, out: Path, resume: bool, upgraded: bool, progress: bool, devices: int | None,
+    split_above: int | None,
 ) -> xr.DataTree:  # fmt: skip
     began = time.perf_counter()
     check_writable(out)
@@ -104,18 +119,23 @@ def _run(
     say(f"{model_file.stem}, by {inference_file.stem}, seed {seed}: everything is written to {out}")
     with mistakes(ValueError):  # what the program file has against the data, or the settings
         with phase("making the data" if data is None else f"reading {data}"):
-            observations = _load(model_module, configs["model"], data, key=data_key)
+            whole = _load(model_module, configs["model"], data, reading, key=data_key)
+            observations = at_hand(whole)
         with phase("building the program"):
             program = programs.build_program(model_file, configs["model"], observations, key=build_key)
+            observations = program.laid_out(observations)
             check_shape(observations, event_shape=program.event_shape)
             check_labels(observations)
     description = {
         "model": str(model_file), "inference": str(inference_file),
         "data": None if data is None else str(Path(data).resolve()),
         "seed": seed, "settings": {name: asdict(config) for name, config in configs.items()}, "versions": versions(),
+        **({"reading": reading} if reading else {}),
     }  # fmt: skip
-    parallel = nullcontext() if devices is None and jax.process_count() == 1 else data_parallel(devices)
-    fit = partial(inference_module.run, program, observations, ending, key=run_key, resume=resume)
+    alone = devices is None and split_above is None and jax.process_count() == 1
+    parallel = nullcontext() if alone else data_parallel(devices, split_above=split_above)
+    fitted_to = whole if isinstance(whole, Stream) else observations
+    fit = partial(inference_module.run, program, fitted_to, ending, key=run_key, resume=resume)
     shown = train_test(observations)[1].isel(obs=slice(ending.posterior_obs))
     draw = partial(_saved_posterior, data=shown, draws=ending.draws, key=posterior_key)
     if not is_first_process():
@@ -125,7 +145,7 @@ def _run(
     seconds = {"prepare": time.perf_counter() - began}
     with claimed(out, description, resume=resume, upgraded=upgraded), _timed(seconds, "fit"), parallel:
         try:
-            with mistakes(CheckpointError):
+            with mistakes(CheckpointError, StreamError):
                 tree = draw(fit(out=out, progress=progress), out)
         except NonFiniteLoss as error:
             save(error.program, out / "model")
@@ -136,7 +156,7 @@ def _run(
             load(out / "model"), observations, key=figure_key, seconds=MEASURED, progress=progress,
             distance=_distance(model_module, configs["model"], own_data=data is None),
         )  # fmt: skip
-    metrics["seconds"] = seconds | _stage_seconds(out / "log.jsonl")
+    metrics["seconds"] |= seconds | _stage_seconds(out / "log.jsonl")
     write_json(out / "metrics.json", metrics)
     with _timed(seconds, "report"):
         report(out, data=observations, progress=progress)
@@ -195,15 +215,28 @@ def open_run(out: Path, *, data: xr.Dataset | None = None) -> Finished:
         data_key, _, _, figure_key, _ = jax.random.split(jax.random.key(description["seed"]), 5)
         if data is None:
             source = None if description["data"] is None else Path(description["data"])
-            data = _load(module, config, source, key=data_key)
+            loaded = _load(module, config, source, description.get("reading", {}), key=data_key)
+            data = cast(xr.Dataset, at_hand(loaded))
+        data = program.laid_out(data)
         check_shape(data, event_shape=program.event_shape)
     return Finished(program, module, config, data, figure_key, description["data"] is None)
 
 
-def read_data(path: Path, *, event_shape: tuple[int, ...] | None = None) -> xr.Dataset:
-    """The user's data. Raises UserError where there are none, they cannot be read, or do not fit."""
+def read_data(path: Path, **reading: Any) -> xr.Dataset:
+    """The user's data; `reading`: what `load_data` is told beside their path.
+
+    Raises UserError where there are none, or they cannot be read.
+    """
     with mistakes(ValueError, TypeError, OSError):
-        return check_data(load_data(path), event_shape=event_shape)
+        return check_data(load_data(path, **reading))
+
+
+def resized_as(out: Path) -> dict[str, Any]:
+    """How other observations are read for a run: resized as its own were."""
+    with suppress(OSError, ValueError):  # what else is wrong with the folder, `open_run` says
+        reading = json.loads((Path(out) / "config.json").read_text()).get("reading", {})
+        return {"resize": reading["resize"]} if "resize" in reading else {}
+    return {}
 
 
 def check_at_least(least: int, **options: int) -> None:
@@ -292,6 +325,8 @@ def summary(metrics: dict[str, Any]) -> str:
             f"the prior over time {whole['kl_total_nats']:.1f}"
         )
     lines += [f"WARNING: {text}" for text in metrics["warnings"]]
+    if "verdict" in metrics:
+        lines.append(f"verdict: {metrics['verdict']}")
     if (counts := metrics.get("observations")) is not None:
         lines.append("observations: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
     if metrics.get("skipped"):
@@ -325,10 +360,17 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def _load(module: ModuleType, config: Any, data: Path | None, *, key: jax.Array) -> xr.Dataset:
+def _load(
+    module: ModuleType, config: Any, data: Path | None, reading: dict[str, Any], *, key: jax.Array
+) -> xr.Dataset | Stream:
+    """The observations, in two parts."""
     if data is None:
         return check_data(module.load(config, key=key))
-    loaded = read_data(data)
+    if reading.get("stream"):
+        with mistakes(ValueError, TypeError, OSError, StreamError):
+            stream = check_data(open_stream(data, **{name: v for name, v in reading.items() if name != "stream"}))
+        return stream if stream.is_split else split(stream, key=key)
+    loaded = read_data(data, **reading)
     return loaded if "split" in loaded.coords else split(loaded, key=key)
 
 

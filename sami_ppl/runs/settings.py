@@ -117,8 +117,9 @@ def _is_a(value: Any, hint: Any) -> bool:
     """Whether a value is of a plain type or a tuple of one; True and False are no numbers here."""
     if typing.get_origin(hint) is dict:
         inner = typing.get_args(hint)[1]
-        numbers = isinstance(value, dict) and all(isinstance(k, str) for k in value)
-        return numbers and all(_is_a(v, inner) or (inner is float and _is_a(v, int)) for v in value.values())
+        named, number = isinstance(value, dict) and all(isinstance(k, str) for k in value), inner is float
+        number = number or float in typing.get_args(inner)
+        return named and all(_is_a(v, inner) or (number and _is_a(v, int)) for v in value.values())
     if typing.get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(_is_a(element, typing.get_args(hint)[0]) for element in value)
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))

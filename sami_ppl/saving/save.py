@@ -21,14 +21,17 @@ from typing import Any, cast
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Key
 import numpy as np
 
 from sami_ppl._util.files import written_aside
 from sami_ppl._util.versions import versions
+from sami_ppl.diffusion.diffusers import DiffusersDenoiser, from_diffusers, is_diffusers
 from sami_ppl.distributions.supports import described
 from sami_ppl.encoders.affine import AffineEncoder
 from sami_ppl.encoders.encoder import AbstractEncoder
 from sami_ppl.encoders.own_guide import OwnGuideEncoder
+from sami_ppl.program.exchange import with_denoiser
 from sami_ppl.program.program import NETWORKS, Program
 from sami_ppl.program.sequences import frames_of, with_frames
 from sami_ppl.saving.files import build_program, slip
@@ -84,6 +87,9 @@ def load(folder: str | Path, program: Program | None = None) -> Program:
         if not (folder / "program.py").exists():
             raise LoadError(f"{folder} was saved from Python and holds no program file: {again}")
         program = _built(folder, description)
+        if (denoiser := _of_diffusers(folder)) is not None:
+            changed = eqx.filter_eval_shape(with_denoiser, program, denoiser, key=jax.random.key(0))
+            program = cast(Program, changed)
     program = _wrapped(program, description)
     latents = {site.name: list(site.event_shape) for site in program.latents.sites}
     if latents != description["latents"]:
@@ -95,13 +101,19 @@ def load(folder: str | Path, program: Program | None = None) -> Program:
     return _as_saved(program, description["program"], folder, again)
 
 
-def load_denoiser(folder: str | Path, program: Program) -> Program:
-    """The program with the denoiser of a saved one, whatever that one's prior and encoder.
+def load_denoiser(folder: str | Path, program: Program, *, key: Key[Array, ""] | None = None) -> Program:
+    """The program with the denoiser of a saved one, whatever that one's prior and encoder, or with one of diffusers.
 
     With the weights come the mean and standard deviation of the data that they were fitted to, and what they predict;
     those of the program's encoder stay. A program of sequences takes the denoiser of single frames. Raises LoadError,
     also for a denoiser of another kind or with another schedule.
+
+    A folder that diffusers' `save_pretrained` wrote, a repository in its cache, and a program saved with such a
+    denoiser bring their own schedule, and an encoder that begins with its features (`program.exchange.with_denoiser`);
+    `key` is of its new layers. Raises what `from_diffusers` and `with_denoiser` raise.
     """
+    if (denoiser := _of_diffusers(folder)) is not None:
+        return with_denoiser(program, denoiser, key=jax.random.key(0) if key is None else key)
     folder = Path(folder)
     single, _ = program.single()
     if single is not program and list(single.event_shape) == _read_description(folder)["event_shape"]:
@@ -119,8 +131,24 @@ def load_networks(folder: str | Path, program: Program) -> Program:
     return _with_networks(_wrapped(program, _read_description(folder)), folder, NETWORKS)
 
 
+def _of_diffusers(folder: str | Path) -> DiffusersDenoiser | None:
+    """The denoiser of a folder of diffusers, or of a program that was saved with one; None for any other folder."""
+    if is_diffusers(folder):
+        return from_diffusers(folder)
+    settings = _read_description(Path(folder)).get("diffusers")
+    if settings is None:
+        return None
+    empty = DiffusersDenoiser.from_settings(settings)
+    with np.load(_checked_archive(Path(folder)), allow_pickle=False) as saved:
+        leaves, structure = jax.tree_util.tree_flatten_with_path(empty)
+        prefix = ".denoiser.frame" if any(name.startswith(".denoiser.frame.") for name in saved) else ".denoiser"
+        named = [(f"{prefix}{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves]
+        return jax.tree.unflatten(structure, [jnp.asarray(saved[n]) if _is_array(v) else v for n, v in named])
+
+
 def _write(program: Program, folder: Path) -> None:
     arrays = _arrays(program)
+    denoiser = program.single()[0].denoiser
     np.savez(folder / "arrays.npz", allow_pickle=False, **arrays)
     if program.origin is not None:
         # The text that built it: the file may have been edited while the fit went on.
@@ -133,6 +161,7 @@ def _write(program: Program, folder: Path) -> None:
         "data": None if program.origin is None else json.loads(program.origin.data),
         "aligned": isinstance(_guiding(program), AffineEncoder),
         "own_guide": isinstance(program.encoder.single, OwnGuideEncoder),
+        "diffusers": denoiser.settings if isinstance(denoiser, DiffusersDenoiser) else None,
         "event_shape": list(program.event_shape),
         "latents": {site.name: list(site.event_shape) for site in program.latents.sites},
         "program": _description(program),

@@ -13,7 +13,7 @@ import xarray as xr
 
 from sami_ppl import plots
 from sami_ppl.analyses.codes import ACTIVE_VARIANCE
-from sami_ppl.analyses.traversal import line_codes
+from sami_ppl.analyses.traversal import line_codes, own_limits
 from sami_ppl.data import factor_names, unrolled, unrolled_names
 from sami_ppl.diagnostics.gain import draw_code
 from sami_ppl.metrics import correlation
@@ -43,7 +43,7 @@ class Material:
     `test` (n, *event) are up to 512 test observations, x the first 8 of them; `codes` (n, D) their posterior means,
     `factors` (n, F) their known factors; `conditional` (8, 4, *event) samples given draws from the posterior of x;
     `marginal`, `prior` (16, *event) samples of the denoiser alone and given draws from the prior; `moved` (axes, 7,
-    *event) samples of x[0]'s code with one of the active axes moved, all with one noise.
+    *event) samples of x[0]'s code with one of the active axes moved, all with one noise, None where none is active.
     """
 
     program: Program
@@ -86,27 +86,29 @@ def gather(
     variance = codes.var(0)
     active = np.sort(np.argsort(-variance)[:AXES])
     active = active[variance[active] > ACTIVE_VARIANCE]
-    limits = (-1.0, 1.0) if np.abs(x).max() <= 1.001 else (float(x.min()), float(x.max()))
+    limits = own_limits(x)
     material = Material(program, log, metrics, distance, limits, x, codes, factors, names, active)
-    if not plots.is_image(program.event_shape):
+    if not plots.is_drawn(program.event_shape):
         return material
 
     code_key, prior_key, noise_key, alone_key = jax.random.split(key, 4)
     shown, event = len(material.x), program.event_shape
     own = draw_code(program, jnp.repeat(x[:shown], DRAWS, axis=0), code_key)
     prior = program.prior_codes(prior_key, ALONE)
-    moved = line_codes(program.latents, codes[0], np.eye(codes.shape[1])[active], STEPS.tolist(), origin="zero")
-    moved = moved.reshape(-1, codes.shape[1])
     keys = jax.random.split(noise_key, len(own) + ALONE)
-    keys = jnp.concatenate([keys, jnp.broadcast_to(noise_key, (len(moved),))])
-    first, second, third = np.split(
-        decode(program, jnp.concatenate([own, prior, moved]), keys), [len(own), len(own) + ALONE]
-    )
+    first, second = np.split(decode(program, jnp.concatenate([own, prior]), keys), [len(own)])
+    moved = None
+    if len(active):
+        lines = line_codes(program.latents, codes[0], np.eye(codes.shape[1])[active], STEPS.tolist(), origin="zero")
+        lines = lines.reshape(-1, codes.shape[1])
+        one = jnp.broadcast_to(noise_key, (len(lines),))
+        moved = decode(program, lines, one, sampler=program.sampler.coupled)
+        moved = moved.reshape(len(active), len(STEPS), *event)
     return replace(
         material,
         conditional=first.reshape(shown, DRAWS, *event),
         prior=second,
-        moved=third.reshape(len(active), len(STEPS), *event),
+        moved=moved,
         marginal=generate(program, key=alone_key, size=ALONE, guided=False) if program.denoiser.marginal else None,
     )
 
@@ -124,7 +126,7 @@ def _factors(data: xr.Dataset, metrics: Mapping[str, Any]) -> tuple[np.ndarray, 
 def _reconstructions(m: Material) -> Picture | None:
     if m.conditional is None:
         return None
-    own, other = (float(np.abs(m.conditional - x[:, None]).mean()) for x in (m.x, np.roll(m.x, 1, axis=0)))
+    own, other = (float(np.nanmean(np.abs(m.conditional - x[:, None]))) for x in (m.x, np.roll(m.x, 1, axis=0)))
     sentence = (
         "Each column: a test image, then samples given draws from its posterior. What the code keeps stays the same "
         f"down the column, what it leaves out varies. Mean absolute difference: {own:.3g} from the own image"
@@ -140,7 +142,7 @@ def _reconstructions(m: Material) -> Picture | None:
 
 
 def _traversal(m: Material) -> Picture | None:
-    if m.moved is None or not len(m.active):
+    if m.moved is None:
         return None
     labels = [f"{m.program.latents.axes[a]}\nown {text(m.codes[0, a])}" for a in m.active]
     return Picture(

@@ -14,6 +14,7 @@ import numpy as np
 from numpyro.distributions.transforms import Transform
 import xarray as xr
 
+from sami_ppl.diagnostics.verdict import verdict as diagnosed
 from sami_ppl.distributions.supports import elementwise_transform, is_unbounded
 from sami_ppl.program.program import Program
 from sami_ppl.runs.report import page
@@ -119,13 +120,14 @@ def _size(part: Any) -> int:
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:
-    """What the figures warn of: a code or site that collapsed, samples that do not follow, widths that are settings."""
+    """The verdict in a sentence, and what the figures warn of; green only where the posteriors were checked too."""
     if "warnings" not in metrics:
         return page.verdict("Not checked", "for collapse.")
     if metrics["warnings"]:
         return page.verdict("Warning", "", map(str, metrics["warnings"]), good=False)
-    text = "no sign of collapse was found; samples follow their codes; widths of posteriors are no setting."
-    return page.verdict("No warning:", text, good=True)
+    checked = (metrics.get("calibration") or {}).get("calibrated") is not None
+    title, _, sentence = diagnosed(metrics).partition(": ")
+    return page.verdict(f"{title}:", sentence, good=True if checked else None)
 
 
 def seconds(metrics: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:

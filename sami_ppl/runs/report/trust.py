@@ -21,6 +21,11 @@ FIGURES = {
         "Ranks",
         "Distribution of the ranks of simulated codes, less a uniform one: inside the band if calibrated.",
     ),
+    "predictive_pit": (
+        "Observations among samples of their code",
+        "Distribution of the ranks of statistics of held-out observations among those of samples of their code, less a "
+        "uniform one: inside the band if the program is right about the data.",
+    ),
     "recovery": (
         "Recovery of simulated codes",
         "Posterior means ± 2 standard deviations against the codes that the images were drawn with.",
@@ -73,6 +78,30 @@ def _calibration(folder: Path) -> tuple[list[str], list[str]]:
             "deviations",
         ),
     ]  # fmt: skip
+    if "consistency" in found:
+        agreed = found["consistency"]
+        columns = ("log_snr", "gap", "gap_se", "spread", "flagged")
+        rows = [
+            (f"{level:.1f}".replace("-", "−"), {"mean": gap, "se": se}, max(spread), "yes" if flagged else "")
+            for level, gap, se, spread, flagged in zip(*(agreed[name] for name in columns), strict=True)
+        ]
+        parts.append(
+            table(
+                ("log SNR", "gap, nats", "widest spread", "disagree"), rows,
+                "Noisy posteriors beside the guide: gap 0 and spread 1 where E[q(z | x) | x_λ] = q(z | x_λ, λ)",
+            )
+        )  # fmt: skip
+    if "predictive" in found:
+        checked = found["predictive"]
+        columns = ("check", "observed", "drawn", "units", "verdict")
+        parts.append(
+            table(
+                columns, list(zip(*(checked[name] for name in columns), strict=True)),
+                f"{checked['observations']} held-out observations beside draws of the program, {checked['samples']} "
+                f"samples of the code of each, and the prior of codes; false alarms {100 * checked['false_alarm']:g} % "
+                "over all lines",
+            )
+        )  # fmt: skip
     if "observations" in found:
         odd = found["observations"]
         rows = [("observations", odd["observations"]), ("among the 1 % most unusual bounds", len(odd["odd"]))]
