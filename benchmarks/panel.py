@@ -2,9 +2,10 @@
 
 A default of the library is a choice for all data, so it is judged on all of them at once: disks of 16 and 32 pixels,
 bars and scenes in colour, whose factors are known; digits, Fashion-MNIST, patches of photographs and faces, real
-images; vectors and spectra of known factors; and whatever `--data NAME=FILE` gives. Every row is a fit with default
-settings, `sp.autoencoder` and `sp.fit`, of each method asked for (`METHODS`: decoders, and starts of the encoder),
-beside principal components of as many numbers, on the same observations.
+images; temperatures of the open sea and heartbeats; vectors and spectra of known factors; and whatever `--data
+NAME=FILE` gives. Every row is a fit with default settings, `sp.autoencoder` and `sp.fit`, of each method asked for
+(`METHODS`: decoders, and starts of the encoder), beside principal components of as many numbers, on the same
+observations.
 
 Rows are kept in FOLDER/panel.json as they come, and not made again. What is reported, on held-out observations:
 
@@ -86,12 +87,12 @@ def spectra(key: jax.Array) -> xr.Dataset:
     return split(xr.Dataset({"x": (("obs", "channel"), x.astype(np.float32)), **known}), test=0.2, key=key)
 
 
-def photographs(source: str, size: int) -> Callable[[jax.Array], xr.Dataset]:
-    """Pictures that scikit-image carries, as the program `images` takes them."""
+def carried(program: str, **settings: Any) -> Callable[[jax.Array], xr.Dataset]:
+    """Data that a program of `models/` carries."""
 
     def load(key: jax.Array) -> xr.Dataset:
-        module = load_file(find("images", "models"))
-        return module.load(module.Config(source=source, size=size), key=key)
+        module = load_file(find(program, "models"))
+        return module.load(module.Config(**settings), key=key)
 
     return load
 
@@ -113,10 +114,12 @@ CASES = {
     "scenes": Case(drawn(scenes, 10_000, resolution=32), 8),
     "digits": Case(whole(digits), 8),
     "fashion": Case(fashion, 16),
-    "patches": Case(photographs("patches", 16), 16),
-    "faces": Case(photographs("faces", 24), 8),
+    "patches": Case(carried("images", source="patches"), 16),
+    "faces": Case(carried("images", source="faces"), 8),
     "vectors": Case(vectors, 6),
     "spectra": Case(spectra, 6),
+    "sea": Case(carried("fields", step=3, least=1.0), 6),
+    "heartbeats": Case(carried("signals"), 4),
 }
 
 METHODS: dict[str, tuple[dict[str, Any], Any]] = {
