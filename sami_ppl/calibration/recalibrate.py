@@ -35,8 +35,9 @@ from sami_ppl._util.tables import readable
 from sami_ppl.decoders.twisted import TwistedSampler
 from sami_ppl.diagnostics.fitted import not_fitted
 from sami_ppl.diffusion.sampler import AbstractSampler
-from sami_ppl.encoders.encoder import AbstractEncoder
+from sami_ppl.encoders.encoder import AbstractEncoder, gaussian
 from sami_ppl.encoders.own_guide import OwnGuideEncoder
+from sami_ppl.encoders.tails import HeavyTailedEncoder
 from sami_ppl.fitting.stage import batches
 from sami_ppl.posteriors.generate import decode, prior_codes, sampled_values
 from sami_ppl.priors.sites import Direction, Discrete
@@ -99,6 +100,7 @@ def recalibrate(
     batch: int = 256,
     learning_rate: float = 5e-4,
     outliers: float = 0.01,
+    tails: bool = True,
     sampler: AbstractSampler | None = None,
     progress: bool = True,
 ) -> Recalibration:
@@ -116,6 +118,8 @@ def recalibrate(
         batch: simulations of a step.
         learning_rate: the largest.
         outliers: probability ε that a sample has nothing to do with its code; the guide is not to cover those.
+        tails: a Gaussian guide becomes a Student t, whose degrees of freedom are fitted too. Not that of sequences,
+            whose frames are combined by Gaussians.
         sampler: of reverse diffusion; default the program's own. A guide is calibrated for one sampler's images.
         progress: show phases and a bar.
 
@@ -140,7 +144,7 @@ def recalibrate(
     if program.of_sequences:
         single = recalibrate(
             frames_of(program), key=key, simulations=simulations, steps=steps, batch=batch,
-            learning_rate=learning_rate, outliers=outliers, sampler=sampler, progress=progress,
+            learning_rate=learning_rate, outliers=outliers, tails=False, sampler=sampler, progress=progress,
         )  # fmt: skip
         return single._replace(program=with_frames(program, single.program))
     code_key, sample_key, batch_key = jax.random.split(key, 3)
@@ -152,10 +156,13 @@ def recalibrate(
     cut = simulations // 10
     guide = program.encoder
     base, own = (guide.base, guide.own) if isinstance(guide, OwnGuideEncoder) else (guide, guide)
-    params, static = eqx.partition(own, eqx.is_inexact_array)
     share, log_r = jnp.float32(outliers), _reference(program, z)
-    test = _tested(static, share, x[:cut], z[:cut], log_r[:cut])
-    before = losses = test(params)
+    held_out = share, x[:cut], z[:cut], log_r[:cut]
+    params, static = eqx.partition(own, eqx.is_inexact_array)
+    before = losses = _tested(static, *held_out)(params)
+    if tails and gaussian(own):
+        params, static = eqx.partition(HeavyTailedEncoder(own), eqx.is_inexact_array)
+    test = _tested(static, *held_out)
     best, found = params, 0
     seed, every = int(jax.random.randint(batch_key, (), 0, 2**31 - 1)), max(1, steps // LOOKS)
     data = tuple(jnp.asarray(part[cut:]) for part in (x, z, log_r))

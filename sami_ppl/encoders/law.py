@@ -38,12 +38,12 @@ class CodeLaw(dist.Distribution):
 
     @property
     def root(self) -> Float[Array, "*batch D D"] | None:
-        """A with covariance A Aᵀ, where the law is Gaussian; else None."""
+        """A with covariance A Aᵀ, where the law is Gaussian or a Student t; else None."""
         return None
 
     @property
     def covariance(self) -> Float[Array, "*batch D D"]:
-        """The covariance where the law is Gaussian; of others the variances along its diagonal."""
+        """The covariance where there is a `root`; of other laws the variances along its diagonal."""
         if (root := self.root) is not None:
             return root @ jnp.swapaxes(root, -1, -2)
         return self.variance[..., None] * jnp.eye(self.event_shape[0], dtype=self.variance.dtype)

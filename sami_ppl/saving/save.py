@@ -31,6 +31,7 @@ from sami_ppl.distributions.supports import described
 from sami_ppl.encoders.affine import AffineEncoder
 from sami_ppl.encoders.encoder import AbstractEncoder
 from sami_ppl.encoders.own_guide import OwnGuideEncoder
+from sami_ppl.encoders.tails import HeavyTailedEncoder
 from sami_ppl.program.exchange import with_denoiser
 from sami_ppl.program.program import NETWORKS, Program
 from sami_ppl.program.sequences import frames_of, with_frames
@@ -160,7 +161,8 @@ def _write(program: Program, folder: Path) -> None:
         "config": None if program.origin is None else json.loads(program.origin.config),
         "data": None if program.origin is None else json.loads(program.origin.data),
         "aligned": isinstance(_guiding(program), AffineEncoder),
-        "own_guide": isinstance(program.encoder.single, OwnGuideEncoder),
+        "own_guide": isinstance(own := program.encoder.single, OwnGuideEncoder),
+        "tails": isinstance(own, OwnGuideEncoder) and isinstance(own.own, HeavyTailedEncoder),
         "diffusers": denoiser.settings if isinstance(denoiser, DiffusersDenoiser) else None,
         "event_shape": list(program.event_shape),
         "latents": {site.name: list(site.event_shape) for site in program.latents.sites},
@@ -192,7 +194,7 @@ def _guiding(program: Program) -> AbstractEncoder:
 
 
 def _wrapped(program: Program, description: dict[str, Any]) -> Program:
-    """The program with places for the axes of one whose gauge was fixed, and for a guide of its own."""
+    """The program with places for the axes of one whose gauge was fixed, for a guide of its own and its tails."""
     if program.of_sequences:
         return with_frames(program, _wrapped(frames_of(program), description))
     encoder = _guiding(program)
@@ -200,8 +202,10 @@ def _wrapped(program: Program, description: dict[str, Any]) -> Program:
         size = program.latents.size
         places: Any = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((size, size), (size,))]
         encoder = AffineEncoder(encoder, *places)
-    own_guide = description.get("own_guide", False)
-    return program.replace(encoder=OwnGuideEncoder(encoder, encoder) if own_guide else encoder)
+    if not description.get("own_guide", False):
+        return program.replace(encoder=encoder)
+    own = HeavyTailedEncoder(encoder) if description.get("tails", False) else encoder
+    return program.replace(encoder=OwnGuideEncoder(encoder, own))
 
 
 def _with_networks(program: Program, folder: Path, names: tuple[str, ...]) -> Program:
