@@ -136,7 +136,7 @@ def _reconstructions(m: Material) -> Picture | None:
     return Picture(
         "reconstructions",
         "Test images, and samples given their codes",
-        f"{sentence}.{_clipped(m, m.conditional)}",
+        f"{sentence}.{_how_drawn(m, m.conditional)}",
         plots.reconstructions(m.x, m.conditional, limits=m.limits),
     )
 
@@ -149,7 +149,7 @@ def _traversal(m: Material) -> Picture | None:
         "traversal", "One axis moved at a time",
         "Each row should change one thing only: samples of the code of the image on the left, one active axis set to "
         "−2 … 2 spreads of its prior, the other axes and the noise held fixed (directions are "
-        "brought back to length 1)." + _clipped(m, m.moved),
+        "brought back to length 1)." + _how_drawn(m, m.moved),
         plots.traversal(m.moved, STEPS.tolist(), labels, start=m.x[0], limits=m.limits),
     )  # fmt: skip
 
@@ -174,7 +174,7 @@ def _marginal(m: Material) -> Picture | None:
     return Picture(
         "unconditional", "Samples without a code",
         "The denoiser alone: they should look like the data and be as varied; no code can make up for a poor denoiser."
-        + _distances(m, m.marginal) + _clipped(m, m.marginal),
+        + _distances(m, m.marginal) + _how_drawn(m, m.marginal),
         plots.image_grid(m.marginal, _titles(m, m.marginal), limits=m.limits),
     )  # fmt: skip
 
@@ -185,7 +185,7 @@ def _prior(m: Material) -> Picture | None:
     return Picture(
         "prior", "Samples of the program",
         "Each from its own draw of the prior: worse than those without a code, they show that the codes of data do not "
-        "fill the prior." + _distances(m, m.prior) + _clipped(m, m.prior),
+        "fill the prior." + _distances(m, m.prior) + _how_drawn(m, m.prior),
         plots.image_grid(m.prior, _titles(m, m.prior), limits=m.limits),
     )  # fmt: skip
 
@@ -238,7 +238,11 @@ def _distances(m: Material, images: np.ndarray) -> str:
     return f" Over each: distance from the nearest true image; median {here:.3f}, of test images {data:.3f}."
 
 
-def _clipped(m: Material, images: np.ndarray) -> str:
+def _how_drawn(m: Material, images: np.ndarray) -> str:
+    """What a picture does not show: other slices of volumes, values far outside the data's range."""
+    slices = " Of each volume the middle slice is drawn." if len(m.program.event_shape) == 4 else ""
     slack = 0.05 * (m.limits[1] - m.limits[0])
     share = np.mean((images < m.limits[0] - slack) | (images > m.limits[1] + slack))
-    return f" {share:.1%} of the values lie far outside the data's range and are drawn clipped." if share > 1e-3 else ""
+    if share <= 1e-3:
+        return slices
+    return f"{slices} {share:.1%} of the values lie far outside the data's range and are drawn clipped."
