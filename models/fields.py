@@ -30,7 +30,7 @@ class Config:
     least: float = 0.3
     latents: int = 6
     decoder: Literal["guided", "conditioned", "gaussian"] = "guided"
-    network: Literal["mlp", "unet", "hybrid"] | None = None
+    network: Literal["mlp", "unet", "hybrid", "dit"] | None = None
     widths: tuple[int, ...] | None = None
 
 

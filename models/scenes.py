@@ -25,7 +25,7 @@ class Config:
     decoder: Literal["guided", "conditioned", "gaussian"] = "guided"
     resolution: int = 64
     observations: int = 20_000
-    network: Literal["mlp", "unet", "hybrid"] | None = None
+    network: Literal["mlp", "unet", "hybrid", "dit"] | None = None
     widths: tuple[int, ...] | None = None
     patch: int | None = None
     log_snr_min: float = -6.0
