@@ -75,7 +75,7 @@ def test_volumes_for_testing_overlap_with_none_for_training():
     """Rows of the brain are those of either part; places are in the template's millimetres."""
     needs("volumes")
     module = load_file(find("volumes", "models"))
-    config = module.Config(side=8, step=8)
+    config = module.Config(side=8, step=7)
     data = check_data(module.load(config, key=KEY))
     assert data["x"].dims == ("obs", "channel", "depth", "row", "column")
     assert data["x"].shape[1:] == (1, 8, 8, 8)
@@ -87,6 +87,9 @@ def test_volumes_for_testing_overlap_with_none_for_training():
     assert min(rows[0]) < max(rows[1]) < max(rows[0]), "slabs in turn"
     brain, origin = module.volume("t1")
     assert abs(np.argwhere(brain > 0)[:, 2].mean() + origin[2]) < 1, "left and right of the origin alike"
+    low = data.isel(obs=np.flatnonzero(data["up"] < -45))
+    assert low.sizes["obs"] > 20
+    assert low["front"].mean() < -20, "what is lowest, the cerebellum, is behind"
     one = data.isel(obs=0)
     at = np.round([one["up"] - origin[0] - 3.5, -one["front"] - origin[1] - 3.5, one["right"] - origin[2] - 3.5])
     cut = brain[tuple(slice(int(start), int(start) + 8) for start in at)]
