@@ -11,9 +11,11 @@ whose least is the program's own posterior, as near as the family of q comes to 
 but the guide changes: guidance, samples and the density p(x | z) stay, and the evidence bound is one for any guide.
 
 A few samples have nothing to do with their code: at high noise the denoiser decided for another place than guidance
-asked. One of a hundred such, at twenty standard deviations, would double the width of every Gaussian q. So each sample
-may be of that kind with a small probability ε, and what is fitted is the mixture (1 − ε) q(z | x) + ε r(z) of the guide
-and a reference r of the codes' own mean and spread (Huber's contamination model, 1964). What is read is q.
+asked. One of a hundred such, at twenty standard deviations, would double the width of every Gaussian. So a Gaussian
+guide gets heavy tails (`sami_ppl.encoders.tails`), which are for such samples, fitted with it, and read with it. Of
+other families each sample may instead be of that kind with a small probability ε, and what is fitted is the mixture
+(1 − ε) q(z | x) + ε r(z) of the guide and a reference r of the codes' own mean and spread (Huber's contamination
+model, 1964). What is read is then q.
 """
 
 from functools import lru_cache
@@ -37,7 +39,7 @@ from sami_ppl.diagnostics.fitted import not_fitted
 from sami_ppl.diffusion.sampler import AbstractSampler
 from sami_ppl.encoders.encoder import AbstractEncoder, gaussian
 from sami_ppl.encoders.own_guide import OwnGuideEncoder
-from sami_ppl.encoders.tails import HeavyTailedEncoder
+from sami_ppl.encoders.tails import TailedEncoder
 from sami_ppl.fitting.stage import batches
 from sami_ppl.posteriors.generate import decode, prior_codes, sampled_values
 from sami_ppl.priors.sites import Direction, Discrete
@@ -50,6 +52,8 @@ SAMPLES = 10_000
 """Samples that a guide is fitted to by default."""
 LOOKS = 20
 """Times that the simulations held out are looked at."""
+ROOM = 0.01
+"""Probability that a sample is one that a guide without tails need not cover."""
 EMA = 0.99
 """Decay of the running average of the weights that is looked at."""
 
@@ -99,7 +103,7 @@ def recalibrate(
     steps: int = 1000,
     batch: int = 256,
     learning_rate: float = 5e-4,
-    outliers: float = 0.01,
+    outliers: float | None = None,
     tails: bool = True,
     sampler: AbstractSampler | None = None,
     progress: bool = True,
@@ -117,9 +121,9 @@ def recalibrate(
         steps: steps of Adam, whose learning rate falls to zero as a cosine.
         batch: simulations of a step.
         learning_rate: the largest.
-        outliers: probability ε that a sample has nothing to do with its code; the guide is not to cover those.
-        tails: a Gaussian guide becomes a Student t, whose degrees of freedom are fitted too. Not that of sequences,
-            whose frames are combined by Gaussians.
+        outliers: probability ε that a sample has nothing to do with its code, and that the guide is not to cover it;
+            default 0 where it has heavy tails, else .01.
+        tails: give a Gaussian guide heavy tails. Not that of sequences, whose frames are combined by Gaussians.
         sampler: of reverse diffusion; default the program's own. A guide is calibrated for one sampler's images.
         progress: show phases and a bar.
 
@@ -136,7 +140,7 @@ def recalibrate(
             f"the {' and the '.join(parts)} of this program have never been fitted, and their samples say nothing: "
             "program, history = sp.fit(program, data, key=key) first"
         )
-    if simulations < FEWEST or steps < 1 or batch < 1 or not 0 <= outliers < 1:
+    if simulations < FEWEST or steps < 1 or batch < 1 or not 0 <= (outliers or 0.0) < 1:
         raise ValueError(
             f"simulations must be at least {FEWEST}, of which a tenth is held out, steps and batch at least 1, "
             f"outliers in [0, 1); got simulations={simulations}, steps={steps}, batch={batch}, outliers={outliers}"
@@ -156,12 +160,14 @@ def recalibrate(
     cut = simulations // 10
     guide = program.encoder
     base, own = (guide.base, guide.own) if isinstance(guide, OwnGuideEncoder) else (guide, guide)
-    share, log_r = jnp.float32(outliers), _reference(program, z)
+    tails = tails and gaussian(own)
+    share = jnp.float32((0.0 if tails else ROOM) if outliers is None else outliers)
+    log_r = _reference(program, z)
     held_out = share, x[:cut], z[:cut], log_r[:cut]
     params, static = eqx.partition(own, eqx.is_inexact_array)
     before = losses = _tested(static, *held_out)(params)
-    if tails and gaussian(own):
-        params, static = eqx.partition(HeavyTailedEncoder(own), eqx.is_inexact_array)
+    if tails and not isinstance(own, TailedEncoder):
+        params, static = eqx.partition(TailedEncoder(own), eqx.is_inexact_array)
     test = _tested(static, *held_out)
     best, found = params, 0
     seed, every = int(jax.random.randint(batch_key, (), 0, 2**31 - 1)), max(1, steps // LOOKS)

@@ -322,7 +322,7 @@ def encoder_for(
 
 
 def gaussian(encoder: AbstractEncoder) -> bool:
-    """Whether the posterior of the whole code is Gaussian, or has its shape: levels of density are ellipsoids."""
+    """Whether the posterior of the whole code is Gaussian, but for its tails."""
 
     def root(encoder: AbstractEncoder) -> Any:
         return encoder.law(jnp.zeros(encoder.event_shape)).root

@@ -38,7 +38,7 @@ class CodeLaw(dist.Distribution):
 
     @property
     def root(self) -> Float[Array, "*batch D D"] | None:
-        """A with covariance A Aᵀ, where the law is Gaussian or a Student t; else None."""
+        """A with covariance A Aᵀ, where the law is Gaussian, or a mixture of tempered ones; else None."""
         return None
 
     @property

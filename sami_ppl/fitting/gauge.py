@@ -28,7 +28,7 @@ from sami_ppl.decoders.guidance import check_guided
 from sami_ppl.encoders.affine import AffineEncoder
 from sami_ppl.encoders.encoder import AbstractEncoder, gaussian
 from sami_ppl.encoders.own_guide import OwnGuideEncoder
-from sami_ppl.encoders.tails import HeavyTailedEncoder
+from sami_ppl.encoders.tails import TailedEncoder
 from sami_ppl.fitting.stage import Stage
 from sami_ppl.program.program import Program
 
@@ -109,7 +109,7 @@ def _in_axes(encoder: AbstractEncoder, matrix: np.ndarray, centre: np.ndarray) -
     """The encoder of A (z − m); of one that is affine already, in one step: A (B (z − n) − m) = A B (z − n − B⁻¹ m)."""
     if isinstance(encoder, OwnGuideEncoder):
         return OwnGuideEncoder(*(_in_axes(part, matrix, centre) for part in (encoder.base, encoder.own)))
-    if isinstance(encoder, HeavyTailedEncoder):
+    if isinstance(encoder, TailedEncoder):
         return eqx.tree_at(lambda e: e.base, encoder, _in_axes(encoder.base, matrix, centre))
     base = encoder
     if isinstance(encoder, AffineEncoder):

@@ -31,7 +31,7 @@ from sami_ppl.distributions.supports import described
 from sami_ppl.encoders.affine import AffineEncoder
 from sami_ppl.encoders.encoder import AbstractEncoder
 from sami_ppl.encoders.own_guide import OwnGuideEncoder
-from sami_ppl.encoders.tails import HeavyTailedEncoder
+from sami_ppl.encoders.tails import TailedEncoder
 from sami_ppl.program.exchange import with_denoiser
 from sami_ppl.program.program import NETWORKS, Program
 from sami_ppl.program.sequences import frames_of, with_frames
@@ -162,7 +162,7 @@ def _write(program: Program, folder: Path) -> None:
         "data": None if program.origin is None else json.loads(program.origin.data),
         "aligned": isinstance(_guiding(program), AffineEncoder),
         "own_guide": isinstance(own := program.encoder.single, OwnGuideEncoder),
-        "tails": isinstance(own, OwnGuideEncoder) and isinstance(own.own, HeavyTailedEncoder),
+        "tails": isinstance(own, OwnGuideEncoder) and isinstance(own.own, TailedEncoder),
         "diffusers": denoiser.settings if isinstance(denoiser, DiffusersDenoiser) else None,
         "event_shape": list(program.event_shape),
         "latents": {site.name: list(site.event_shape) for site in program.latents.sites},
@@ -204,7 +204,7 @@ def _wrapped(program: Program, description: dict[str, Any]) -> Program:
         encoder = AffineEncoder(encoder, *places)
     if not description.get("own_guide", False):
         return program.replace(encoder=encoder)
-    own = HeavyTailedEncoder(encoder) if description.get("tails", False) else encoder
+    own = TailedEncoder(encoder) if description.get("tails", False) else encoder
     return program.replace(encoder=OwnGuideEncoder(encoder, own))
 
 
