@@ -1,7 +1,7 @@
-"""Vectors: measurements of tumours, wines or patients (scikit-learn's), by perceptrons; `--data` takes others.
+"""Vectors: measurements of patients, tumours or wines (scikit-learn's), by perceptrons; `--data` takes others.
 
-Three small tables of real measurements, each in units of its spread. What is known beside them, a class or the course
-of an illness, is kept for probes only.
+Three small tables of real measurements, each in units of its spread. What is known beside them, the course
+of an illness or a class, is kept for probes only.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from sami_ppl.data import split
 
 @dataclass(frozen=True)
 class Config:
-    """Settings; `source` is one of 569 tumours (30 measurements), 178 wines (13) and 442 patients with diabetes (10).
+    """Settings; `source` is one of 442 patients with diabetes (10 measurements), 569 tumours (30) and 178 wines (13).
 
     None: `width` and `depth` that suit the length of a vector.
     """
 
-    source: Literal["tumours", "wines", "diabetes"] = "tumours"
+    source: Literal["diabetes", "tumours", "wines"] = "diabetes"
     latents: int = 4
     decoder: Literal["guided", "conditioned", "gaussian"] = "guided"
     width: int | None = None
@@ -33,14 +33,14 @@ class Config:
 def load(config: Config, *, key: jax.Array) -> xr.Dataset:
     """Vectors of which each entry has mean 0 and standard deviation 1 in the training part, four fifths of them.
 
-    Beside them the class `benign` or `cultivar`, or of patients the `progression` of diabetes a year later.
+    Beside them of patients the `progression` of diabetes a year later, else the class `benign` or `cultivar`.
     """
     from sklearn import datasets
 
     known, read = {
+        "diabetes": ("progression", datasets.load_diabetes),
         "tumours": ("benign", datasets.load_breast_cancer),
         "wines": ("cultivar", datasets.load_wine),
-        "diabetes": ("progression", datasets.load_diabetes),
     }[config.source]
     table = read()
     target = table.target.astype(np.float32 if config.source == "diabetes" else np.int64)
