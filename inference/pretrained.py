@@ -2,7 +2,7 @@
 
 `--set denoiser=runs/disks/model` names the folder of a saved program whose denoiser has the structure of this one's, or
 a folder that `save_pretrained` of Hugging Face diffusers wrote: range of noise and features of the encoder are then
-those of its U-Net.
+those of its U-Net. Where that is a pipeline of latent diffusion, images become latents by its autoencoder.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ import xarray as xr
 from sami_ppl import EncoderOnly, Program, Sized, fit
 from sami_ppl.calibration import recalibrated
 from sami_ppl.data import check_data, train_test
+from sami_ppl.diffusion import has_autoencoder
 from sami_ppl.saving.save import load_denoiser
 
 
@@ -36,6 +37,11 @@ class Config:
     recalibrate: int | None = None
     posterior_obs: int = 64
     draws: int = 100
+
+
+def autoencoder(config: Config) -> str | None:
+    """Whose latents the denoiser is of, where it comes with an autoencoder."""
+    return config.denoiser if config.denoiser and has_autoencoder(config.denoiser) else None
 
 
 def run(

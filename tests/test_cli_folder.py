@@ -13,6 +13,7 @@ from PIL import Image
 import pytest
 
 from sami_ppl.fitting.checkpoint import CheckpointError
+from sami_ppl.runs import reading
 from sami_ppl.runs import run as running
 from sami_ppl.saving import files as programs
 from sami_ppl.saving.save import save
@@ -108,7 +109,7 @@ def test_a_full_disk_is_one_message(sami, tmp_path, looked):
 
 
 def test_a_folder_that_cannot_be_made_is_said_first(sami, tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "read_data", lambda path: pytest.fail("the data need not be read"))
+    monkeypatch.setattr(reading, "read_data", lambda path: pytest.fail("the data need not be read"))
     (tmp_path / "file").touch()
     command = ["run", "disks", "--data", "large.npz", "--out"]
     assert refused(sami(*command, "file/out")) == f"sami: --out file/out: {tmp_path / 'file'} is no folder\n"
@@ -152,8 +153,8 @@ def test_images_are_read_again_as_they_were(sami, tmp_path, looked):
         Path("out", name).touch()
     with pytest.warns(UserWarning, match="left out"):
         assert running.open_run(Path("out")).data.x.shape == (5, 1, 12, 12)
-    assert running.resized_as(Path("out")) == {"resize": 12}
-    assert running.resized_as(Path("none")) == {}
+    assert reading.read_as(Path("out")) == {"resize": 12}
+    assert reading.read_as(Path("none")) == {}
 
 
 def test_run_that_fails_early_leaves_no_folder(sami, tmp_path, looked):

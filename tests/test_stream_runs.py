@@ -6,6 +6,7 @@ import xarray as xr
 
 from sami_ppl._util.errors import UserError
 from sami_ppl.data import Stream
+from sami_ppl.runs import reading
 from sami_ppl.runs import run as running
 
 INFERENCE = '''
@@ -62,9 +63,9 @@ def test_the_fit_is_given_the_stream_and_figures_some_of_it(store, tmp_path, mon
 
 def test_what_is_loaded_is_a_stream_in_two_parts(store):
     key = running.jax.random.key(0)
-    found = running._load(None, None, store, {"stream": True}, key=key)
+    found = reading.run_data(None, None, store, {"stream": True}, key=key)
     assert isinstance(found, Stream)
-    whole = running._load(None, None, store, {}, key=key)
+    whole = reading.run_data(None, None, store, {}, key=key)
     np.testing.assert_array_equal(found.test, whole["split"].values == "test")
 
 
@@ -73,4 +74,4 @@ def test_options_of_a_stream_are_checked(store, tmp_path):
         running.run("images", stream=True, out=tmp_path / "run")
     np.savez(tmp_path / "a.npz", x=np.zeros((4, 3)))
     with pytest.raises(UserError, match=r"a.npz \(.npz\) can be read only as a whole"):
-        running._load(None, None, tmp_path / "a.npz", {"stream": True}, key=running.jax.random.key(0))
+        reading.run_data(None, None, tmp_path / "a.npz", {"stream": True}, key=running.jax.random.key(0))

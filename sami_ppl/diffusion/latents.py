@@ -59,6 +59,14 @@ def autoencoder_from_diffusers(folder: str | Path) -> AutoencoderKL:
         raise ValueError(f"{model}: {error}") from error
 
 
+def has_autoencoder(folder: str | Path) -> bool:
+    """Whether a folder, or a repository in the cache, is of a pipeline with an autoencoder: of latent diffusion."""
+    try:
+        return (root_of(folder) / "vae" / "config.json").is_file()
+    except FileNotFoundError:
+        return False
+
+
 def to_latents[Data: (xr.Dataset, np.ndarray)](autoencoder: AutoencoderKL, data: Data) -> Data:
     """Images as latents of an autoencoder, to be given to `sp.autoencoder`, `sp.fit` and all else in their place.
 

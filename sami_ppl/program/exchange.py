@@ -141,7 +141,7 @@ def brought(denoiser: AbstractDenoiser, shape: tuple[int, ...], features: int, k
     if denoiser.event_shape != shape:
         raise ValueError(
             f"the denoiser is of observations of shape {denoiser.event_shape}, the data are of {shape}: pad, crop or "
-            "resize them"
+            "resize them; one of latents takes those of its own autoencoder"
         )
     trunk = denoiser.trunk(features, key=key)
     if trunk is None:

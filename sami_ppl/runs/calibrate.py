@@ -31,7 +31,8 @@ from sami_ppl.evidence import first, importance_weighted_bound
 from sami_ppl.plots import COLOURS
 from sami_ppl.posteriors import save_tree
 from sami_ppl.program.program import Program
-from sami_ppl.runs.run import Finished, check_at_least, open_run, read_data, report, resized_as, write_json
+from sami_ppl.runs.reading import read_as, read_data
+from sami_ppl.runs.run import Finished, check_at_least, open_run, report, write_json
 from sami_ppl.runs.settings import seed_key
 
 TRAIN, REFERENCE, ODD = 5000, 1000, 0.01
@@ -78,7 +79,7 @@ def _calibrate(
     train, test = train_test(run.data if "split" in run.data.coords else split(run.data, key=run.key))
     observed, reference = test, train
     if data is not None:
-        observed, reference = program.laid_out(read_data(data, **resized_as(out))), test
+        observed, reference = program.laid_out(read_data(data, **read_as(out))), test
         with mistakes(ValueError):
             check_shape(observed, event_shape=program.event_shape)
     rank_key, factor_key, typical_key, weight_key = jax.random.split(seed_key(seed), 4)

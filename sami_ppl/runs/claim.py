@@ -12,6 +12,7 @@ from sami_ppl._util.errors import UserError
 from sami_ppl._util.files import written_aside
 from sami_ppl._util.locks import LOCK, held
 from sami_ppl.fitting.checkpoint import CheckpointError
+from sami_ppl.runs.reading import LATENTS
 from sami_ppl.saving.save import LoadError
 
 AFTER_THE_FIT = ("settings.inference.draws:", "settings.inference.posterior_obs:")
@@ -35,7 +36,7 @@ def claimed(out: Path, description: dict[str, Any], *, resume: bool, upgraded: b
         except Exception as error:
             if before is not None and isinstance(error.__cause__, CheckpointError):  # it is the run that it was
                 write_json(out / "config.json", before)
-            if {file.name for file in out.iterdir()} <= {"config.json", LOCK}:
+            if {file.name for file in out.iterdir()} <= {"config.json", LATENTS, LOCK}:
                 shutil.rmtree(out)
                 if isinstance(error, ValueError | LoadError):
                     raise UserError(str(error)) from error

@@ -15,7 +15,6 @@ import warnings
 import cyclopts
 from cyclopts import Parameter
 
-from sami_ppl._util.errors import UserError
 from sami_ppl._util.progress import phase, telling
 from sami_ppl.runs.words import answer, show_warning
 from sami_ppl.saving import files as programs
@@ -65,6 +64,7 @@ def run(
     resize: int | None = None,
     skip_unreadable: Annotated[bool, Parameter(negative=())] = False,
     stream: Annotated[bool, Parameter(negative=())] = False,
+    autoencoder: str | None = None,
     set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None,
     seed: int = 0,
     out: Path,
@@ -92,6 +92,8 @@ def run(
         Leave out images of --data that cannot be read.
     stream
         Read batches from --data while the fit goes on, for data larger than memory (docs/data.md).
+    autoencoder
+        Folder of an AutoencoderKL of diffusers, or of a pipeline with one, whose latents take the place of images.
     set_
         A setting KEY=VALUE of the program or the inference, such as latents=6 or encoder.steps=2000; may be repeated.
         `sami show` lists them.
@@ -121,16 +123,11 @@ def run(
     from sami_ppl._util.parallel import is_first_process
     from sami_ppl.runs.run import run as run_program
     from sami_ppl.runs.run import summary
+    from sami_ppl.runs.settings import key_values
 
-    settings = {}
-    for item in set_ or []:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise UserError(f"--set {item}: write KEY=VALUE, for instance --set latents=6")
-        settings[key.strip()] = value.strip()
     run_program(model, with_, data=data, resize=resize, skip_unreadable=skip_unreadable, stream=stream,
-                settings=settings, seed=seed, out=out, resume=resume, upgraded=upgraded, progress=not quiet,
-                devices=devices, split_above=split_above)  # fmt: skip
+                autoencoder=autoencoder, settings=key_values(set_ or []), seed=seed, out=out, resume=resume,
+                upgraded=upgraded, progress=not quiet, devices=devices, split_above=split_above)  # fmt: skip
     if is_first_process():
         print(summary(json.loads((out / "metrics.json").read_text())))
         print(f"report: {out / 'report.html'}")

@@ -12,7 +12,8 @@ from sami_ppl._util.progress import phase, telling
 from sami_ppl.data import train_test
 from sami_ppl.evidence import first
 from sami_ppl.evidence.compare import compare
-from sami_ppl.runs.run import open_run, read_data, resized_as
+from sami_ppl.runs.reading import read_as, read_data
+from sami_ppl.runs.run import open_run
 from sami_ppl.runs.settings import seed_key
 
 
@@ -37,7 +38,7 @@ def compare_runs(
     names = [str(folder).rstrip("/") for folder in folders]
     if len(set(names)) < len(names):
         raise UserError(f"a folder is named twice: {', '.join(names)}")
-    given = None if data is None else read_data(data, **resized_as(folders[0]))
+    given = None if data is None else read_data(data, **read_as(folders[0]))
     runs = {name: open_run(Path(name), data=given) for name in names}
     parts = {name: _observations(run.data, limit, whole=data is not None) for name, run in runs.items()}
     held_out = parts[names[0]]

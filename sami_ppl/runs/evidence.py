@@ -22,7 +22,8 @@ from sami_ppl.evidence import (
     summarise,
 )
 from sami_ppl.posteriors import save_tree
-from sami_ppl.runs.run import Finished, check_at_least, open_run, read_data, resized_as, write_json
+from sami_ppl.runs.reading import read_as, read_data
+from sami_ppl.runs.run import Finished, check_at_least, open_run, write_json
 from sami_ppl.runs.settings import seed_key
 
 JUDGED = 256
@@ -58,7 +59,7 @@ def evidence_run(
         raise UserError(f"draws={draws}: must be a power of two, at least 32")
     with telling(progress):
         with phase(f"opening {out}"):
-            found = open_run(Path(out), data=None if data is None else read_data(data, **resized_as(out)))
+            found = open_run(Path(out), data=None if data is None else read_data(data, **read_as(out)))
         part = train_test(found.data)[1] if "split" in found.data.coords and data is None else found.data
         figures, tree = evidence_figures(
             found, first(part, limit), key=seed_key(seed), levels=levels, draws=draws, weighted=weighted, flow=flow

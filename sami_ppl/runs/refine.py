@@ -12,7 +12,8 @@ from sami_ppl.calibration import pictures
 from sami_ppl.data import train_test
 from sami_ppl.posteriors import save_tree
 from sami_ppl.refinement import nuts, svi
-from sami_ppl.runs.run import check_at_least, open_run, read_data, resized_as, write_json
+from sami_ppl.runs.reading import read_as, read_data
+from sami_ppl.runs.run import check_at_least, open_run, write_json
 from sami_ppl.runs.settings import seed_key
 
 METHODS = {"nuts": nuts, "svi": svi}
@@ -42,7 +43,7 @@ def refine_run(
         raise UserError(f"method={method}: refinement is by {' or '.join(METHODS)}")
     check_at_least(2, draws=draws, levels=levels)
     with telling(progress), phase(f"opening {out}"):
-        run = open_run(Path(out), data=None if data is None else read_data(data, **resized_as(out)))
+        run = open_run(Path(out), data=None if data is None else read_data(data, **read_as(out)))
     part = train_test(run.data)[1] if "split" in run.data.coords and data is None else run.data
     chosen = _positions(obs, part.sizes["obs"])
     part = part.isel(obs=chosen).assign_coords(obs=chosen)

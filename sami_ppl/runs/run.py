@@ -5,10 +5,11 @@ The folder:
     out/config.json     the command's settings, seed and versions        out/posterior.nc    the DataTree
     out/model/          the fitted program                                 out/metrics.json    the figures
     out/checkpoints/    states to resume from, out/log.jsonl               out/report.html, out/figures/
+    out/latents.nc      of latent diffusion, what the program sees
 """
 
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 import json
@@ -32,7 +33,7 @@ from sami_ppl._util.progress import phase, say, telling
 from sami_ppl._util.tables import readable
 from sami_ppl._util.versions import versions
 from sami_ppl.analyses.evaluate import evaluate
-from sami_ppl.data import check_data, check_shape, load_data, open_stream, split, train_test
+from sami_ppl.data import check_shape, train_test
 from sami_ppl.data.stream import Stream, StreamError, at_hand
 from sami_ppl.fitting.checkpoint import CheckpointError
 from sami_ppl.fitting.loop import NonFiniteLoss
@@ -40,6 +41,7 @@ from sami_ppl.posteriors import save_tree
 from sami_ppl.posteriors.tree import check_labels
 from sami_ppl.program.program import Program
 from sami_ppl.runs.claim import check_writable, claimed, write_json
+from sami_ppl.runs.reading import decoding_autoencoder, keep_latents, named_autoencoder, run_data
 from sami_ppl.runs.report import write_report
 from sami_ppl.runs.settings import default_configs, seed_key
 from sami_ppl.saving import files as programs
@@ -61,6 +63,7 @@ def run(
     resize: int | None = None,
     skip_unreadable: bool = False,
     stream: bool = False,
+    autoencoder: str | Path | None = None,
     settings: dict[str, str] | None = None,
     seed: int = 0,
     out: Path,
@@ -74,8 +77,10 @@ def run(
 
     `inference`: by default the one that suits the setting `decoder` (`INFERENCES`), where the program has it, else
     two_stage. `resize`, `skip_unreadable`: as `data.load_data` has them. `stream`: batches are read from `data` while
-    the fit goes on (`data.open_stream`); figures are of up to 10,000 observations. `resume`: go on with the run in
-    `out`; the last stage of a finished one may be given more steps. `upgraded`: also where it was begun with other
+    the fit goes on (`data.open_stream`); figures are of up to 10,000 observations. `autoencoder`: folder or repository
+    as for `diffusion.autoencoder_from_diffusers`: its latents take the place of images before the program is built, and
+    pictures of the report are in pixels; default that which the inference brings, if any. `resume`: go on with the run
+    in `out`; the last stage of a finished one may be given more steps. `upgraded`: also where it was begun with other
     versions of the libraries. `progress`: say on stderr what is done.
     `devices`: over how many batches are split; None leaves them whole. `split_above`: arrays of parameters, optimiser
     and average of more numbers than that are split too, over all devices unless said otherwise. Of several processes,
@@ -92,14 +97,15 @@ def run(
         )
     with telling(progress and is_first_process()):
         return _run(
-            model, inference, data=data, reading=reading, settings=settings or {}, seed=seed, out=Path(out),
-            resume=resume, upgraded=upgraded, progress=progress, devices=devices, split_above=split_above,
+            model, inference, data=data, reading=reading, autoencoder=autoencoder, settings=settings or {}, seed=seed,
+            out=Path(out), resume=resume, upgraded=upgraded, progress=progress, devices=devices,
+            split_above=split_above,
         )  # fmt: skip
 
 
 def _run(
-    model: str, inference: str | None, *, data: Path | None, reading: dict[str, Any], settings: dict[str, str],
-    seed: int, out: Path, resume: bool, upgraded: bool, progress: bool, devices: int | None,
+    model: str, inference: str | None, *, data: Path | None, reading: dict[str, Any], autoencoder: str | Path | None,
+    settings: dict[str, str], seed: int, out: Path, resume: bool, upgraded: bool, progress: bool, devices: int | None,
     split_above: int | None,
 ) -> xr.DataTree:  # fmt: skip
     began = time.perf_counter()
@@ -116,11 +122,16 @@ def _run(
             raise UserError(f"setting {name}={getattr(ending, name)}: must be at least 1")
     if getattr(configs["model"], "observations", 1) < 1:
         raise UserError(f"setting observations={configs['model'].observations}: must be at least 1")
+    if autoencoder is None and hasattr(inference_module, "autoencoder"):
+        autoencoder = inference_module.autoencoder(ending)
+    autoencoder = None if autoencoder is None else named_autoencoder(autoencoder)
     say(f"{model_file.stem}, by {inference_file.stem}, seed {seed}: everything is written to {out}")
     with mistakes(ValueError):  # what the program file has against the data, or the settings
-        with phase("making the data" if data is None else f"reading {data}"):
-            whole = _load(model_module, configs["model"], data, reading, key=data_key)
-            observations = at_hand(whole)
+        whole = run_data(
+            model_module, configs["model"], data, reading,
+            autoencoder=autoencoder, kept=out if resume else None, key=data_key,
+        )  # fmt: skip
+        observations = at_hand(whole)
         with phase("building the program"):
             program = programs.build_program(model_file, configs["model"], observations, key=build_key)
             observations = program.laid_out(observations)
@@ -131,6 +142,7 @@ def _run(
         "data": None if data is None else str(Path(data).resolve()),
         "seed": seed, "settings": {name: asdict(config) for name, config in configs.items()}, "versions": versions(),
         **({"reading": reading} if reading else {}),
+        **({"autoencoder": autoencoder} if autoencoder else {}),
     }  # fmt: skip
     alone = devices is None and split_above is None and jax.process_count() == 1
     parallel = nullcontext() if alone else data_parallel(devices, split_above=split_above)
@@ -144,6 +156,8 @@ def _run(
 
     seconds = {"prepare": time.perf_counter() - began}
     with claimed(out, description, resume=resume, upgraded=upgraded), _timed(seconds, "fit"), parallel:
+        if autoencoder is not None:
+            keep_latents(whole, out)
         try:
             with mistakes(CheckpointError, StreamError):
                 tree = draw(fit(out=out, progress=progress), out)
@@ -154,9 +168,11 @@ def _run(
     with _timed(seconds, "figures"):
         metrics = evaluate(
             load(out / "model"), observations, key=figure_key, seconds=MEASURED, progress=progress,
-            distance=_distance(model_module, configs["model"], own_data=data is None),
+            distance=_distance(model_module, configs["model"], own_data=data is None and autoencoder is None),
         )  # fmt: skip
     metrics["seconds"] |= seconds | _stage_seconds(out / "log.jsonl")
+    if autoencoder is not None:
+        metrics["autoencoder"] = autoencoder
     write_json(out / "metrics.json", metrics)
     with _timed(seconds, "report"):
         report(out, data=observations, progress=progress)
@@ -187,7 +203,7 @@ def _saved_posterior(program: Program, out: Path, *, data: xr.Dataset, draws: in
 class Finished(NamedTuple):
     """A finished run, opened again: its program, the program file as it was saved, its settings, data and key.
 
-    `own_data`: whether it was fitted to the data that the program file makes.
+    `own_data`: whether it was fitted to the data that the program file makes. `autoencoder`: whose latents data are.
     """
 
     program: Program
@@ -196,6 +212,7 @@ class Finished(NamedTuple):
     data: xr.Dataset
     key: jax.Array
     own_data: bool
+    autoencoder: str | None
 
 
 def open_run(out: Path, *, data: xr.Dataset | None = None) -> Finished:
@@ -209,34 +226,21 @@ def open_run(out: Path, *, data: xr.Dataset | None = None) -> Finished:
         raise UserError(f"{out} is no finished run (no {', '.join(missing)}): give the folder that was the out= of one")
     with mistakes(ValueError, LoadError):
         description = json.loads((out / "config.json").read_text())
+        autoencoder = description.get("autoencoder")
         program = load(out / "model")
         module = programs.load_file(out / "model" / "program.py")
         config = programs.make_config(module.Config, description["settings"]["model"])
         data_key, _, _, figure_key, _ = jax.random.split(jax.random.key(description["seed"]), 5)
         if data is None:
             source = None if description["data"] is None else Path(description["data"])
-            loaded = _load(module, config, source, description.get("reading", {}), key=data_key)
+            loaded = run_data(
+                module, config, source, description.get("reading", {}), autoencoder=autoencoder, kept=out, key=data_key
+            )
             data = cast(xr.Dataset, at_hand(loaded))
         data = program.laid_out(data)
         check_shape(data, event_shape=program.event_shape)
-    return Finished(program, module, config, data, figure_key, description["data"] is None)
-
-
-def read_data(path: Path, **reading: Any) -> xr.Dataset:
-    """The user's data; `reading`: what `load_data` is told beside their path.
-
-    Raises UserError where there are none, or they cannot be read.
-    """
-    with mistakes(ValueError, TypeError, OSError):
-        return check_data(load_data(path, **reading))
-
-
-def resized_as(out: Path) -> dict[str, Any]:
-    """How other observations are read for a run: resized as its own were."""
-    with suppress(OSError, ValueError):  # what else is wrong with the folder, `open_run` says
-        reading = json.loads((Path(out) / "config.json").read_text()).get("reading", {})
-        return {"resize": reading["resize"]} if "resize" in reading else {}
-    return {}
+    own_data = description["data"] is None and autoencoder is None
+    return Finished(program, module, config, data, figure_key, own_data, autoencoder)
 
 
 def check_at_least(least: int, **options: int) -> None:
@@ -263,7 +267,8 @@ def _report(out: Path, data: xr.Dataset | None) -> Path:
     metrics = json.loads((out / "metrics.json").read_text())
     distance = _distance(run.module, run.config, own_data=run.own_data)
     program, single = run.program.single(run.data)
-    return write_report(out, program, single, tree, metrics, key=run.key, distance=distance)
+    autoencoder = decoding_autoencoder(run.autoencoder, program.event_shape)
+    return write_report(out, program, single, tree, metrics, key=run.key, distance=distance, autoencoder=autoencoder)
 
 
 def summary(metrics: dict[str, Any]) -> str:
@@ -324,6 +329,8 @@ def summary(metrics: dict[str, Any]) -> str:
             f"whole sequences: bound {whole['bound_nats']['mean']:.1f} ± {whole['bound_nats']['se']:.1f} nats, KL from "
             f"the prior over time {whole['kl_total_nats']:.1f}"
         )
+    if (autoencoder := metrics.get("autoencoder")) is not None:
+        lines.append(f"errors and bounds are of latents, by {autoencoder}, not of pixels")
     lines += [f"WARNING: {text}" for text in metrics["warnings"]]
     if "verdict" in metrics:
         lines.append(f"verdict: {metrics['verdict']}")
@@ -358,20 +365,6 @@ def use_compilation_cache() -> None:
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # Networks and data are made by many small programs, each below the second from which JAX keeps one.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def _load(
-    module: ModuleType, config: Any, data: Path | None, reading: dict[str, Any], *, key: jax.Array
-) -> xr.Dataset | Stream:
-    """The observations, in two parts."""
-    if data is None:
-        return check_data(module.load(config, key=key))
-    if reading.get("stream"):
-        with mistakes(ValueError, TypeError, OSError, StreamError):
-            stream = check_data(open_stream(data, **{name: v for name, v in reading.items() if name != "stream"}))
-        return stream if stream.is_split else split(stream, key=key)
-    loaded = read_data(data, **reading)
-    return loaded if "split" in loaded.coords else split(loaded, key=key)
 
 
 def _distance(module: ModuleType, config: Any, *, own_data: bool) -> Callable[[np.ndarray], np.ndarray] | None:

@@ -1,6 +1,7 @@
 """Settings, key and value as text, applied to configurations."""
 
 import ast
+from collections.abc import Iterable
 import dataclasses
 import difflib
 from types import ModuleType
@@ -17,6 +18,17 @@ def seed_key(seed: int) -> jax.Array:
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed}: must be at least 0 and below 2³² = {2**32}")
     return jax.random.key(seed)
+
+
+def key_values(items: Iterable[str]) -> dict[str, str]:
+    """Settings as the command line has them, KEY=VALUE. Raises UserError for what is none."""
+    settings = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"--set {item}: write KEY=VALUE, for instance --set latents=6")
+        settings[key.strip()] = value.strip()
+    return settings
 
 
 def default_configs(model: ModuleType, inference: ModuleType, settings: dict[str, str]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from sami_ppl.data import cut_clips, cut_patches, luminance, scale_bytes, train_
 from sami_ppl.data.readers.images import Decoding
 from sami_ppl.data.readers.video import read_video
 from sami_ppl.program.program import Program
-from sami_ppl.runs.run import check_at_least, open_run, resized_as
+from sami_ppl.runs.reading import read_as
+from sami_ppl.runs.run import check_at_least, open_run
 from sami_ppl.runs.settings import seed_key
 
 
@@ -41,8 +42,9 @@ def straightness_runs(
     gray for programs of one channel. With `out`, writes `straightness.nc`, each clip with its video,
     `straightness.json`, the table, and `straightness.png`. `progress`: say on stderr what is done.
 
-    Raises UserError for a folder that is named twice or holds no finished run, runs with codes of several sizes, videos
-    that are not there, cannot be decoded, are too short or of another size, and where no patch changes as much.
+    Raises UserError for a folder that is named twice or holds no finished run, runs of latents, or with codes of
+    several sizes, videos that are not there, cannot be decoded, are too short or of another size, and where no patch
+    changes as much.
     """
     check_at_least(3, frames=frames)
     check_at_least(1, step=step, resamples=resamples)
@@ -52,7 +54,7 @@ def straightness_runs(
         raise UserError("give the folder of a finished run, and a video, video=FILE")
     if len(set(names)) < len(names):
         raise UserError(f"a folder is named twice: {', '.join(names)}")
-    side = resized_as(Path(names[0])).get("resize") if not patches else None
+    side = read_as(Path(names[0])).get("resize") if not patches else None
     clip_key, key, table_key = jax.random.split(seed_key(seed), 3)
     with telling(progress), mistakes(ValueError):
         with phase("opening the runs"):
@@ -81,6 +83,8 @@ def _opened(names: list[str]) -> tuple[dict[str, Program], np.ndarray]:
     programs, stills = {}, None
     for name in names:
         run = open_run(Path(name))
+        if run.autoencoder is not None:
+            raise UserError(f"{name} is of latents, beside which frames of a video say nothing: give runs of images")
         program, single = run.program.single(run.data)
         programs[name] = program
         if stills is None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,9 @@ from sami_ppl.analyses.codes import ACTIVE_VARIANCE
 from sami_ppl.analyses.traversal import line_codes, own_limits
 from sami_ppl.data import factor_names, unrolled, unrolled_names
 from sami_ppl.diagnostics.gain import draw_code
+from sami_ppl.diffusion.latents import to_images
 from sami_ppl.metrics import correlation
+from sami_ppl.nn.diffusers.autoencoder import AutoencoderKL
 from sami_ppl.posteriors.generate import decode, generate
 from sami_ppl.program.program import Program
 from sami_ppl.runs.report.page import text
@@ -40,10 +43,11 @@ class Picture(NamedTuple):
 class Material:
     """What the pictures are made of. Samples are None where observations cannot be drawn as images.
 
-    `test` (n, *event) are up to 512 test observations, x the first 8 of them; `codes` (n, D) their posterior means,
-    `factors` (n, F) their known factors; `conditional` (8, 4, *event) samples given draws from the posterior of x;
-    `marginal`, `prior` (16, *event) samples of the denoiser alone and given draws from the prior; `moved` (axes, 7,
-    *event) samples of x[0]'s code with one of the active axes moved, all with one noise, None where none is active.
+    `test` (n, *event) are up to 512 test observations, `codes` (n, D) their posterior means, `factors` (n, F) their
+    known factors. `x` (8, *image) are the first of them as they are drawn, where `latent`, in pixels; as are
+    `conditional` (8, 4, *image), samples given draws from the posterior of x; `marginal`, `prior` (16, *image), samples
+    of the denoiser alone and given draws from the prior; `moved` (axes, 7, *image), samples of x[0]'s code with one of
+    the active axes moved, all with one noise, None where none is active.
     """
 
     program: Program
@@ -51,6 +55,8 @@ class Material:
     metrics: Mapping[str, Any]
     distance: Distance | None
     limits: tuple[float, float]
+    latent: bool
+    x: np.ndarray
     test: np.ndarray
     codes: np.ndarray
     factors: np.ndarray
@@ -61,11 +67,6 @@ class Material:
     prior: np.ndarray | None = None
     moved: np.ndarray | None = None
 
-    @property
-    def x(self) -> np.ndarray:
-        """The observations that are shown."""
-        return self.test[:SHOWN]
-
 
 def gather(
     program: Program,
@@ -75,8 +76,13 @@ def gather(
     *,
     key: Key[Array, ""],
     distance: Distance | None = None,
+    autoencoder: AutoencoderKL | None = None,
 ) -> Material:
-    """Codes and samples that the pictures need; each kind of sample is compiled once."""
+    """Codes and samples that the pictures need; each kind of sample is compiled once.
+
+    `autoencoder`: of latents, the one whose decoder makes pixels of them. Where the metrics name one and it is not
+    given, there are no samples: latents are no images, whatever their shape.
+    """
     if "split" in data.variables and (data["split"] == "test").any():
         data = data.isel(obs=np.flatnonzero(data["split"].values == "test"))
     data = data.isel(obs=slice(CODED))
@@ -86,14 +92,15 @@ def gather(
     variance = codes.var(0)
     active = np.sort(np.argsort(-variance)[:AXES])
     active = active[variance[active] > ACTIVE_VARIANCE]
-    limits = own_limits(x)
-    material = Material(program, log, metrics, distance, limits, x, codes, factors, names, active)
-    if not plots.is_drawn(program.event_shape):
+    drawn = np.asarray if autoencoder is None else partial(to_images, autoencoder)
+    latent, shown = metrics.get("autoencoder") is not None or autoencoder is not None, drawn(x[:SHOWN])
+    limits = own_limits(x if autoencoder is None else shown)
+    material = Material(program, log, metrics, distance, limits, latent, shown, x, codes, factors, names, active)
+    if (latent and autoencoder is None) or not plots.is_drawn(shown.shape[1:]):
         return material
 
     code_key, prior_key, noise_key, alone_key = jax.random.split(key, 4)
-    shown, event = len(material.x), program.event_shape
-    own = draw_code(program, jnp.repeat(x[:shown], DRAWS, axis=0), code_key)
+    own = draw_code(program, jnp.repeat(x[: len(shown)], DRAWS, axis=0), code_key)
     prior = program.prior_codes(prior_key, ALONE)
     keys = jax.random.split(noise_key, len(own) + ALONE)
     first, second = np.split(decode(program, jnp.concatenate([own, prior]), keys), [len(own)])
@@ -103,13 +110,14 @@ def gather(
         lines = lines.reshape(-1, codes.shape[1])
         one = jnp.broadcast_to(noise_key, (len(lines),))
         moved = decode(program, lines, one, sampler=program.sampler.coupled)
-        moved = moved.reshape(len(active), len(STEPS), *event)
+        moved = drawn(moved.reshape(len(active), len(STEPS), *program.event_shape))
+    marginal = generate(program, key=alone_key, size=ALONE, guided=False) if program.denoiser.marginal else None
     return replace(
         material,
-        conditional=first.reshape(shown, DRAWS, *event),
-        prior=second,
+        conditional=drawn(first.reshape(len(shown), DRAWS, *program.event_shape)),
+        prior=drawn(second),
         moved=moved,
-        marginal=generate(program, key=alone_key, size=ALONE, guided=False) if program.denoiser.marginal else None,
+        marginal=None if marginal is None else drawn(marginal),
     )
 
 
@@ -126,10 +134,11 @@ def _factors(data: xr.Dataset, metrics: Mapping[str, Any]) -> tuple[np.ndarray, 
 def _reconstructions(m: Material) -> Picture | None:
     if m.conditional is None:
         return None
+    of = " of pixels" if m.latent else ""
     own, other = (float(np.nanmean(np.abs(m.conditional - x[:, None]))) for x in (m.x, np.roll(m.x, 1, axis=0)))
     sentence = (
         "Each column: a test image, then samples given draws from its posterior. What the code keeps stays the same "
-        f"down the column, what it leaves out varies. Mean absolute difference: {own:.3g} from the own image"
+        f"down the column, what it leaves out varies. Mean absolute difference{of}: {own:.3g} from the own image"
     )
     if len(m.x) > 1:
         sentence += f", {other:.3g} from another; if these were equal, samples would ignore the code"
@@ -194,10 +203,10 @@ def _noise_bands(m: Material) -> Picture | None:
     errors = m.metrics.get("noise_errors") or next((r for r in reversed(m.log) if r.get("log_snr")), None)
     if errors is None:
         return None
-    sentence = "Error of the denoiser at each noise level; no latents were fitted."
+    sentence = "Error of the denoiser at each noise level; no code was fitted."
     if errors.get("own") is not None:
         sentence = "Samples follow the code where the own z predicts the noise better than another's: bars far above 0."
-    return Picture("noise", "What the code tells the denoiser", sentence, plots.noise_bands(errors))
+    return Picture("noise", "What the code tells the denoiser", sentence + _of_latents(m), plots.noise_bands(errors))
 
 
 def _kl_bars(m: Material) -> Picture | None:
@@ -216,7 +225,7 @@ def _curves(m: Material) -> Picture | None:
     if not m.log:
         return None
     sentence = "Held-out losses should be level at the end; a KL that sinks to 0 is an axis being given up."
-    return Picture("curves", "Course of the fit", sentence, plots.curves(m.log))
+    return Picture("curves", "Course of the fit", sentence + _of_latents(m), plots.curves(m.log))
 
 
 PICTURES: dict[str, list[Callable[[Material], Picture | None]]] = {
@@ -225,6 +234,10 @@ PICTURES: dict[str, list[Callable[[Material], Picture | None]]] = {
     "course": [_curves],
 }
 """The pictures of each section of the page."""
+
+
+def _of_latents(m: Material) -> str:
+    return " Errors and losses are of latents, not of pixels." if m.latent else ""
 
 
 def _titles(m: Material, images: np.ndarray) -> list[str] | None:

@@ -16,6 +16,7 @@ import xarray as xr
 
 from sami_ppl.diagnostics.verdict import verdict as diagnosed
 from sami_ppl.distributions.supports import elementwise_transform, is_unbounded
+from sami_ppl.nn.diffusers.autoencoder import AutoencoderKL
 from sami_ppl.program.program import Program
 from sami_ppl.runs.report import page
 from sami_ppl.runs.report.graph import draw_graph, read_graph
@@ -136,17 +137,33 @@ def seconds(metrics: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str
     return table((), _flat(found), "Seconds") if found else ""
 
 
-def measures(metrics: Mapping[str, Any]) -> list[str]:
-    """Tables of those measures that are there."""
+def pixels(metrics: Mapping[str, Any], autoencoder: AutoencoderKL | None) -> str:
+    """Of latent diffusion, a line on how its pictures come to be, or why there are none."""
+    named = f" {metrics['autoencoder']}" if metrics.get("autoencoder") else ""
+    if autoencoder is not None:
+        told = (
+            f"In pixels, which the autoencoder{named} makes of latents, those of the test images too: what it loses of "
+            "them is not seen. What is measured elsewhere on this page is measured on latents."
+        )
+    elif named:
+        told = f"Not in pixels: the autoencoder{named} was not found when this page was written."
+    else:
+        return ""
+    return f"<p>{escape(told)}</p>"
+
+
+def measures(metrics: Mapping[str, Any], *, latent: bool = False) -> list[str]:
+    """Tables of those measures that are there; `latent`: of latents, which their captions say."""
     whole = {
         "active axes": metrics.get("active_latents"),
         "cost of another's z for the own, nats": metrics.get("z_gain"),
         "bound on −log p(x), nats": metrics.get("bound_nats"),
         "the same, bits per dim": metrics.get("bits_per_dim"),
     }
+    of, each = (", on latents of one autoencoder", "number of a latent") if latent else ("", "pixel")
     lists = {
-        "The whole program; the lower the bound the better": {k: v for k, v in whole.items() if v is not None},
-        "Samples given codes, squared errors a pixel": _samples(metrics.get("samples") or {}),
+        f"The whole program{of}; the lower the bound the better": {k: v for k, v in whole.items() if v is not None},
+        f"Samples given codes, squared errors a {each}": _samples(metrics.get("samples") or {}),
         "Probes: accuracy": metrics.get("probes"),
     }
     found = [_factors(metrics), _axes(metrics), _scores(metrics)]

@@ -19,6 +19,7 @@ from sami_ppl._util.files import written_aside
 from sami_ppl._util.history import read_history
 from sami_ppl._util.progress import phase
 from sami_ppl._util.versions import versions
+from sami_ppl.nn.diffusers.autoencoder import AutoencoderKL
 from sami_ppl.program.program import Program
 from sami_ppl.runs.report import analyses, page, tables
 from sami_ppl.runs.report.pictures import PICTURES, Distance, Material, Picture, gather
@@ -34,14 +35,16 @@ def write_report(
     *,
     key: Key[Array, ""],
     distance: Distance | None = None,
+    autoencoder: AutoencoderKL | None = None,
 ) -> Path:
     """Write `out/report.html` and `out/figures/*.png`; returns the path of the page.
 
     `data`: observations x with known factors; where they have a split, the test part is shown. `tree`: the posterior as
     `sami_ppl.posterior` gives it. `metrics`: scores, all optional. `distance`: distance of each image from the set of
-    true ones, where that is known; it is then written above the samples. `out/log.jsonl`, `out/config.json`,
-    `out/evidence.nc`, `out/calibration` and `out/refinement` are read if there. Raises ValueError for data without
-    observations of the program's shape.
+    true ones, where that is known; it is then written above the samples. `autoencoder`: of which the observations are
+    latents; pictures are in pixels then, by its decoder. `out/log.jsonl`, `out/config.json`, `out/evidence.nc`,
+    `out/calibration` and `out/refinement` are read if there. Raises ValueError for data without observations of the
+    program's shape, and for an autoencoder of other latents.
     """
     out = Path(out)
     if "x" not in data or data["x"].shape[1:] != program.event_shape or not data["x"].shape[0]:
@@ -53,16 +56,17 @@ def write_report(
     config = json.loads((out / "config.json").read_text()) if (out / "config.json").exists() else None
     log = read_history(out / "log.jsonl") if (out / "log.jsonl").exists() else []
     with phase("report: codes and samples for its pictures"):
-        material = gather(program, data, metrics, log, key=key, distance=distance)
+        material = gather(program, data, metrics, log, key=key, distance=distance, autoencoder=autoencoder)
     (out / "figures").mkdir(parents=True, exist_ok=True)
     found = analyses.examine(program, material, key=jax.random.fold_in(key, 1), evidence=out / "evidence.nc")
     with phase("report: drawing"):
-        return _page(out, program, data, tree, metrics, config, log, material, found)
+        return _page(out, program, data, tree, metrics, config, log, material, found, autoencoder)
 
 
 def _page(
     out: Path, program: Program, data: xr.Dataset, tree: xr.DataTree, metrics: dict[str, Any],
     config: dict[str, Any] | None, log: list[dict[str, Any]], material: Material, found: analyses.Findings,
+    autoencoder: AutoencoderKL | None,
 ) -> Path:  # fmt: skip
     drawn = {part: [picture for make in makers if (picture := make(material))] for part, makers in PICTURES.items()}
     drawn["code"][1:1] = analyses.pictures(found)
@@ -80,8 +84,8 @@ def _page(
         page.header(name, sentence),
         page.section("What was fitted", tables=tables.fitted(program, data, tree)),
         tables.verdict(metrics),
-        page.section("Measures", tables=tables.measures(metrics)),
-        page.section("Samples", figures=cards["samples"]),
+        page.section("Measures", tables=tables.measures(metrics, latent=material.latent)),
+        page.section("Samples", tables=[tables.pixels(metrics, autoencoder)], figures=cards["samples"]),
         page.section("What the code holds", tables=[tables.left_out(program), held], figures=cards["code"]),
         page.section("May it be believed?", tables=trust_tables, figures=trust_figures),
         page.section("How it went", tables=[tables.seconds(metrics, log)], figures=cards["course"]),
