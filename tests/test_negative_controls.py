@@ -15,6 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # mistake: (file, right, wrong, test that catches it)
 MISTAKES = {
+    "the prior left out of a tempered posterior": (
+        "encoders/tails.py", "precision[..., None, :, :] + (1 - worth) * eye)", "precision[..., None, :, :])",
+        "test_tails.py::test_density_is_that_of_tempered_posteriors[full]",
+    ),
     "alpha missing in the noisy observation": (
         "diffusion/schedule.py", "return self.alpha(log_snr) * x + self.sigma(log_snr) * eps",
         "return x + self.sigma(log_snr) * eps",
