@@ -24,7 +24,7 @@ REFERENCE = [page.read_text() for page in sorted((DOCS / "api").glob("*.md"))]
 TUTORIALS = {"tutorial_fit": {"mine.npz", "mine.py", "runs"}}
 
 # What a page finds where it runs, in tests/data.
-FOUND = {"diffusers": ("diffusers/clothes", "diffusers/latent", "diffusers/images.npz")}
+FOUND = {"diffusers": ("diffusers/clothes", "diffusers/latent", "diffusers/images.npz", "psdenoiser")}
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Noise levels, denoisers, samplers, inversion: diffusion that knows of no code."""
 
+from sami_ppl._util.tensors import TensorFileError as TensorFileError
+from sami_ppl._util.tensors import read_tensors as read_tensors
 from sami_ppl.diffusion.denoiser import AbstractDenoiser as AbstractDenoiser
 from sami_ppl.diffusion.diffusers import from_diffusers as from_diffusers
 from sami_ppl.diffusion.latents import autoencoder_from_diffusers as autoencoder_from_diffusers
