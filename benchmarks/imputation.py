@@ -5,7 +5,7 @@
 The frames' program is reused as it is, for both priors. For each seed, clips are drawn; the lengthscales are those that
 maximise log E_p ∏ψ of the training clips, the only part of the evidence that depends on them while networks are held
 (`sp.fit` moves them together with the encoder); and frames of held-out clips are hidden: `scattered`, three of twelve
-at random, and `block`, the sixth, seventh and eighth.
+at random, and `block`, the sixth, seventh and eighth. Of real clips: `benchmarks/video_imputation.py`.
 """
 
 import argparse
@@ -29,22 +29,31 @@ from sami_ppl.distributions.matern import Smoothed
 FRAMES, TRAIN, TEST, DRAWS, LEVELS, BLOCK = 12, 400, 48, 4, 16, slice(5, 8)
 
 
-def over_time():
-    lengthscale = jnp.exp(numpyro.param("log_lengthscale", jnp.full(3, np.log(10.0))))
-    numpyro.sample("z", sp.Matern(np.arange(FRAMES), lengthscale))
+def over_time(frames, size):
+    """A prior of so many factors over time, whose lengthscales are learned."""
+
+    def prior():
+        lengthscale = jnp.exp(numpyro.param("log_lengthscale", jnp.full(size, np.log(10.0))))
+        numpyro.sample("z", sp.Matern(np.arange(frames), lengthscale))
+
+    return prior
 
 
-def independent():
-    numpyro.sample("z", sp.Matern(np.arange(FRAMES), 1e-3, size=3))
+def independent(frames, size):
+    """The same factors, of which no frame tells another's."""
+    return lambda: numpyro.sample("z", sp.Matern(np.arange(frames), 1e-3, size=size))
 
 
 PRIORS = {"time": over_time, "independent": independent}
 
 
 def hide(x, kind, seed):
+    """Clips with hidden frames NaN, and which these are; `alternate` is every other frame, both ends seen."""
     hidden = np.zeros(x.shape[:2], bool)
     if kind == "block":
         hidden[:, BLOCK] = True
+    elif kind == "alternate":
+        hidden[:, 1:-1:2] = True
     else:
         order = np.random.default_rng(seed).random(hidden.shape).argsort(1)
         hidden = order < 3
@@ -52,10 +61,10 @@ def hide(x, kind, seed):
 
 
 def interpolated(x, hidden):
-    """Pixels of hidden frames by linear interpolation in time: what needs no model."""
+    """Hidden frames (clip, frame, ...) by linear interpolation in time of every number: what needs no model."""
     filled = x.copy()
     for clip, gaps in zip(filled, hidden, strict=True):
-        flat, times = clip.reshape(FRAMES, -1), np.arange(FRAMES)
+        flat, times = clip.reshape(len(clip), -1), np.arange(len(clip))
         for pixel in range(flat.shape[1]):
             flat[gaps, pixel] = np.interp(times[gaps], times[~gaps], flat[~gaps, pixel])
     return filled
@@ -87,7 +96,7 @@ def fit_lengthscales(program, x, steps=200):
     @jax.jit
     def update(log_length, state):
         def loss(at):
-            process = sp.Matern(np.arange(FRAMES), jnp.exp(at))
+            process = sp.Matern(np.arange(x.shape[1]), jnp.exp(at))
             return -Smoothed(process, centre, precision).log_normaliser.mean()
 
         change, state = optimiser.update(jax.grad(loss)(log_length), state)
@@ -105,7 +114,7 @@ def one_seed(frames, seed):
     train, test = x[:TRAIN], x[TRAIN:]
     found, pictures = {}, {}
     for name, prior in PRIORS.items():
-        program = sp.over_time(frames, prior)
+        program = sp.over_time(frames, prior(FRAMES, frames.latents.size))
         if name == "time":
             program = fit_lengthscales(program, train)
         codes = program.encode(test)[0].reshape(TEST, FRAMES, -1)

@@ -44,8 +44,9 @@ def patches(videos: list[Path], rows: int, side: int, count: int, key: jax.Array
     return [luminance(scale_bytes(part, 255)) for part in found]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str) -> argparse.ArgumentParser:
+    """What programs of stills and clips are made by."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, nargs="+", required=True)
     parser.add_argument("--test", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -59,23 +60,39 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--steps", type=int, default=1500, help="of each stage")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    keys = jax.random.split(jax.random.key(options.seed), 6)
+    return parser
+
+
+def stills_and_clips(options: argparse.Namespace, keys: jax.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Stills of the training videos, clips of the others, and the video of each clip."""
     stills = np.concatenate(patches(options.train, options.rows, options.side, options.stills, keys[0]))[:, 0]
     stills = np.random.default_rng(options.seed).permutation(stills)
     moving = {"length": options.frames, "change": options.change}
     clips = patches(options.test, options.rows, options.side, options.patches, keys[1], **moving)
-    prior = sp.factors(z=dist.Normal(0, 1).expand([options.latents]))
-    programs = {}
-    for name, decoder in METHODS.items():
-        began = time.perf_counter()
-        size = {"width": options.width, "depth": 3}
-        program = sp.autoencoder(prior, stills, decoder=decoder, network="mlp", size=size, key=keys[2], progress=False)
-        programs[name], _ = sp.fit(program, stills, plan(name, options.steps), key=keys[3], progress=False)
-        variance = programs[name].encode(stills[:1000])[0].var(0)
-        print(f"{name}: {time.perf_counter() - began:.0f} s, {(variance > 0.05).sum()} axes active", flush=True)
-    found = analyses.straightness(programs, np.concatenate(clips), stills=stills, key=keys[4])
     names = np.repeat([video.name for video in options.test], [len(part) for part in clips])
+    return stills, np.concatenate(clips), names
+
+
+def of_stills(name: str, stills: np.ndarray, options: argparse.Namespace, keys: jax.Array) -> sp.Program:
+    """The program of a method, fitted."""
+    began = time.perf_counter()
+    prior = sp.factors(z=dist.Normal(0, 1).expand([options.latents]))
+    size = {"width": options.width, "depth": 3}
+    program = sp.autoencoder(
+        prior, stills, decoder=METHODS[name], network="mlp", size=size, key=keys[2], progress=False
+    )  # fmt: skip
+    program, _ = sp.fit(program, stills, plan(name, options.steps), key=keys[3], progress=False)
+    variance = program.encode(stills[:1000])[0].var(0)
+    print(f"{name}: {time.perf_counter() - began:.0f} s, {(variance > 0.05).sum()} axes active", flush=True)
+    return program
+
+
+def main() -> None:
+    options = arguments(__doc__).parse_args()
+    keys = jax.random.split(jax.random.key(options.seed), 6)
+    stills, clips, names = stills_and_clips(options, keys)
+    programs = {name: of_stills(name, stills, options, keys) for name in METHODS}
+    found = analyses.straightness(programs, clips, stills=stills, key=keys[4])
     found = found.assign_coords(video=("clip", names))
     options.out.mkdir(parents=True, exist_ok=True)
     found.to_netcdf(options.out / "straightness.nc", engine="h5netcdf")

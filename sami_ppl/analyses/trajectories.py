@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
 from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
@@ -149,7 +149,7 @@ def straightness(
     blank = np.full(count, np.nan)
     values = np.stack(
         [
-            [*measured(several), curvature(several[0] @ _whitening(spread[name])) if name in spread else blank]
+            [*measured(several), curvature(several[0] @ whitening(spread[name])) if name in spread else blank]
             for name, several in found.items()
         ]
     )
@@ -180,7 +180,7 @@ def _components(stills: Float[np.ndarray, "obs d"], size: int) -> Callable[[np.n
     return lambda x: (x - found.mean_) @ found.components_.T
 
 
-def _whitening(codes: Float[np.ndarray, "obs D"]) -> Float[np.ndarray, "D D"]:
+def whitening(codes: Float[np.ndarray, "obs D"]) -> Float[np.ndarray, "D D"]:
     """What gives codes unit covariance, and takes directions in which they do not vary to 0."""
     values, vectors = np.linalg.eigh(np.cov(codes.T.astype(float)).reshape(codes.shape[1], -1))
     used = values > max(LEAST * values.max(), 1e-9)
@@ -207,8 +207,7 @@ def straightness_table(
         "shuffled": found.shuffled.values,
     }
     videos = found.coords["video"].values if "video" in found.coords else np.zeros(found.sizes["clip"])
-    groups = [np.flatnonzero(videos == video) for video in np.unique(videos)]
-    rows = [_resampled(groups, rng) for _ in range(resamples)]
+    rows = resampled_clips(videos, resamples, rng)
     columns = {}
     for name, values in measures.items():
         means = np.array([_mean(values[:, chosen]) for chosen in rows])
@@ -223,9 +222,17 @@ def _mean(values: Float[np.ndarray, "trajectory clip"]) -> Float[np.ndarray, " t
     return np.where(count > 0, np.nansum(values, axis=1) / np.maximum(count, 1), np.nan)
 
 
-def _resampled(groups: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    chosen = rng.integers(len(groups), size=len(groups))
-    return np.concatenate([rng.choice(groups[i], len(groups[i])) for i in chosen])
+def resampled_clips(
+    videos: Shaped[np.ndarray, " clip"], resamples: int, rng: np.random.Generator
+) -> list[Int[np.ndarray, " drawn"]]:
+    """Rows of clips for a bootstrap in two stages: videos with replacement, then as many clips of each as it has."""
+    groups = [np.flatnonzero(videos == video) for video in np.unique(videos)]
+
+    def one() -> np.ndarray:
+        chosen = rng.integers(len(groups), size=len(groups))
+        return np.concatenate([rng.choice(groups[i], len(groups[i])) for i in chosen])
+
+    return [one() for _ in range(resamples)]
 
 
 def plot_straightness(found: xr.Dataset) -> Figure:
