@@ -3,7 +3,7 @@
     env/bin/pip install torch einops astropy scipy tqdm && env/bin/pip install --no-deps 21cmpsdenoiser==1.0.2
     env/bin/python benchmarks/export_foreign.py tests/data/psdenoiser
 
-Takes that package, and nothing of this library. `docs/diffusers.md` wraps its network; `tests/test_foreign.py` compares.
+Takes that package, and nothing of this library. docs/diffusers.md wraps its network, tests/test_foreign.py compares.
 """
 
 import argparse
@@ -28,9 +28,9 @@ def tiny() -> UNet:
 
 
 def spectra(denoiser: Denoiser) -> torch.Tensor:
-    """Flat power spectra, 10^1.5 mK² and less on small scales, with the sample variance of their modes, as it scales them.
+    """Flat power spectra, 10^1.5 mK² and less on small scales, with the sample variance of their modes, in [−1, 1].
 
-    They stand for the noisy ones that it was trained to clean, in [−1, 1].
+    They stand for the noisy ones that it was trained to clean, and are scaled as it scales them.
     """
     constants, generator = denoiser.csts, np.random.default_rng(0)
     k = np.hypot(constants.kperp.value[:, None], constants.kpar.value)

@@ -43,7 +43,9 @@ def compare(page, file, golden):
         log_snr = jnp.asarray(-np.log(np.expm1(decay)), jnp.float32)
         eps_hat, bottom = call(denoiser, jnp.asarray(golden["x"][i]), log_snr)
         np.testing.assert_allclose(eps_hat, golden["eps"][i], rtol=0, atol=1e-4)
-        np.testing.assert_allclose(-eps_hat / denoiser.schedule.sigma(log_snr), golden["score"][i], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(
+            -eps_hat / denoiser.schedule.sigma(log_snr), golden["score"][i], rtol=1e-3, atol=1e-3
+        )
         np.testing.assert_allclose(bottom.transpose(2, 0, 1), golden["bottom"][i], rtol=1e-3, atol=1e-3)
         differences.append(float(np.abs(eps_hat - golden["eps"][i]).max()))
     return max(differences)

@@ -2,15 +2,18 @@
 
 import importlib
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special, stats
 
+import sami_ppl as sp
 from sami_ppl.calibration.recalibrate import recalibrate
 from sami_ppl.decoders.exact import ExactEncoder
 from sami_ppl.encoders.law import DiagonalLaw, GaussianLaw
+from sami_ppl.encoders.own_guide import OwnGuideEncoder
 from sami_ppl.encoders.tails import FACTORS, TailedEncoder, TailedLaw
 from tests.test_recalibrate import COLUMNS, KEY, TRUTH, program
 
@@ -106,6 +109,22 @@ def test_noisy_posteriors_stay_gaussian():
     x, z = np.asarray(TRUTH.sample(jax.random.key(2), 1)[0][0]), jnp.zeros(2)
     same = [encoder.log_prob(z, x, jnp.float32(0.0)) for encoder in (base, TailedEncoder(base))]
     np.testing.assert_allclose(*same, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_it_is_saved_and_turned(tmp_path):
+    """The weights of the tails come back, and the Gaussian that they stand on turns with the axes."""
+    made = program(1.0)
+    encoder = TailedEncoder(made.encoder)
+    encoder = eqx.tree_at(lambda e: e.raw, encoder, LOGITS / 20)
+    made = made.replace(encoder=OwnGuideEncoder(made.encoder, encoder))
+    again = sp.load(sp.save(made, tmp_path / "program"), program(0.9))
+    np.testing.assert_array_equal(again.encoder.own.logits, encoder.logits)
+    turned = sp.align(made, np.asarray(TRUTH.sample(jax.random.key(7), 800)[0]))
+    np.testing.assert_array_equal(turned.program.encoder.own.logits, encoder.logits)
+    x = np.asarray(TRUTH.sample(jax.random.key(8), 1)[0][0])
+    mean, expected = (turned.program.encoder.own.base.law(x).mean, made.encoder.own.base.law(x).mean)
+    np.testing.assert_allclose(mean, (expected - turned.centre) @ turned.matrix.T, atol=1e-4)
 
 
 @pytest.mark.slow

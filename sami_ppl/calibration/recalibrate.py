@@ -11,11 +11,12 @@ whose least is the program's own posterior, as near as the family of q comes to 
 but the guide changes: guidance, samples and the density p(x | z) stay, and the evidence bound is one for any guide.
 
 A few samples have nothing to do with their code: at high noise the denoiser decided for another place than guidance
-asked. One of a hundred such, at twenty standard deviations, would double the width of every Gaussian. So a Gaussian
-guide gets heavy tails (`sami_ppl.encoders.tails`), which are for such samples, fitted with it, and read with it. Of
-other families each sample may instead be of that kind with a small probability ε, and what is fitted is the mixture
-(1 − ε) q(z | x) + ε r(z) of the guide and a reference r of the codes' own mean and spread (Huber's contamination
-model, 1964). What is read is then q.
+asked. One of a hundred such, at twenty standard deviations, would double the width of every Gaussian. So each sample
+may be of that kind with a small probability ε, and what is fitted is the mixture (1 − ε) q(z | x) + ε r(z) of the
+guide and a reference r of the codes' own mean and spread (Huber's contamination model, 1964). What is read is then q.
+Or the guide gets heavy tails for such samples (`sami_ppl.encoders.tails`), which are read with it: its regions are
+then right, and the bound is not as good, since the density of the program, other than its sampler, does not have such
+samples.
 """
 
 from functools import lru_cache
@@ -104,7 +105,7 @@ def recalibrate(
     batch: int = 256,
     learning_rate: float = 5e-4,
     outliers: float | None = None,
-    tails: bool = True,
+    tails: bool = False,
     sampler: AbstractSampler | None = None,
     progress: bool = True,
 ) -> Recalibration:
@@ -123,7 +124,8 @@ def recalibrate(
         learning_rate: the largest.
         outliers: probability ε that a sample has nothing to do with its code, and that the guide is not to cover it;
             default 0 where it has heavy tails, else .01.
-        tails: give a Gaussian guide heavy tails. Not that of sequences, whose frames are combined by Gaussians.
+        tails: give a Gaussian guide heavy tails, for regions of the whole code that are right at some nats of the
+            bound. Not that of sequences, whose frames are combined by Gaussians.
         sampler: of reverse diffusion; default the program's own. A guide is calibrated for one sampler's images.
         progress: show phases and a bar.
 
