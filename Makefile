@@ -40,7 +40,7 @@ test: $(SITE)
 # What a release needs beside: whole runs of every inference and kind of prior, pages of the documentation as they run,
 # the wheel, a browser, several processes, controls that break the source.
 release: $(SITE)
-	$(BIN)/python -m pytest -m release -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m release -n 2 --dist loadfile
 
 # The documentation as a site, docs/_build/index.html; its code is run by `make release`, not here.
 docs: $(SITE)

@@ -15,8 +15,7 @@ from sami_ppl.runs import run as running
 from sami_ppl.runs.evidence import evidence_run
 from sami_ppl.saving.files import find, load_file
 
-# One worker takes them all, so that the runs are made once.
-pytestmark = [pytest.mark.slow, pytest.mark.release, pytest.mark.xdist_group("prior_runs")]
+pytestmark = [pytest.mark.slow, pytest.mark.release]
 
 SMALL = {"width": "16", "depth": "1", "denoiser.steps": "6", "encoder.steps": "6", "denoiser.batch": "32",
          "encoder.batch": "32", "posterior_obs": "4", "draws": "8"}  # fmt: skip
